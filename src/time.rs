@@ -1,0 +1,127 @@
+//! The clock that liveness is judged by.
+//!
+//! The coherence rules need a clock that keeps running while the process is stopped and that can be
+//! read on every local hit. A ticker thread that publishes the time cannot serve: it is stopped with
+//! the process, readers resume before it, and see an old time (hole H10 of the protocol). So each read
+//! asks the kernel's coarse monotonic clock, which costs about 3 ns and is at most [`COARSE_CLOCK_SLACK`]
+//! behind.
+
+use std::fmt;
+use std::ops::Add;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How far the kernel's coarse clock may lag behind the true time; part of the staleness bound.
+pub const COARSE_CLOCK_SLACK: Duration = Duration::from_millis(4);
+
+/// A point in local monotonic time, in milliseconds since an arbitrary origin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// A point in time that is never reached.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// The time that passed from `earlier` to `self`, zero if `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Millis {
+    type Output = Self;
+
+    fn add(self, rhs: Duration) -> Self {
+        Self(self.0.saturating_add(millis(rhs)))
+    }
+}
+
+/// Whole milliseconds of a duration, saturating.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Where the local time comes from: the kernel, or a test.
+#[derive(Clone, Default)]
+pub struct Clock(Source);
+
+#[derive(Clone, Default)]
+enum Source {
+    #[default]
+    Kernel,
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// A clock that stands still until [`advance`](Self::advance) moves it.
+    #[must_use]
+    pub fn manual(start: Millis) -> Self {
+        Self(Source::Manual(Arc::new(AtomicU64::new(start.0))))
+    }
+
+    /// The current local time.
+    #[inline]
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        match &self.0 {
+            Source::Kernel => kernel_now(),
+            Source::Manual(at) => Millis(at.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a manual clock forward; the kernel's clock is not ours to move and ignores it.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(at) = &self.0 {
+            at.fetch_add(millis(by), Ordering::SeqCst);
+        }
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Kernel => f.write_str("Clock::Kernel"),
+            Source::Manual(at) => write!(f, "Clock::Manual({})", at.load(Ordering::SeqCst)),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[inline]
+fn kernel_now() -> Millis {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    Millis(at.tv_sec.unsigned_abs() * 1000 + at.tv_nsec.unsigned_abs() / 1_000_000)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn kernel_now() -> Millis {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Millis(at.tv_sec as u64 * 1000 + at.tv_nsec as u64 / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manual_clock_moves_only_when_told() {
+        let clock = Clock::manual(Millis(5));
+        assert_eq!(clock.now(), Millis(5));
+        clock.clone().advance(Duration::from_millis(7));
+        assert_eq!(clock.now(), Millis(12));
+    }
+
+    #[test]
+    fn kernel_clock_lags_the_precise_one_by_less_than_the_stated_slack() {
+        let precise = || rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        for _ in 0..10_000 {
+            let before = precise();
+            let coarse = Clock::default().now();
+            let before =
+                before.tv_sec.unsigned_abs() * 1000 + before.tv_nsec.unsigned_abs() / 1_000_000;
+            assert!(coarse + COARSE_CLOCK_SLACK + Duration::from_millis(1) >= Millis(before));
+        }
+    }
+}
