@@ -7,3 +7,4 @@ mod position;
 pub mod wire;
 
 pub use position::{Epoch, HEAD_LEN, Head, Incarnation, Lane, Nonce, Position, Rank};
+pub use wire::{Hint, Kind, LogEntry};

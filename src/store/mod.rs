@@ -1,0 +1,243 @@
+//! The port to the backing store: what the coherence protocol asks of it, and nothing else.
+//!
+//! A [`Store`] is an address; [`Store::connect`] opens a [`Link`] to it together with the stream of
+//! [hints](Hints). A link is used until its first failure and then thrown away: it never reconnects
+//! by itself, because whoever reconnects has to find out what happened in between before anything
+//! that it reads may be believed. The driver in `bus` does that, once for every link.
+//!
+//! Four steps must each be atomic in the store, and each is one method: [`Link::lease`],
+//! [`Link::fill`], [`Link::invalidate`] (and its siblings [`Link::clear`], [`Link::fence`]) and
+//! [`Link::touch`]. Everything else is plain reading. Hints may be lost, late, repeated or reordered;
+//! a backend that cannot push may never give one.
+
+use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
+use crate::error::StoreError;
+use bytes::Bytes;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// A boxed future, as the methods of a trait object return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a store call gives.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// The part of a store that one cache lives in. Two namespaces of one server share nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Namespace {
+    /// Its name: `A–Z a–z 0–9 . _ -`, 1 to 64 characters.
+    pub name: String,
+    /// How many lanes its keys are spread over.
+    pub lanes: u16,
+}
+
+impl Namespace {
+    /// Every lane.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> + use<> {
+        (0..self.lanes).map(Lane)
+    }
+}
+
+/// A link and the stream of its hints.
+pub type Connected = (Arc<dyn Link>, Box<dyn Hints>);
+
+/// An address of a backing store.
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Opens a link for `namespace`: commands and subscription, the subscription acknowledged by the
+    /// store before this returns (hole H12: what is published after it is not missed by design).
+    fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>>;
+
+    /// How the store may be named in logs and errors: no secrets.
+    fn describe(&self) -> String;
+}
+
+/// The stream of raw pub/sub messages of one link.
+pub trait Hints: Send {
+    /// The next message; `None` when the subscription ended.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
+}
+
+/// Where one entry lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place<'a> {
+    /// The lane of the key.
+    pub lane: Lane,
+    /// The key's 64-bit hash, as hints and log entries carry it.
+    pub hash: u64,
+    /// The entity the key belongs to.
+    pub entity: &'a str,
+    /// The physical key within the lane: printable, unique in the namespace.
+    pub key: &'a [u8],
+}
+
+/// What a new epoch is made of, should the store have to open one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Opening {
+    /// Its identity: random.
+    pub epoch: Epoch,
+    /// The nonce of the log entry that opens it.
+    pub nonce: Nonce,
+}
+
+/// The answer to [`Link::poll`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// The head of every lane in order; `None` where the store has none (or one that cannot be read).
+    pub heads: Vec<Option<Head>>,
+    /// The life of the server that answered.
+    pub incarnation: Incarnation,
+    /// The server's clock: milliseconds since the Unix epoch.
+    pub server_ms: u64,
+}
+
+/// The answer to [`Link::read`]. All three were read in one atomic step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The lane's head.
+    pub head: Option<Head>,
+    /// The bytes stored under the key: a value's envelope, a lease, or anything.
+    pub value: Option<Bytes>,
+    /// The entity's floor on this lane: a value whose load began below this sequence number was
+    /// cleared. A value without a floor may not be used (the floor may have been evicted).
+    pub floor: Option<u64>,
+}
+
+/// What [`Link::lease`] asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseRequest<'a> {
+    /// Identifies this attempt; random.
+    pub token: u64,
+    /// How long the lease may be held.
+    pub ttl: Duration,
+    /// Bytes that were found under the key and cannot be used. If they still stand there, they count
+    /// as absent.
+    pub unusable: Option<&'a [u8]>,
+    /// Used if the lane has no head.
+    pub opening: Opening,
+}
+
+/// The answer to [`Link::lease`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseReply {
+    /// The lane's head.
+    pub head: Head,
+    /// The entity's floor on this lane; the call sets it to the head's position if there was none.
+    pub floor: u64,
+    /// The server's clock: milliseconds since the Unix epoch.
+    pub server_ms: u64,
+    /// Who has the key now.
+    pub state: LeaseState,
+}
+
+/// Who has a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseState {
+    /// The caller, until the lease ends.
+    Granted,
+    /// Somebody else is loading it. A [`Kind::Filled`](crate::coherence::Kind::Filled) hint will
+    /// announce the fill.
+    Held,
+    /// It has been filled meanwhile.
+    Present(Bytes),
+}
+
+/// A fill under a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill<'a> {
+    /// The token the lease was granted with.
+    pub token: u64,
+    /// The epoch the lease was granted in.
+    pub epoch: Epoch,
+    /// The envelope to store.
+    pub envelope: &'a [u8],
+    /// How long it lives; `None` for ever. Remainders below the store's resolution round up.
+    pub ttl: Option<Duration>,
+}
+
+/// Where a call was logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Logged {
+    /// Its position.
+    pub at: Position,
+    /// The nonce of the entry before it.
+    pub prev: Nonce,
+}
+
+/// A live connection to a store, for one namespace. Each method is one round trip.
+///
+/// # Cancel safety
+/// A future that is dropped may or may not have had its effect; it never mixes up the answers of
+/// others.
+pub trait Link: Send + Sync + 'static {
+    /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
+    /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
+    /// values of epochs that were not continued can be told by their epoch.
+    fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>>;
+
+    /// Reads the heads of all lanes, and proves with a small write after it that this node still
+    /// takes writes (hole H8).
+    fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>>;
+
+    /// The log from sequence number `from` on, in order, at most `limit` entries. What has been
+    /// trimmed or cannot be decoded is simply not there.
+    fn log_since(
+        &self,
+        lane: Lane,
+        from: u64,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<LogEntry>>>;
+
+    /// Reads a value with its lane's head and its entity's floor, in one atomic step.
+    fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>>;
+
+    /// Takes the right to fill a key. Present and usable bytes win over the request; a value of an
+    /// epoch that the head does not continue, or below the floor, counts as absent.
+    fn lease<'a>(
+        &'a self,
+        place: Place<'a>,
+        request: LeaseRequest<'a>,
+    ) -> BoxFuture<'a, StoreResult<LeaseReply>>;
+
+    /// Stores a value if the lease is still there and the epoch unchanged, and announces it if
+    /// somebody waits; whether it was stored. A refused fill may also be one that was stored before
+    /// and repeated.
+    fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>>;
+
+    /// Gives a lease back, if it is still there, so that the next caller need not wait for its end.
+    fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;
+
+    /// Removes the values of `keys` (and leases on them), logs their hashes as one entry, publishes
+    /// it. Works without free memory. `keys` and `hashes` belong to `lane`; at most
+    /// [`MAX_HASHES`](crate::coherence::wire::MAX_HASHES).
+    fn invalidate<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>>;
+
+    /// Raises the floor of `entity` on `lane` above everything stored, logs and publishes it.
+    fn clear<'a>(
+        &'a self,
+        lane: Lane,
+        entity: &'a str,
+        hash: u64,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>>;
+
+    /// Opens a new epoch that continues nothing, if the lane is still in epoch `expected`; gives the
+    /// head that stands afterwards.
+    fn fence(
+        &self,
+        lane: Lane,
+        expected: Epoch,
+        opening: Opening,
+    ) -> BoxFuture<'_, StoreResult<Head>>;
+}
