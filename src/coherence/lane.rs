@@ -1,0 +1,528 @@
+//! One pod's view of one lane's log: what is applied, and what follows from each thing learnt.
+//!
+//! Four things are learnt: a [hint](LaneState::on_hint), a [head](LaneState::on_head) from a poll, a
+//! piece of the [log](LaneState::on_log), and the [answer](LaneState::on_ack) to a call of our own.
+//! Each turns into [`Action`]s, to be carried out in order before anything else is learnt.
+//!
+//! The log is the truth and hints are only hints: an invalidation that a hint carries is carried out
+//! whatever its place, because removing an entry is always safe, but `applied` moves on only along an
+//! unbroken chain of nonces. Liveness comes from polls alone, and counts from when they were *sent*.
+
+use super::{
+    Call, Epoch, Head, Hint, Kind, LogEntry, Mechanism, Mechanisms, Nonce, Position, Rank, Ring,
+    View,
+};
+use crate::time::Millis;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the pod must do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Remove what is older than `rank` under `hash`, let nobody join a flight older than it, and
+    /// refuse older values from now on.
+    Evict {
+        /// The key's hash.
+        hash: u64,
+        /// The position of the invalidation.
+        rank: Rank,
+    },
+    /// Remove whatever stands under `hash` now: an invalidation that has no place in the epoch
+    /// followed. Removing is always safe; refusing would need a rank.
+    Drop {
+        /// The key's hash.
+        hash: u64,
+    },
+    /// Remove every entry of the entity on this lane that is older than `rank`.
+    Clear {
+        /// The entity's hash.
+        entity: u64,
+        /// The position of the clear.
+        rank: Rank,
+    },
+    /// Everything of this lane is of unknown worth: start a new generation.
+    Flush,
+    /// The lane is live until L after this time.
+    Confirm {
+        /// When the confirming poll was sent.
+        sent: Millis,
+    },
+    /// Read the log from this sequence number on (inclusive) and give it to [`LaneState::on_log`].
+    ReadLog {
+        /// The first entry to read.
+        from: u64,
+    },
+    /// Ask for the heads now, rather than at the next heartbeat.
+    Poll,
+    /// The store has no head for this lane: have one opened, then give it to [`LaneState::on_head`].
+    Touch,
+    /// The store lost part of what it had logged: have a new epoch opened that continues nothing.
+    Fence {
+        /// The epoch that must end.
+        epoch: Epoch,
+    },
+    /// A successor of the store lost this call: log it again.
+    Reissue(Arc<Call>),
+    /// Somebody's fill of this key has landed.
+    Filled {
+        /// The key's hash.
+        hash: u64,
+    },
+}
+
+/// What the answer to a call of our own is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// It is on the timeline that this pod follows, and applied here.
+    Acknowledged(Position),
+    /// It is in an epoch that this pod does not know: poll, then give it to
+    /// [`LaneState::on_ack`] again.
+    Unknown(Position),
+    /// It is on a dead timeline (hole H16): run it again.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Followed {
+    ordinal: u16,
+    at: Position,
+    nonce: Nonce,
+}
+
+impl Followed {
+    fn rank(&self) -> Rank {
+        Rank::new(self.ordinal, self.at.seq)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Target {
+    head: Head,
+    sent: Millis,
+}
+
+/// What one pod knows of one lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LaneState {
+    mechanisms: Mechanisms,
+    followed: Option<Followed>,
+    /// The epoch that the followed one continues, and the last position they share.
+    past: Option<Position>,
+    /// Epochs known to be over, newest last.
+    dead: Vec<Epoch>,
+    /// A polled head that is not applied yet.
+    target: Option<Target>,
+    /// When to read the log, if hints have not closed the gap by then.
+    due: Option<Millis>,
+    /// When `followed` last moved.
+    moved_at: Millis,
+    ring: Ring,
+}
+
+impl LaneState {
+    /// How long a difference may be explained by hints still on their way.
+    pub const GRACE: Duration = Duration::from_millis(10);
+    const DEAD_KEPT: usize = 4;
+
+    /// A cold lane: nothing known.
+    #[must_use]
+    pub fn new(mechanisms: Mechanisms) -> Self {
+        Self {
+            mechanisms,
+            ..Self::default()
+        }
+    }
+
+    /// What a load that starts now may rely on.
+    #[must_use]
+    pub fn view(&self) -> Option<View> {
+        self.followed.map(|f| View {
+            epoch: f.at.epoch,
+            applied: f.rank(),
+        })
+    }
+
+    /// Everything up to here is applied, in this pod's own order.
+    #[must_use]
+    pub fn applied(&self) -> Option<Position> {
+        self.followed.map(|f| f.at)
+    }
+
+    /// Whether a head is known that is not applied yet.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// When [`on_timer`](Self::on_timer) wants to be called.
+    #[must_use]
+    pub fn due(&self) -> Option<Millis> {
+        self.due
+    }
+
+    /// A pub/sub message arrived.
+    pub fn on_hint(&mut self, hint: &Hint, now: Millis, out: &mut Vec<Action>) {
+        if hint.entry.kind == Kind::Filled {
+            out.extend(
+                hint.entry
+                    .hashes
+                    .iter()
+                    .map(|&hash| Action::Filled { hash }),
+            );
+            return;
+        }
+        let Some(rank) = self.rank_of(hint.at()) else {
+            if !self.dead.contains(&hint.epoch) {
+                out.push(Action::Poll);
+            }
+            out.extend(hint.entry.hashes.iter().map(|&hash| Action::Drop { hash }));
+            return;
+        };
+        announce(&hint.entry, rank, out);
+        if self.is_current(hint.epoch) && !self.advance(&hint.entry, now, out) {
+            self.due.get_or_insert(now + Self::GRACE);
+        }
+    }
+
+    /// A poll (or a touch) that was sent at `sent` returned this head.
+    pub fn on_head(
+        &mut self,
+        head: Option<Head>,
+        sent: Millis,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(head) = head else {
+            out.push(Action::Touch);
+            return;
+        };
+        let sent = if self.mechanisms.on(Mechanism::SendTime) {
+            sent
+        } else {
+            now
+        };
+        let Some(followed) = self.followed else {
+            self.start_over(head, sent, now, out);
+            return;
+        };
+        if !self.mechanisms.on(Mechanism::PollHeads) {
+            out.push(Action::Confirm { sent });
+        } else if !self.mechanisms.on(Mechanism::NonceChain) {
+            self.on_bare_head(followed, head, sent, now, out);
+        } else if head.at.epoch == followed.at.epoch {
+            self.on_head_of_followed(followed, head, sent, now, out);
+        } else if self.is_over(head.at.epoch) {
+            // A reply from a dead timeline that was overtaken.
+        } else if head.fork && head.prev_epoch == followed.at.epoch {
+            self.target = Some(Target { head, sent });
+            self.due = None;
+            out.push(Action::ReadLog {
+                from: followed.at.seq.min(head.fork_seq),
+            });
+        } else {
+            self.start_over(head, sent, now, out);
+        }
+    }
+
+    fn on_head_of_followed(
+        &mut self,
+        followed: Followed,
+        head: Head,
+        sent: Millis,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        let diverged = head.at.seq == followed.at.seq && head.nonce != followed.nonce;
+        // The poll was sent after we had applied a position that its answer does not have: the store
+        // went back in time without our noticing (a restart behind a proxy, an operator).
+        let regressed = head.at.seq < followed.at.seq && sent > self.moved_at;
+        if diverged || regressed {
+            out.push(Action::Fence {
+                epoch: head.at.epoch,
+            });
+        } else if head.at.seq <= followed.at.seq {
+            out.push(Action::Confirm { sent });
+        } else {
+            self.target = Some(Target { head, sent });
+            self.due = Some(now + Self::GRACE);
+        }
+    }
+
+    /// The naive reading of a head, for [`Mechanism::NonceChain`] off: numbers only.
+    fn on_bare_head(
+        &mut self,
+        followed: Followed,
+        head: Head,
+        sent: Millis,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        if head.at.seq <= followed.at.seq {
+            out.push(Action::Confirm { sent });
+            return;
+        }
+        let head = Head {
+            at: Position {
+                epoch: followed.at.epoch,
+                ..head.at
+            },
+            ..head
+        };
+        self.target = Some(Target { head, sent });
+        self.due = Some(now + Self::GRACE);
+    }
+
+    /// Time passed.
+    pub fn on_timer(&mut self, now: Millis, out: &mut Vec<Action>) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.due = None;
+        if let Some(followed) = self.followed {
+            out.push(Action::ReadLog {
+                from: followed.at.seq,
+            });
+        }
+    }
+
+    /// The log from `from` on was read, after the newest head given to [`on_head`](Self::on_head).
+    pub fn on_log(&mut self, from: u64, entries: &[LogEntry], now: Millis, out: &mut Vec<Action>) {
+        if self.followed.is_none() || (self.follow(entries, now, out) && self.target.is_none()) {
+            return;
+        }
+        // There is more than one read gives, or hints have overtaken it: go on from where we are, as
+        // long as that gets us anywhere.
+        if let Some(followed) = self.followed
+            && followed.at.seq > from
+            && self
+                .target
+                .is_none_or(|t| t.head.at.epoch == followed.at.epoch)
+        {
+            out.push(Action::ReadLog {
+                from: followed.at.seq,
+            });
+            return;
+        }
+        // Trimmed past what we applied, or another log altogether.
+        match self.target.take() {
+            Some(target) => self.start_over(target.head, target.sent, now, out),
+            None => {
+                self.forget(out);
+                out.push(Action::Poll);
+            }
+        }
+    }
+
+    /// Applies a piece of the log; false if it does not continue what is applied.
+    fn follow(&mut self, entries: &[LogEntry], now: Millis, out: &mut Vec<Action>) -> bool {
+        let fork = self
+            .target
+            .filter(|t| !self.is_current(t.head.at.epoch))
+            .map(|t| t.head);
+        let mut anchored = false;
+        for entry in entries {
+            let Some(followed) = self.followed else {
+                return false;
+            };
+            if let Some(head) = fork
+                && self.is_current(head.prev_epoch)
+                && entry.seq == head.fork_seq + 1
+            {
+                let whole = followed.at.seq > head.fork_seq
+                    || (followed.at.seq == head.fork_seq && followed.nonce == entry.prev);
+                if !whole || !self.take_fork(&head, entry.prev, out) {
+                    return false;
+                }
+                anchored = true;
+            }
+            let Some(followed) = self.followed else {
+                return false;
+            };
+            if entry.seq == followed.at.seq {
+                anchored |= entry.nonce == followed.nonce;
+            }
+            if entry.seq <= followed.at.seq {
+                continue;
+            }
+            let chained = anchored || !self.mechanisms.on(Mechanism::NonceChain);
+            let at = Position {
+                epoch: followed.at.epoch,
+                seq: entry.seq,
+            };
+            match self.rank_of(at) {
+                Some(rank) if chained => announce(entry, rank, out),
+                _ => return false,
+            }
+            if !self.advance(entry, now, out) {
+                return false;
+            }
+        }
+        anchored || !self.mechanisms.on(Mechanism::NonceChain)
+    }
+
+    /// Moves on to the epoch that continues the followed one.
+    fn take_fork(&mut self, head: &Head, nonce: Nonce, out: &mut Vec<Action>) -> bool {
+        let Some(followed) = self.followed else {
+            return false;
+        };
+        let Some(ordinal) = followed.ordinal.checked_add(1) else {
+            return false;
+        };
+        let orphans = self.ring.take_orphans(followed.at.epoch, head.fork_seq);
+        out.extend(orphans.into_iter().map(Action::Reissue));
+        self.past = Some(Position {
+            epoch: followed.at.epoch,
+            seq: head.fork_seq,
+        });
+        self.bury(followed.at.epoch);
+        let at = Position {
+            epoch: head.at.epoch,
+            seq: head.fork_seq,
+        };
+        self.followed = Some(Followed { ordinal, at, nonce });
+        true
+    }
+
+    /// The answer to a call of our own arrived.
+    pub fn on_ack(
+        &mut self,
+        call: &Arc<Call>,
+        entry: &LogEntry,
+        epoch: Epoch,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) -> Ack {
+        let at = Position {
+            epoch,
+            seq: entry.seq,
+        };
+        let verdict = self.worth(at);
+        match verdict {
+            Ack::Acknowledged(_) => {
+                if let Some(rank) = self.rank_of(at) {
+                    announce(entry, rank, out);
+                }
+                if self.is_current(epoch) && !self.advance(entry, now, out) {
+                    self.due.get_or_insert(now + Self::GRACE);
+                }
+                self.ring.push(at, Arc::clone(call), now);
+            }
+            Ack::Unknown(_) => {
+                out.extend(entry.hashes.iter().map(|&hash| Action::Drop { hash }));
+                out.push(Action::Poll);
+            }
+            Ack::Lost => {}
+        }
+        verdict
+    }
+
+    fn worth(&self, at: Position) -> Ack {
+        let shared = self
+            .past
+            .is_some_and(|past| at.epoch == past.epoch && at.seq <= past.seq);
+        if shared || self.is_current(at.epoch) {
+            Ack::Acknowledged(at)
+        } else if self.is_over(at.epoch) {
+            Ack::Lost
+        } else {
+            Ack::Unknown(at)
+        }
+    }
+
+    /// Moves `applied` on to `entry` if it is the next one. True if the entry needs nothing more:
+    /// it was applied now or before.
+    fn advance(&mut self, entry: &LogEntry, now: Millis, out: &mut Vec<Action>) -> bool {
+        let Some(followed) = self.followed.as_mut() else {
+            return false;
+        };
+        if entry.seq <= followed.at.seq {
+            return true;
+        }
+        let chained = entry.prev == followed.nonce || !self.mechanisms.on(Mechanism::NonceChain);
+        if entry.seq != followed.at.seq + 1 || !chained {
+            return false;
+        }
+        followed.at.seq = entry.seq;
+        followed.nonce = entry.nonce;
+        self.moved_at = now;
+        self.reach_target(out);
+        true
+    }
+
+    /// Confirms the poll that waited for what is applied now.
+    fn reach_target(&mut self, out: &mut Vec<Action>) {
+        let (Some(target), Some(followed)) = (self.target, self.followed) else {
+            return;
+        };
+        if target.head.at.epoch == followed.at.epoch && target.head.at.seq <= followed.at.seq {
+            self.target = None;
+            self.due = None;
+            out.push(Action::Confirm { sent: target.sent });
+        }
+    }
+
+    /// Takes `head` as it stands: nothing that was known before continues in it.
+    fn start_over(&mut self, head: Head, sent: Millis, now: Millis, out: &mut Vec<Action>) {
+        self.forget(out);
+        self.followed = Some(Followed {
+            ordinal: 1,
+            at: head.at,
+            nonce: head.nonce,
+        });
+        self.moved_at = now;
+        out.push(Action::Confirm { sent });
+    }
+
+    /// Back to cold. The ranks start again from nothing, which is safe because the flush voids
+    /// everything that carries one.
+    fn forget(&mut self, out: &mut Vec<Action>) {
+        if let Some(followed) = self.followed.take() {
+            self.bury(followed.at.epoch);
+        }
+        self.past = None;
+        self.target = None;
+        self.due = None;
+        out.push(Action::Flush);
+    }
+
+    fn bury(&mut self, epoch: Epoch) {
+        self.dead.retain(|&dead| dead != epoch);
+        if self.dead.len() == Self::DEAD_KEPT {
+            self.dead.remove(0);
+        }
+        self.dead.push(epoch);
+    }
+
+    fn is_current(&self, epoch: Epoch) -> bool {
+        self.followed.is_some_and(|f| f.at.epoch == epoch)
+            || !self.mechanisms.on(Mechanism::NonceChain)
+    }
+
+    fn is_over(&self, epoch: Epoch) -> bool {
+        self.dead.contains(&epoch) && !self.is_current(epoch)
+    }
+
+    fn rank_of(&self, at: Position) -> Option<Rank> {
+        let followed = self.followed?;
+        if self.is_current(at.epoch) {
+            return Some(Rank::new(followed.ordinal, at.seq));
+        }
+        let past = self
+            .past
+            .filter(|past| past.epoch == at.epoch && at.seq <= past.seq)?;
+        Some(Rank::new(followed.ordinal - 1, at.seq.min(past.seq)))
+    }
+}
+
+/// What an entry says, as actions.
+fn announce(entry: &LogEntry, rank: Rank, out: &mut Vec<Action>) {
+    let hashes = entry.hashes.iter();
+    match entry.kind {
+        Kind::Invalidate => out.extend(hashes.map(|&hash| Action::Evict { hash, rank })),
+        Kind::Clear => out.extend(hashes.map(|&entity| Action::Clear { entity, rank })),
+        Kind::Fork | Kind::Fence | Kind::Filled | Kind::Unknown(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! The lane state machine, rule by rule. Whole histories are the simulator's business.
+
+use super::*;
+use crate::coherence::{Incarnation, Lane};
+
+const E: Epoch = Epoch(0xE);
+
+fn entry(seq: u64) -> LogEntry {
+    LogEntry {
+        seq,
+        kind: Kind::Invalidate,
+        prev: Nonce(seq - 1),
+        nonce: Nonce(seq),
+        hashes: vec![seq * 100],
+    }
+}
+
+fn hint(epoch: Epoch, seq: u64) -> Hint {
+    Hint {
+        lane: Lane(0),
+        epoch,
+        server_ms: 0,
+        entry: entry(seq),
+    }
+}
+
+fn head(epoch: Epoch, seq: u64) -> Head {
+    Head {
+        at: Position { epoch, seq },
+        nonce: Nonce(seq),
+        incarnation: Incarnation(1),
+        prev_epoch: Epoch(0),
+        fork_seq: 0,
+        last_pub_ms: 0,
+        fork: false,
+    }
+}
+
+fn evict(seq: u64, ordinal: u16) -> Action {
+    Action::Evict {
+        hash: seq * 100,
+        rank: Rank::new(ordinal, seq),
+    }
+}
+
+fn confirm(sent: u64) -> Action {
+    Action::Confirm { sent: Millis(sent) }
+}
+
+/// A lane that follows `E` up to `seq` since time 0, and a way to run one step on it.
+struct Bench(LaneState);
+
+impl Bench {
+    fn at(seq: u64) -> Self {
+        let mut bench = Self(LaneState::new(Mechanisms::default()));
+        let actions = bench.head(head(E, seq), 0, 0);
+        assert_eq!(actions, [Action::Flush, confirm(0)]);
+        bench
+    }
+
+    fn run(&mut self, step: impl FnOnce(&mut LaneState, &mut Vec<Action>)) -> Vec<Action> {
+        let mut out = Vec::new();
+        step(&mut self.0, &mut out);
+        out
+    }
+
+    fn head(&mut self, head: Head, sent: u64, now: u64) -> Vec<Action> {
+        self.run(|lane, out| lane.on_head(Some(head), Millis(sent), Millis(now), out))
+    }
+
+    fn hint(&mut self, epoch: Epoch, seq: u64, now: u64) -> Vec<Action> {
+        self.run(|lane, out| lane.on_hint(&hint(epoch, seq), Millis(now), out))
+    }
+
+    fn log(&mut self, from: u64, entries: &[LogEntry], now: u64) -> Vec<Action> {
+        self.run(|lane, out| lane.on_log(from, entries, Millis(now), out))
+    }
+
+    fn timer(&mut self, now: u64) -> Vec<Action> {
+        self.run(|lane, out| lane.on_timer(Millis(now), out))
+    }
+
+    fn ack(&mut self, epoch: Epoch, seq: u64) -> (Ack, Vec<Action>) {
+        let call = Arc::new(Call {
+            kind: Kind::Invalidate,
+            hashes: vec![seq * 100],
+            keys: vec![],
+            entity: "e".into(),
+        });
+        let mut out = Vec::new();
+        let ack = self
+            .0
+            .on_ack(&call, &entry(seq), epoch, Millis(1), &mut out);
+        (ack, out)
+    }
+
+    fn seq(&self) -> u64 {
+        self.0.applied().expect("followed").seq
+    }
+}
+
+#[test]
+fn a_poll_confirms_from_when_it_was_sent_and_only_what_is_applied() {
+    let mut lane = Bench::at(5);
+    assert_eq!(lane.head(head(E, 5), 300, 900), [confirm(300)]);
+    assert_eq!(lane.head(head(E, 6), 1000, 1001), [], "not applied yet");
+    assert_eq!(
+        lane.hint(E, 6, 1002),
+        [evict(6, 1), confirm(1000)],
+        "the hint catches up"
+    );
+}
+
+#[test]
+fn a_lost_last_hint_is_read_from_the_log_after_the_grace() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 7), 100, 101);
+    assert_eq!(lane.timer(110), []);
+    assert_eq!(lane.timer(111), [Action::ReadLog { from: 5 }]);
+    let actions = lane.log(5, &[entry(5), entry(6), entry(7)], 112);
+    assert_eq!(actions, [evict(6, 1), evict(7, 1), confirm(100)]);
+}
+
+#[test]
+fn a_hint_out_of_order_evicts_at_once_and_advances_nothing() {
+    let mut lane = Bench::at(5);
+    assert_eq!(lane.hint(E, 7, 50), [evict(7, 1)]);
+    assert_eq!(lane.seq(), 5);
+    assert_eq!(lane.hint(E, 6, 51), [evict(6, 1)]);
+    assert_eq!(lane.seq(), 6);
+    assert_eq!(
+        lane.timer(60),
+        [Action::ReadLog { from: 6 }],
+        "7 was not kept: read it"
+    );
+    assert_eq!(lane.log(6, &[entry(6), entry(7)], 61), [evict(7, 1)]);
+    assert_eq!(
+        lane.hint(E, 7, 62),
+        [evict(7, 1)],
+        "a duplicate is harmless"
+    );
+    assert_eq!(lane.seq(), 7);
+}
+
+#[test]
+fn a_log_trimmed_past_what_is_applied_flushes_the_lane() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 9), 100, 101);
+    assert_eq!(
+        lane.log(5, &[entry(8), entry(9)], 102),
+        [Action::Flush, confirm(100)]
+    );
+    assert_eq!(lane.seq(), 9);
+}
+
+#[test]
+fn a_log_whose_entry_at_the_applied_number_has_another_nonce_flushes_the_lane() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 6), 100, 101);
+    let other = LogEntry {
+        nonce: Nonce(77),
+        ..entry(5)
+    };
+    let next = LogEntry {
+        prev: Nonce(77),
+        ..entry(6)
+    };
+    assert_eq!(
+        lane.log(5, &[other, next], 102),
+        [Action::Flush, confirm(100)]
+    );
+}
+
+#[test]
+fn a_log_longer_than_one_read_is_read_in_turns() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 9), 100, 101);
+    let first = lane.log(5, &[entry(5), entry(6), entry(7)], 102);
+    assert_eq!(
+        first,
+        [evict(6, 1), evict(7, 1), Action::ReadLog { from: 7 }]
+    );
+    let second = lane.log(7, &[entry(7), entry(8), entry(9)], 103);
+    assert_eq!(second, [evict(8, 1), evict(9, 1), confirm(100)]);
+}
+
+#[test]
+fn a_read_of_the_log_that_hints_have_overtaken_flushes_nothing() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 9), 100, 101);
+    for seq in 6..=8 {
+        lane.hint(E, seq, 102);
+    }
+    assert_eq!(
+        lane.log(5, &[entry(5), entry(6)], 103),
+        [Action::ReadLog { from: 8 }]
+    );
+}
+
+#[test]
+fn a_head_without_known_history_flushes_and_is_taken_as_it_stands() {
+    let mut lane = Bench::at(5);
+    assert_eq!(
+        lane.head(head(Epoch(0xF), 1), 100, 101),
+        [Action::Flush, confirm(100)]
+    );
+    assert_eq!(lane.seq(), 1);
+    assert_eq!(
+        lane.hint(E, 6, 102),
+        [Action::Drop { hash: 600 }],
+        "dead epoch: no poll"
+    );
+    assert_eq!(
+        lane.hint(Epoch(3), 6, 102),
+        [Action::Poll, Action::Drop { hash: 600 }]
+    );
+}
+
+#[test]
+fn a_missing_head_is_opened() {
+    let mut lane = Bench::at(5);
+    let actions = lane.run(|lane, out| lane.on_head(None, Millis(1), Millis(2), out));
+    assert_eq!(actions, [Action::Touch]);
+}
+
+#[test]
+fn a_store_that_went_back_in_time_is_fenced() {
+    let mut lane = Bench::at(5);
+    lane.hint(E, 6, 50);
+    assert_eq!(
+        lane.head(head(E, 5), 49, 52),
+        [confirm(49)],
+        "the answer is merely older"
+    );
+    assert_eq!(lane.head(head(E, 5), 51, 52), [Action::Fence { epoch: E }]);
+    let other = Head {
+        nonce: Nonce(99),
+        ..head(E, 6)
+    };
+    assert_eq!(
+        lane.head(other, 53, 54),
+        [Action::Fence { epoch: E }],
+        "another entry 6"
+    );
+}
+
+#[test]
+fn an_ack_is_worth_what_its_timeline_is_worth() {
+    let mut lane = Bench::at(5);
+    let at = |epoch, seq| Position { epoch, seq };
+    assert_eq!(
+        lane.ack(E, 6),
+        (Ack::Acknowledged(at(E, 6)), vec![evict(6, 1)])
+    );
+    assert_eq!(lane.seq(), 6);
+    let unknown = Epoch(0xF);
+    let (ack, actions) = lane.ack(unknown, 1);
+    assert_eq!(ack, Ack::Unknown(at(unknown, 1)));
+    assert_eq!(actions, [Action::Drop { hash: 100 }, Action::Poll]);
+    lane.head(head(unknown, 1), 100, 101);
+    assert_eq!(lane.ack(unknown, 1).0, Ack::Acknowledged(at(unknown, 1)));
+    assert_eq!(lane.ack(E, 7).0, Ack::Lost);
+}
+
+#[test]
+fn a_fork_keeps_the_shared_prefix_and_reissues_what_was_lost() {
+    let mut lane = Bench::at(5);
+    lane.ack(E, 6);
+    lane.ack(E, 7);
+    let successor = Epoch(0xF);
+    let fork = Head {
+        prev_epoch: E,
+        fork_seq: 6,
+        fork: true,
+        ..head(successor, 8)
+    };
+    assert_eq!(lane.head(fork, 100, 101), [Action::ReadLog { from: 6 }]);
+    let opened = LogEntry {
+        seq: 7,
+        kind: Kind::Fork,
+        prev: Nonce(6),
+        nonce: Nonce(70),
+        hashes: vec![],
+    };
+    let next = LogEntry {
+        prev: Nonce(70),
+        ..entry(8)
+    };
+    let actions = lane.log(6, &[entry(6), opened, next], 102);
+    assert!(matches!(&actions[0], Action::Reissue(call) if call.hashes == [700]));
+    assert_eq!(actions[1..], [evict(8, 2), confirm(100)]);
+    assert!(matches!(lane.ack(E, 6).0, Ack::Acknowledged(_)), "shared");
+    assert_eq!(lane.ack(E, 7).0, Ack::Lost);
+}
+
+#[test]
+fn a_fork_that_is_ahead_of_what_is_applied_brings_the_shared_prefix_first() {
+    let mut lane = Bench::at(5);
+    let fork = Head {
+        prev_epoch: E,
+        fork_seq: 6,
+        fork: true,
+        ..head(Epoch(0xF), 7)
+    };
+    assert_eq!(lane.head(fork, 100, 101), [Action::ReadLog { from: 5 }]);
+    let opened = LogEntry {
+        kind: Kind::Fork,
+        hashes: vec![],
+        ..entry(7)
+    };
+    let actions = lane.log(5, &[entry(5), entry(6), opened], 102);
+    assert_eq!(actions, [evict(6, 1), confirm(100)]);
+    assert_eq!(
+        lane.0.view().map(|view| view.applied),
+        Some(Rank::new(2, 7))
+    );
+}
