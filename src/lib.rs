@@ -2,7 +2,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod codec;
 pub mod coherence;
+mod envelope;
+#[cfg(test)]
+mod golden;
+mod key;
 mod time;
 
+pub use codec::CodecError;
+pub use key::{Key, KeyBuf};
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
