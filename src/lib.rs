@@ -2,9 +2,16 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod codec;
 pub mod coherence;
+mod envelope;
 pub mod error;
+#[cfg(test)]
+mod golden;
+mod key;
 pub mod store;
 mod time;
 
+pub use codec::CodecError;
+pub use key::{Key, KeyBuf};
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};

@@ -1,0 +1,196 @@
+//! The bytes that released versions wrote, kept in `tests/wire/` and read on every run.
+//!
+//! To add a version, see `tests/wire/README.md`.
+
+use std::fs;
+use std::path::Path;
+
+use crate::coherence::wire::{Hint, Kind, LogEntry};
+use crate::coherence::{Epoch, Head, Incarnation, Lane, Nonce, Position};
+use crate::envelope::{self, Header, Lease, Outcome, Stored};
+use crate::key::HashedKey;
+
+/// The directory of the forms that this version writes.
+const CURRENT: &str = "v1";
+const SCHEMA: u32 = 0x0A0B_0C0D;
+
+/// What a file holds, in this version's terms.
+#[derive(Debug, PartialEq)]
+enum Sample {
+    Outcome(Outcome, Header, &'static [u8], HashedKey<'static>),
+    Lease(Lease),
+    Head(Head),
+    LogEntry(LogEntry),
+    Hint(Hint),
+}
+
+fn samples() -> Vec<(&'static str, Sample)> {
+    let began = Position {
+        epoch: Epoch(0x1112_1314_1516_1718),
+        seq: 0x2122,
+    };
+    let lease = Lease {
+        token: 0x0102_0304_0506_0708,
+        began,
+    };
+    let header = Header {
+        lease,
+        expires_ms: 1_700_000_060_000,
+        soft_expires_ms: 1_700_000_000_000,
+        load_us: 12_345,
+        schema: SCHEMA,
+        tags: vec![(0x3132, 5), (0x4142, 6)],
+    };
+    let untagged = Header {
+        soft_expires_ms: 0,
+        tags: vec![],
+        ..header.clone()
+    };
+    let key = |bytes| HashedKey {
+        hash: 0x5152_5354_5556_5758,
+        bytes,
+    };
+    let entry = LogEntry {
+        seq: 0x2123,
+        kind: Kind::Invalidate,
+        prev: Nonce(0x61),
+        nonce: Nonce(0x62),
+        hashes: vec![0x71, 0x72],
+    };
+    let head = Head {
+        at: began,
+        nonce: Nonce(0x61),
+        incarnation: Incarnation(0x81),
+        prev_epoch: Epoch(0x91),
+        fork_seq: 0x2100,
+        last_pub_ms: 1_700_000_000_000,
+        fork: true,
+    };
+    let hint = Hint {
+        lane: Lane(3),
+        epoch: began.epoch,
+        server_ms: 1_700_000_000_000,
+        entry: entry.clone(),
+    };
+    // MessagePack of {"id": 42}, and of "gone".
+    let (value, error) = (&b"\x81\xa2id\x2a"[..], &b"\xa4gone"[..]);
+    vec![
+        (
+            "envelope-value",
+            Sample::Outcome(Outcome::Value, header, value, key(b"42")),
+        ),
+        (
+            "envelope-error",
+            Sample::Outcome(Outcome::Error, untagged.clone(), error, key(b"42")),
+        ),
+        (
+            "envelope-long-key",
+            Sample::Outcome(Outcome::Value, untagged, value, key(&[0; 342])),
+        ),
+        ("lease", Sample::Lease(lease)),
+        ("head", Sample::Head(head)),
+        ("log-entry", Sample::LogEntry(entry)),
+        ("hint", Sample::Hint(hint)),
+    ]
+}
+
+fn encode(sample: &Sample) -> Vec<u8> {
+    match sample {
+        Sample::Outcome(outcome, header, payload, key) => {
+            envelope::encode(*outcome, header, *key, payload).unwrap()
+        }
+        Sample::Lease(lease) => lease.encode().to_vec(),
+        Sample::Head(head) => head.encode().to_vec(),
+        Sample::LogEntry(entry) => entry.encode(),
+        Sample::Hint(hint) => hint.encode(),
+    }
+}
+
+/// Asserts that `bytes` are read as `sample`.
+fn assert_reads(bytes: &[u8], sample: &Sample, file: &str) {
+    match sample {
+        Sample::Outcome(outcome, header, payload, key) => assert_eq!(
+            envelope::decode(bytes, *key, SCHEMA),
+            Ok(Stored::Outcome(*outcome, header.clone(), payload)),
+            "{file}"
+        ),
+        Sample::Lease(lease) => {
+            let key = HashedKey {
+                hash: 0,
+                bytes: b"",
+            };
+            assert_eq!(
+                envelope::decode(bytes, key, SCHEMA),
+                Ok(Stored::Lease(*lease)),
+                "{file}"
+            );
+        }
+        Sample::Head(head) => assert_eq!(Head::decode(bytes), Some(*head), "{file}"),
+        Sample::LogEntry(entry) => {
+            assert_eq!(
+                LogEntry::decode(entry.seq, bytes).as_ref(),
+                Some(entry),
+                "{file}"
+            );
+        }
+        Sample::Hint(hint) => assert_eq!(Hint::decode(bytes).as_ref(), Some(hint), "{file}"),
+    }
+}
+
+fn wire_dir() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire"))
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits: Vec<_> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits
+        .chunks(2)
+        .map(|pair| (pair[0] << 4 | pair[1]) as u8)
+        .collect()
+}
+
+/// Lines of 16 bytes.
+fn to_hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| {
+        line.iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(" ")
+            + "\n"
+    };
+    bytes.chunks(16).map(line).collect()
+}
+
+#[test]
+fn bytes_of_every_released_version_are_still_read() {
+    let samples = samples();
+    let mut read = 0;
+    for version in fs::read_dir(wire_dir()).unwrap() {
+        let version = version.unwrap().path();
+        if !version.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(version).unwrap() {
+            let file = file.unwrap().path();
+            let stem = file.file_stem().unwrap().to_str().unwrap();
+            let (_, sample) = samples
+                .iter()
+                .find(|(name, _)| *name == stem)
+                .unwrap_or_else(|| panic!("no sample for {}", file.display()));
+            let bytes = from_hex(&fs::read_to_string(&file).unwrap());
+            assert_reads(&bytes, sample, &file.display().to_string());
+            read += 1;
+        }
+    }
+    assert!(read >= samples.len(), "only {read} files were found");
+}
+
+#[test]
+fn this_version_writes_the_bytes_of_its_golden_files() {
+    for (name, sample) in samples() {
+        let file = wire_dir().join(CURRENT).join(name).with_extension("hex");
+        let kept = fs::read_to_string(&file).unwrap_or_default();
+        let written = to_hex(&encode(&sample));
+        assert_eq!(written, kept, "{} should hold\n{written}", file.display());
+    }
+}

@@ -1,0 +1,253 @@
+//! Hashes, lanes and physical keys of one namespace. Wire-stable.
+
+use std::num::NonZeroU16;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
+
+use crate::coherence::Lane;
+
+/// The longest percent-encoded key that is kept as it is; a longer one is replaced by its hash, and
+/// its envelope carries the whole key.
+const MAX_PLAIN: usize = 1024;
+
+/// A key's canonical bytes with their hash, which names the namespace and the entity as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HashedKey<'a> {
+    pub(crate) hash: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl HashedKey<'_> {
+    /// Whether the physical key holds only a hash of this key, so that two keys could share it.
+    #[inline]
+    pub(crate) fn is_abridged(&self) -> bool {
+        // One byte becomes at most three, so most keys need not be looked at.
+        self.bytes.len() > MAX_PLAIN / 3 && encoded_len(self.bytes) > MAX_PLAIN
+    }
+}
+
+/// One namespace: where its keys, entities and tags are.
+#[derive(Clone, Debug)]
+pub(crate) struct KeySpace {
+    /// Percent-encoded.
+    namespace: String,
+    seed: u64,
+    lanes: NonZeroU16,
+}
+
+impl KeySpace {
+    pub(crate) fn new(namespace: &str, lanes: NonZeroU16) -> Self {
+        let mut encoded = String::new();
+        // Braces delimit the hash tag of a cluster, the colon ends the namespace.
+        percent_encode(namespace.as_bytes(), b"{}:", &mut encoded);
+        Self {
+            namespace: encoded,
+            seed: xxh3_64(namespace.as_bytes()),
+            lanes,
+        }
+    }
+
+    /// The hash of a tag's name. An entity's name is a tag; its hash seeds those of its keys.
+    pub(crate) fn tag_hash(&self, name: &str) -> u64 {
+        xxh3_64_with_seed(name.as_bytes(), self.seed)
+    }
+
+    /// The lane of a key (or tag) hash: its top half scaled to the number of lanes.
+    #[inline]
+    pub(crate) fn lane_of(&self, hash: u64) -> Lane {
+        let lane = ((hash >> 32) * u64::from(self.lanes.get())) >> 32;
+        Lane(u16::try_from(lane).expect("a 32-bit fraction of a u16 is a u16"))
+    }
+
+    /// What every physical key of a lane begins with: `{namespace:xx}`.
+    pub(crate) fn lane_tag(&self, lane: Lane) -> String {
+        format!("{{{}:{:02x}}}", self.namespace, lane.0)
+    }
+
+    /// The keys of the entity called `name`.
+    pub(crate) fn entity(&self, name: &str) -> EntityKeys {
+        let mut prefix = String::new();
+        percent_encode(name.as_bytes(), b":", &mut prefix);
+        prefix.push(':');
+        EntityKeys {
+            seed: self.tag_hash(name),
+            prefix,
+        }
+    }
+
+    /// The physical key of a value: `{namespace:xx}v:entity:key`.
+    pub(crate) fn value_key(&self, entity: &EntityKeys, key: HashedKey<'_>) -> String {
+        let mut out = self.lane_tag(self.lane_of(key.hash));
+        out.push_str("v:");
+        entity.push_name(key, &mut out);
+        out
+    }
+}
+
+/// One entity's keys.
+#[derive(Clone, Debug)]
+pub(crate) struct EntityKeys {
+    seed: u64,
+    /// The percent-encoded name and a colon.
+    prefix: String,
+}
+
+impl EntityKeys {
+    /// What a `Clear` of this entity carries: the hash of its name as a tag.
+    pub(crate) fn entity_hash(&self) -> u64 {
+        self.seed
+    }
+
+    /// The 64-bit name of a key within the namespace.
+    #[inline]
+    pub(crate) fn hash<'a>(&self, bytes: &'a [u8]) -> HashedKey<'a> {
+        HashedKey {
+            hash: xxh3_64_with_seed(bytes, self.seed),
+            bytes,
+        }
+    }
+
+    /// Appends `entity:key` in printable ASCII: at most [`MAX_PLAIN`] bytes after the colon.
+    pub(crate) fn push_name(&self, key: HashedKey<'_>, out: &mut String) {
+        out.push_str(&self.prefix);
+        if key.is_abridged() {
+            // A plain key never begins with `#`.
+            out.push_str(&format!("#{:032x}", xxh3_128(key.bytes)));
+        } else if let [b'#', rest @ ..] = key.bytes {
+            out.push_str("%23");
+            percent_encode(rest, b"", out);
+        } else {
+            percent_encode(key.bytes, b"", out);
+        }
+    }
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && byte != b'%'
+}
+
+/// The length of a key's percent-encoded form.
+fn encoded_len(bytes: &[u8]) -> usize {
+    let leading = usize::from(bytes.first() == Some(&b'#'));
+    let escaped = bytes.iter().filter(|&&byte| !is_plain(byte)).count() + leading;
+    bytes.len() + 2 * escaped
+}
+
+/// Appends `bytes` with everything but printable ASCII, `%`, and what is in `also` as `%XX`.
+fn percent_encode(bytes: &[u8], also: &[u8], out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.reserve(bytes.len());
+    for &byte in bytes {
+        if is_plain(byte) && !also.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            out.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn space(namespace: &str) -> KeySpace {
+        KeySpace::new(namespace, NonZeroU16::new(16).unwrap())
+    }
+
+    fn value_key(namespace: &str, entity: &str, bytes: &[u8]) -> String {
+        let space = space(namespace);
+        let entity = space.entity(entity);
+        space.value_key(&entity, entity.hash(bytes))
+    }
+
+    /// `docs/wire-format.md` lists the same values, which were computed with another implementation
+    /// of XXH3. They can never change: pods that hash a key
+    /// differently do not hear each other's invalidations.
+    #[test]
+    fn hashes_lanes_and_physical_keys_are_wire_stable() {
+        let shop = space("shop");
+        let user = shop.entity("user");
+        let key = user.hash(b"42");
+        assert_eq!(shop.seed, 0xf3fb_bc38_4d51_8cd9);
+        assert_eq!(shop.tag_hash("user"), 0x263c_9cc6_5d2b_d5ce);
+        assert_eq!(user.entity_hash(), shop.tag_hash("user"));
+        assert_eq!(key.hash, 0x8f5e_28a5_2204_fd9b);
+        assert_eq!(shop.lane_of(key.hash), Lane(8));
+        assert_eq!(shop.value_key(&user, key), "{shop:08}v:user:42");
+        assert_eq!(
+            value_key("shop", "user", b"a b/\xff%"),
+            "{shop:04}v:user:a%20b/%FF%25"
+        );
+        assert_eq!(value_key("shop", "user", b"#1"), "{shop:07}v:user:%231");
+        assert_eq!(value_key("a:{b}", "x:y", b""), "{a%3A%7Bb%7D:0e}v:x%3Ay:");
+        assert_eq!(
+            value_key("shop", "user", &[b'k'; 1025]),
+            "{shop:02}v:user:#54c8d2259a56d016dce352d839be41f1"
+        );
+    }
+
+    #[test]
+    fn lanes_share_the_hash_space_evenly_and_in_order() {
+        let shop = space("shop");
+        assert_eq!(shop.lane_of(0), Lane(0));
+        assert_eq!(shop.lane_of(u64::MAX), Lane(15));
+        assert_eq!(shop.lane_of(1 << 60), Lane(1));
+        assert_eq!(shop.lane_of((1 << 60) - 1), Lane(0));
+    }
+
+    #[test]
+    fn only_keys_above_the_limit_are_replaced_by_their_hash() {
+        let abridged = |bytes: &[u8]| HashedKey { hash: 0, bytes }.is_abridged();
+        assert!(!abridged(&[b'k'; 1024]));
+        assert!(abridged(&[b'k'; 1025]));
+        assert!(!abridged(&[0; 341]));
+        assert!(abridged(&[0; 342]));
+        let mut marked = [b'k'; 1023];
+        marked[0] = b'#';
+        assert!(abridged(&marked), "the escaped marker counts");
+    }
+
+    proptest! {
+        #[test]
+        fn physical_keys_are_printable_and_bounded(
+            namespace in ".{0,20}",
+            entity in ".{0,20}",
+            key in prop::collection::vec(any::<u8>(), 0..2000),
+        ) {
+            let physical = value_key(&namespace, &entity, &key);
+            prop_assert!(physical.bytes().all(|byte| byte.is_ascii_graphic()));
+            let fixed = "{:00}v::".len() + 3 * (namespace.len() + entity.len());
+            prop_assert!(physical.len() <= fixed + MAX_PLAIN);
+        }
+
+        #[test]
+        fn the_hash_tag_is_exactly_the_namespace_and_lane(namespace in "[a:{}%]{0,6}") {
+            let tag = space(&namespace).lane_tag(Lane(10));
+            prop_assert_eq!((tag.find('{'), tag.find('}')), (Some(0), Some(tag.len() - 1)));
+            let lane_at = tag.rfind(':');
+            prop_assert_eq!(lane_at.map(|at| &tag[at..]), Some(":0a}"));
+            prop_assert_eq!(tag.matches(['{', '}']).count(), 2);
+        }
+
+        #[test]
+        fn different_entries_have_different_physical_keys(
+            a in ("[a:{}%]{0,3}", "[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
+            b in ("[a:{}%]{0,3}", "[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
+        ) {
+            let physical = |x: &(String, String, Vec<u8>)| value_key(&x.0, &x.1, &x.2);
+            prop_assert_eq!(a == b, physical(&a) == physical(&b));
+        }
+
+        #[test]
+        fn encoded_length_is_computed_without_encoding(key: Vec<u8>) {
+            let entity = space("n").entity("e");
+            let mut out = String::new();
+            entity.push_name(entity.hash(&key), &mut out);
+            prop_assert_eq!(out.len() - 2, encoded_len(&key));
+        }
+    }
+}
