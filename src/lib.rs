@@ -3,6 +3,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod coherence;
+mod flight;
 mod time;
 
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
