@@ -23,7 +23,7 @@ const FLAG_KEY: u16 = 1;
 /// Length of a stored lease in bytes: what all states have in common.
 pub(crate) const LEASE_LEN: usize = 28;
 /// Length of a header without tags and key.
-const HEADER_LEN: usize = 56;
+const HEADER_LEN: usize = 64;
 const CHECKSUM_LEN: usize = 8;
 
 /// Who is loading a key, and since when.
@@ -47,6 +47,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Header {
     /// The lease under which it was filled.
     pub(crate) lease: Lease,
+    /// When its load began: the server's clock, Unix milliseconds.
+    pub(crate) loaded_ms: u64,
     /// The end of its life: the server's clock, Unix milliseconds; 0 for never.
     pub(crate) expires_ms: u64,
     /// From when on it is stale, by the same clock; 0 if it is not before it expires.
@@ -127,6 +129,7 @@ pub(crate) fn encode(
 
     let mut out = Vec::with_capacity(room);
     out.extend(common(state, CODEC_MESSAGE_PACK, &header.lease));
+    out.extend(header.loaded_ms.to_be_bytes());
     out.extend(header.expires_ms.to_be_bytes());
     out.extend(header.soft_expires_ms.to_be_bytes());
     out.extend(header.load_us.to_be_bytes());
@@ -209,6 +212,7 @@ fn decode_header<'a>(
 ) -> Result<(Header, &'a [u8]), Unusable> {
     let mut header = Header {
         lease,
+        loaded_ms: u64::from_be_bytes(take(&mut rest)?),
         expires_ms: u64::from_be_bytes(take(&mut rest)?),
         soft_expires_ms: u64::from_be_bytes(take(&mut rest)?),
         load_us: u32::from_be_bytes(take(&mut rest)?),
@@ -278,6 +282,7 @@ mod tests {
         let tags = prop::collection::vec(any::<(u64, u64)>(), 0..4);
         (lease(), any::<(u64, u64, u32)>(), tags).prop_map(|(lease, at, tags)| Header {
             lease,
+            loaded_ms: at.0 ^ at.1,
             expires_ms: at.0,
             soft_expires_ms: at.1,
             load_us: at.2,
@@ -299,6 +304,7 @@ mod tests {
                     seq: 3,
                 },
             },
+            loaded_ms: 3,
             expires_ms: 4,
             soft_expires_ms: 5,
             load_us: 6,
@@ -349,7 +355,7 @@ mod tests {
 
         // A later version set a flag, and the checksum with it.
         let mut flagged = good[..good.len() - CHECKSUM_LEN].to_vec();
-        flagged[53] = 2;
+        flagged[61] = 2;
         flagged.extend(xxh3_64_with_seed(&flagged, KEY.hash).to_be_bytes());
         assert_eq!(decode(&flagged, KEY, SCHEMA), Err(Unusable::Flags(2)));
     }

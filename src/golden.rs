@@ -35,6 +35,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
     };
     let header = Header {
         lease,
+        loaded_ms: 1_699_999_940_000,
         expires_ms: 1_700_000_060_000,
         soft_expires_ms: 1_700_000_000_000,
         load_us: 12_345,

@@ -6,6 +6,7 @@ mod codec;
 pub mod coherence;
 mod envelope;
 pub mod error;
+mod flight;
 #[cfg(test)]
 mod golden;
 mod key;
