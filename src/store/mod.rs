@@ -53,6 +53,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// How the store may be named in logs and errors: no secrets.
     fn describe(&self) -> String;
+
+    /// Whether links of this store give hints. A store that only answers polls is as coherent, within
+    /// the same bound; others just learn of an invalidation a heartbeat later.
+    fn pushes(&self) -> bool {
+        true
+    }
 }
 
 /// The stream of raw pub/sub messages of one link.

@@ -1,0 +1,356 @@
+//! The task that keeps one cache in step with its store: connect, touch, sync, then hear, poll, catch
+//! up and apply, until the link breaks; then again, for ever.
+//!
+//! It waits in one place ([`Session::run`]) for whatever comes first: a hint, the end of a store call,
+//! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
+//! beside it, so that hints go on being applied while the store is slow.
+
+use super::{Bus, lock};
+use crate::coherence::{Action, Head, Hint, Lane, LinkState, LogEntry};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{Hints, Link, Polled, StoreResult};
+use crate::time::Millis;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// Entries read from a log in one go.
+const LOG_LIMIT: usize = 1000;
+/// The shortest time between two polls that were asked for out of turn.
+const POLL_GAP: Duration = Duration::from_millis(5);
+/// Hints applied in a row before anything else gets its turn.
+const HINT_BURST: usize = 256;
+
+/// How a store call of the driver ended.
+enum Done {
+    Polled(Millis, StoreResult<Polled>),
+    Heads(Millis, StoreResult<Vec<(Lane, Head)>>),
+    Log(Lane, u64, StoreResult<Vec<LogEntry>>),
+}
+
+/// Runs until the cache shuts down.
+pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sender<StoreError>>) {
+    let mut state = LinkState::default();
+    let mut first = first;
+    loop {
+        let error = tokio::select! {
+            biased;
+            () = bus.shutdown.cancelled() => break,
+            error = live(&bus, &mut state) => error,
+        };
+        bus.unpublish();
+        tracing::debug!(namespace = %bus.namespace.name, store = %bus.store.describe(),
+            %error, "link to the store is down");
+        bus.observed.failed(error.clone());
+        if let Some(first) = first.take() {
+            // Nobody listens any more once the cache is built.
+            let _ = first.send(error);
+        }
+        let wait = state.failed(super::random() as u32);
+        tokio::select! {
+            () = bus.shutdown.cancelled() => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+    bus.unpublish();
+}
+
+/// One life of a link; gives what ended it.
+async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
+    state.connecting();
+    let connect = bus.store.connect(&bus.namespace);
+    let (link, hints) = match Bus::within(bus.timing.connect_timeout, "connect", connect).await {
+        Ok(connected) => connected,
+        Err(error) => return error,
+    };
+    state.touching();
+    let mut session = Session {
+        bus,
+        link,
+        hints,
+        calls: JoinSet::new(),
+        poll_sent: None,
+        next_poll: Instant::now(),
+        fell_behind: false,
+        published: false,
+    };
+    match session.run(state).await {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+/// The link in use, and what is under way on it.
+struct Session<'a> {
+    bus: &'a Arc<Bus>,
+    link: Arc<dyn Link>,
+    hints: Box<dyn Hints>,
+    calls: JoinSet<Done>,
+    /// When the poll under way was sent.
+    poll_sent: Option<Instant>,
+    next_poll: Instant,
+    /// The log had to be read since the last poll, because hints were missing.
+    fell_behind: bool,
+    published: bool,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, state: &mut LinkState) -> StoreResult<Infallible> {
+        let all: Vec<_> = self.bus.namespace.lanes().collect();
+        self.touch(all);
+        loop {
+            let due = self.next_due();
+            tokio::select! {
+                biased;
+                hint = poll_fn(|cx| self.hints.poll_next(cx)) => {
+                    let hint = hint.ok_or_else(|| {
+                        StoreError::new(StoreErrorKind::Unavailable, "subscription")
+                    })?;
+                    state.heard();
+                    self.on_hints(hint).await;
+                }
+                Some(done) = self.calls.join_next() => {
+                    let done = done.map_err(|error| {
+                        StoreError::new(StoreErrorKind::Protocol, "store call").with_source(error)
+                    })?;
+                    self.on_done(done, state)?;
+                }
+                () = wait_until(due) => self.on_time(),
+                () = self.bus.nudge.notified() => {}
+            }
+        }
+    }
+
+    /// When to look at the clock again; `None` if nothing is timed.
+    fn next_due(&self) -> Option<Instant> {
+        if !self.published && self.poll_sent.is_none() && !self.calls.is_empty() {
+            return None; // still touching
+        }
+        let poll = match self.poll_sent {
+            Some(_) => None,
+            None if self.bus.observed.is_poll_wanted() => {
+                Some(self.next_poll.min(Instant::now() + POLL_GAP))
+            }
+            None => Some(self.next_poll),
+        };
+        let now = self.bus.clock.now();
+        let lanes = self
+            .bus
+            .lanes
+            .iter()
+            .filter_map(|cell| lock(&cell.state).due())
+            .min();
+        // The coarse clock may lag the timer: look a little later rather than spin.
+        let lane = lanes.map(|due| Instant::now() + due.since(now).max(Duration::from_millis(1)));
+        [poll, lane].into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) {
+        let now = self.bus.clock.now();
+        for lane in self.bus.namespace.lanes() {
+            let (behind, actions) = self.bus.step(lane, |state, out| {
+                state.on_timer(now, out);
+                state.is_behind()
+            });
+            if !actions.is_empty() {
+                self.fell_behind |= behind;
+                self.bus.observed.catch_ups.fetch_add(1, Ordering::Relaxed);
+            }
+            self.ask_store(lane, actions);
+        }
+        let wanted = self.bus.observed.is_poll_wanted();
+        if self.poll_sent.is_none() && (wanted || self.next_poll <= Instant::now()) {
+            self.poll();
+        }
+    }
+
+    /// Applies a hint and those that already wait behind it.
+    async fn on_hints(&mut self, first: bytes::Bytes) {
+        let mut next = Some(first);
+        let mut burst = 0;
+        while let Some(bytes) = next.take() {
+            self.on_hint(&bytes);
+            burst += 1;
+            if burst < HINT_BURST {
+                next = poll_fn(|cx| match self.hints.poll_next(cx) {
+                    std::task::Poll::Ready(Some(bytes)) => std::task::Poll::Ready(Some(bytes)),
+                    _ => std::task::Poll::Ready(None),
+                })
+                .await;
+            }
+        }
+    }
+
+    fn on_hint(&mut self, bytes: &[u8]) {
+        self.bus.observed.hints.fetch_add(1, Ordering::Relaxed);
+        let hint = Hint::decode(bytes).filter(|hint| hint.lane.0 < self.bus.namespace.lanes);
+        let Some(hint) = hint else {
+            self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let now = self.bus.clock.now();
+        let ((), actions) = self
+            .bus
+            .step(hint.lane, |state, out| state.on_hint(&hint, now, out));
+        self.ask_store(hint.lane, actions);
+    }
+
+    fn on_done(&mut self, done: Done, state: &mut LinkState) -> StoreResult<()> {
+        let now = self.bus.clock.now();
+        match done {
+            Done::Polled(sent, polled) => {
+                self.poll_sent = None;
+                let polled = polled?;
+                self.bus.observed.polled(polled.server_ms, sent);
+                if polled.heads.len() != usize::from(self.bus.namespace.lanes) {
+                    return Err(StoreError::new(StoreErrorKind::Protocol, "poll"));
+                }
+                for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                    self.on_head(lane, head, sent, now);
+                }
+                let deaf = state.polled(self.fell_behind, self.bus.rules.mechanisms);
+                self.fell_behind = false;
+                if deaf && self.bus.store.pushes() {
+                    return Err(StoreError::new(StoreErrorKind::Unavailable, "subscription")
+                        .with_detail("silent while the log grew"));
+                }
+                if !self.published {
+                    self.published = true;
+                    state.up();
+                    self.bus.publish(Arc::clone(&self.link));
+                }
+            }
+            Done::Heads(sent, heads) => {
+                for (lane, head) in heads? {
+                    self.on_head(lane, Some(head), sent, now);
+                }
+            }
+            Done::Log(lane, from, entries) => {
+                let entries = entries?;
+                let ((), actions) = self
+                    .bus
+                    .step(lane, |state, out| state.on_log(from, &entries, now, out));
+                self.ask_store(lane, actions);
+            }
+        }
+        self.bus.synced.notify_waiters();
+        Ok(())
+    }
+
+    fn on_head(&mut self, lane: Lane, head: Option<Head>, sent: Millis, now: Millis) {
+        let ((), actions) = self
+            .bus
+            .step(lane, |state, out| state.on_head(head, sent, now, out));
+        self.ask_store(lane, actions);
+    }
+
+    /// Starts what a lane asks of the store.
+    fn ask_store(&mut self, lane: Lane, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Poll => self.bus.observed.ask_for_poll(),
+                Action::Touch => self.touch(vec![lane]),
+                Action::Reissue(call) => {
+                    // Nobody waits for it: it sees itself through.
+                    drop(self.bus.announce(lane, call));
+                }
+                Action::ReadLog { from } => {
+                    let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
+                    self.calls.spawn(async move {
+                        let read = link.log_since(lane, from, LOG_LIMIT);
+                        Done::Log(lane, from, Bus::within(limit, "log", read).await)
+                    });
+                }
+                Action::Fence { epoch } => {
+                    tracing::warn!(namespace = %self.bus.namespace.name, lane = lane.0,
+                        "the store lost part of its log: fencing the lane");
+                    let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
+                    let (opening, sent) = (self.bus.opening(), self.bus.clock.now());
+                    self.calls.spawn(async move {
+                        let fence = link.fence(lane, epoch, opening);
+                        let head = Bus::within(limit, "fence", fence).await;
+                        Done::Heads(sent, head.map(|head| vec![(lane, head)]))
+                    });
+                }
+                // Carried out by `Bus::step`.
+                Action::Evict { .. }
+                | Action::Drop { .. }
+                | Action::Clear { .. }
+                | Action::Flush
+                | Action::Confirm { .. }
+                | Action::Filled { .. } => {}
+            }
+        }
+    }
+
+    fn touch(&mut self, lanes: Vec<Lane>) {
+        let (link, limit) = (Arc::clone(&self.link), self.bus.timing.connect_timeout);
+        let lanes: Vec<_> = lanes
+            .into_iter()
+            .map(|lane| (lane, self.bus.opening()))
+            .collect();
+        let sent = self.bus.clock.now();
+        self.calls.spawn(async move {
+            let heads = Bus::within(limit, "touch", link.touch(&lanes)).await;
+            let named = |heads: Vec<Head>| lanes.iter().map(|(lane, _)| *lane).zip(heads).collect();
+            Done::Heads(sent, heads.map(named))
+        });
+    }
+
+    fn poll(&mut self) {
+        self.bus.observed.take_poll_wanted();
+        let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
+        // Noted before it is sent: liveness counts from here (hole H7).
+        let sent = self.bus.clock.now();
+        let now = Instant::now();
+        self.poll_sent = Some(now);
+        let jitter = 0.9 + 0.2 * f64::from(super::random() as u32) / f64::from(u32::MAX);
+        self.next_poll = now + self.bus.timing.heartbeat.mul_f64(jitter);
+        self.calls.spawn(async move {
+            Done::Polled(sent, Bus::within(limit, "poll", link.poll()).await)
+        });
+    }
+}
+
+async fn wait_until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
+    }
+}
+
+impl Bus {
+    fn publish(&self, link: Arc<dyn Link>) {
+        *self
+            .link
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(link);
+        self.link_up.send_modify(|links| *links += 1);
+    }
+
+    fn unpublish(&self) {
+        *self
+            .link
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
+    /// Starts the driver, and waits until the store is in use or the first attempt has failed.
+    ///
+    /// # Errors
+    /// Why the first attempt failed. The driver goes on all the same.
+    pub(crate) async fn start(self: &Arc<Self>) -> StoreResult<()> {
+        let (failed, first_failure) = tokio::sync::oneshot::channel();
+        let mut link_up = self.link_up.subscribe();
+        self.tasks.spawn(drive(Arc::clone(self), Some(failed)));
+        tokio::select! {
+            // The sender lives as long as we do.
+            _ = link_up.wait_for(|links| *links > 0) => Ok(()),
+            error = first_failure => Err(error.unwrap_or_else(|_| self.observed.why_down())),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! How the cache is doing: what it tells operators.
+
+use super::{Bus, lock};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::time::Millis;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Whether the backing store can be used.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum StoreState {
+    /// Connected, subscribed and synced.
+    Up,
+    /// Not in use: reads go on from the local level within the bound and then from the loader, and
+    /// invalidations wait. Attempts to connect go on for ever.
+    Down {
+        /// The last failure.
+        reason: StoreError,
+    },
+}
+
+/// A snapshot of how a cache is doing; see [`Cache::health`](crate::Cache::health).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Health {
+    /// The backing store.
+    pub store: StoreState,
+    /// Lanes that are confirmed and may be served from the local level.
+    pub live_lanes: usize,
+    /// Lanes in all.
+    pub lanes: usize,
+    /// How long ago the poll was sent that confirmed the lane which has waited longest; `None` if
+    /// some lane was never confirmed.
+    pub confirmed: Option<Duration>,
+    /// The staleness bound: no read that is served as fresh misses an invalidation acknowledged
+    /// longer ago than this.
+    pub bound: Duration,
+    /// Invalidations of this pod that the store has not acknowledged.
+    pub pending: usize,
+    /// How long the oldest of them has waited.
+    pub oldest_pending: Option<Duration>,
+    /// Links that went up since the cache was built: 1 if the connection never broke.
+    pub links: u64,
+    /// Lanes whose local entries were dropped because their history was lost.
+    pub flushes: u64,
+    /// Hints received.
+    pub hints: u64,
+    /// Messages on the bus that were none of ours.
+    pub rubbish_hints: u64,
+    /// Times the log was read because hints were missing.
+    pub catch_ups: u64,
+    /// Stored values that could not be used and were taken for a miss.
+    pub unusable_values: u64,
+}
+
+/// What the driver notes for others.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    failure: Mutex<Option<StoreError>>,
+    /// The server's clock and the local one at the newest poll.
+    server_clock: Mutex<Option<(u64, Millis)>>,
+    poll_wanted: AtomicBool,
+    flushes: AtomicU64,
+    pub(super) hints: AtomicU64,
+    pub(super) rubbish: AtomicU64,
+    pub(super) catch_ups: AtomicU64,
+    pub(super) unusable: AtomicU64,
+}
+
+impl Observed {
+    pub(super) fn failed(&self, error: StoreError) {
+        *lock(&self.failure) = Some(error);
+    }
+
+    /// Why there is no link.
+    pub(super) fn why_down(&self) -> StoreError {
+        let failure = lock(&self.failure).clone();
+        failure.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "connect"))
+    }
+
+    pub(super) fn polled(&self, server_ms: u64, sent: Millis) {
+        *lock(&self.server_clock) = Some((server_ms, sent));
+    }
+
+    pub(super) fn server_now(&self, now: Millis) -> Option<u64> {
+        // The server read its clock after the poll was sent, so counting from then errs late.
+        lock(&self.server_clock).map(|(server_ms, sent)| server_ms + (now.0.saturating_sub(sent.0)))
+    }
+
+    pub(super) fn ask_for_poll(&self) {
+        self.poll_wanted.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_poll_wanted(&self) -> bool {
+        self.poll_wanted.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_poll_wanted(&self) -> bool {
+        self.poll_wanted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count_flush(&self) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Bus {
+    /// Counts a stored value that was of no use.
+    pub(crate) fn count_unusable(&self) {
+        self.observed.unusable.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let now = self.clock.now();
+        let untils: Vec<_> = self
+            .namespace
+            .lanes()
+            .map(|lane| self.live_until(lane))
+            .collect();
+        let oldest = untils.iter().min().copied().unwrap_or_default();
+        let (pending, since) = self.calls.pending();
+        Health {
+            store: match self.link() {
+                Ok(_) => StoreState::Up,
+                Err(reason) => StoreState::Down { reason },
+            },
+            live_lanes: untils.iter().filter(|&&until| now <= until).count(),
+            lanes: untils.len(),
+            confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),
+            bound: self.bound(),
+            pending,
+            oldest_pending: since.map(|since| now.since(since)),
+            links: *self.link_up.borrow(),
+            flushes: self.observed.flushes.load(Ordering::Relaxed),
+            hints: self.observed.hints.load(Ordering::Relaxed),
+            rubbish_hints: self.observed.rubbish.load(Ordering::Relaxed),
+            catch_ups: self.observed.catch_ups.load(Ordering::Relaxed),
+            unusable_values: self.observed.unusable.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Δ: the length of a confirmation and what the coarse clock may lag.
+    pub(crate) fn bound(&self) -> Duration {
+        self.rules.lease + crate::time::COARSE_CLOCK_SLACK
+    }
+}

@@ -1,0 +1,392 @@
+//! What every local level of one cache shares: the lanes it follows, the locks that order inserts
+//! against invalidations, and the link to the store.
+//!
+//! [`driver`] learns from the store and runs the pure core; [`calls`] runs this pod's own
+//! invalidations; entities read. They meet here:
+//!
+//! - a lane's [`LaneState`] is behind a lock, and the [`Action`]s that touch this process are carried
+//!   out under it, so that nobody sees a position that is not applied;
+//! - a *stripe* is the lock that one key's insert and eviction share. It holds the newest applied
+//!   invalidation of its keys, and which of them this pod is invalidating right now.
+//!
+//! Locks are taken in the order lane → stripe → member, and never held over an `.await`.
+
+mod calls;
+mod driver;
+mod health;
+
+pub use calls::{InvalidateError, Pending, Stamp};
+pub use health::{Health, StoreState};
+
+use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Rank, Rules, View, Word};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::key::KeySpace;
+use crate::store::{BoxFuture, Link, Namespace, Opening, Store, StoreResult};
+use crate::time::{Clock, Millis};
+use health::Observed;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Stripes per lane.
+const STRIPES: usize = 256;
+
+/// The times that the protocol runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    /// Mean time between polls of the heads.
+    pub(crate) heartbeat: Duration,
+    /// How long a poll may take; then the link is given up.
+    pub(crate) poll_timeout: Duration,
+    /// How long a read, lease or fill may take; then the load goes on without the store.
+    pub(crate) read_timeout: Duration,
+    /// How long a caller waits for its invalidation to be acknowledged, and one attempt may take.
+    pub(crate) invalidate_timeout: Duration,
+    /// How long opening a connection may take.
+    pub(crate) connect_timeout: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(250),
+            poll_timeout: Duration::from_millis(400),
+            read_timeout: Duration::from_millis(250),
+            invalidate_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// L, the length of a confirmation: a heartbeat, a poll and some slack.
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
+
+/// A local level, as the bus sees it. Called with the lane's lock held, and for `evict` the stripe's.
+pub(crate) trait Member: Send + Sync {
+    /// The entity's hash, as a clear names it.
+    fn entity(&self) -> u64;
+    /// Removes what stands under `hash` and ranks below `below`, and detaches such a flight.
+    fn evict(&self, hash: u64, below: Rank);
+    /// Starts a new generation on `lane` and detaches its flights.
+    fn flush(&self, lane: Lane);
+    /// As [`flush`](Self::flush), unless a clear of at least this rank was carried out already.
+    fn clear(&self, lane: Lane, rank: Rank);
+    /// `lane` is live until then.
+    fn confirm(&self, lane: Lane, until: Millis);
+}
+
+/// What orders the inserts and evictions of one stripe's keys.
+#[derive(Debug, Default)]
+pub(crate) struct Stripe {
+    /// The newest applied invalidation.
+    pub(crate) last: Rank,
+    /// Keys that this pod is invalidating and that the store has not acknowledged: what the store
+    /// holds under them is not to be believed.
+    poisoned: Vec<u64>,
+}
+
+impl Stripe {
+    pub(crate) fn is_poisoned(&self, hash: u64) -> bool {
+        self.poisoned.contains(&hash)
+    }
+}
+
+struct LaneCell {
+    state: Mutex<LaneState>,
+    stripes: Box<[Mutex<Stripe>]>,
+    /// The lane is live until then; what new members start from.
+    until: AtomicU64,
+}
+
+/// The shared part of one cache.
+pub(crate) struct Bus {
+    pub(crate) namespace: Namespace,
+    pub(crate) space: KeySpace,
+    pub(crate) rules: Rules,
+    pub(crate) clock: Clock,
+    pub(crate) timing: Timing,
+    /// Background work that outlives the call that began it.
+    pub(crate) tasks: TaskTracker,
+    /// Ends all of it.
+    pub(crate) shutdown: CancellationToken,
+    store: Arc<dyn Store>,
+    lanes: Box<[LaneCell]>,
+    members: RwLock<Vec<Weak<dyn Member>>>,
+    link: RwLock<Option<Arc<dyn Link>>>,
+    /// Counts links that went up: who waits for the store waits for a change.
+    link_up: watch::Sender<u64>,
+    /// Woken whenever a lane took a head or a piece of its log.
+    synced: Notify,
+    /// Wakes the driver: somebody wants a poll, or a lane set itself a time.
+    nudge: Notify,
+    fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
+    calls: calls::Calls,
+    observed: Observed,
+    nonce_base: u64,
+    nonces: AtomicU64,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus")
+            .field("namespace", &self.namespace.name)
+            .field("store", &self.store.describe())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        namespace: Namespace,
+        space: KeySpace,
+        rules: Rules,
+        timing: Timing,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let lane = || LaneCell {
+            state: Mutex::new(LaneState::new(rules.mechanisms)),
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            until: AtomicU64::new(0),
+        };
+        Arc::new(Self {
+            lanes: namespace.lanes().map(|_| lane()).collect(),
+            namespace,
+            space,
+            rules,
+            clock,
+            timing,
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            store,
+            members: RwLock::default(),
+            link: RwLock::default(),
+            link_up: watch::Sender::new(0),
+            synced: Notify::new(),
+            nudge: Notify::new(),
+            fill_waiters: Mutex::default(),
+            calls: calls::Calls::default(),
+            observed: Observed::default(),
+            nonce_base: random(),
+            nonces: AtomicU64::new(0),
+        })
+    }
+
+    /// Registers a local level. Its lanes start as live as the cache's are.
+    pub(crate) fn register(&self, member: &Arc<impl Member + 'static>) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| member.strong_count() > 0);
+        for lane in self.namespace.lanes() {
+            member.confirm(lane, self.live_until(lane));
+        }
+        let member: Weak<dyn Member> = Arc::downgrade(&(Arc::clone(member) as Arc<dyn Member>));
+        members.push(member);
+    }
+
+    fn each_member(&self, mut act: impl FnMut(&dyn Member)) {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|member| act(&*member));
+    }
+
+    fn cell(&self, lane: Lane) -> &LaneCell {
+        &self.lanes[usize::from(lane.0)]
+    }
+
+    /// The lane is live up to and including this time.
+    pub(crate) fn live_until(&self, lane: Lane) -> Millis {
+        Millis(self.cell(lane).until.load(Ordering::Acquire))
+    }
+
+    /// What a load on `lane` that starts now may rely on.
+    pub(crate) fn view(&self, lane: Lane) -> Option<View> {
+        lock(&self.cell(lane).state).view()
+    }
+
+    /// The lock that orders inserts and evictions under `hash`.
+    pub(crate) fn stripe(&self, lane: Lane, hash: u64) -> MutexGuard<'_, Stripe> {
+        // The upper bits chose the lane, so the lower ones spread evenly within it.
+        lock(&self.cell(lane).stripes[hash as usize % STRIPES])
+    }
+
+    /// The link in use, if there is one.
+    pub(crate) fn link(&self) -> StoreResult<Arc<dyn Link>> {
+        if self.shutdown.is_cancelled() {
+            return Err(StoreError::new(StoreErrorKind::Closed, "use"));
+        }
+        let link = self.link.read().unwrap_or_else(PoisonError::into_inner);
+        link.clone().ok_or_else(|| self.observed.why_down())
+    }
+
+    /// Runs one store call under a time limit.
+    pub(crate) async fn within<T>(
+        limit: Duration,
+        operation: &'static str,
+        call: BoxFuture<'_, StoreResult<T>>,
+    ) -> StoreResult<T> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::new(StoreErrorKind::Timeout, operation)),
+        }
+    }
+
+    /// The latest that the server's clock can show by now: Unix milliseconds. `None` before the
+    /// first poll.
+    pub(crate) fn server_now(&self) -> Option<u64> {
+        self.observed.server_now(self.clock.now())
+    }
+
+    /// A number that no other call has.
+    pub(crate) fn nonce(&self) -> Nonce {
+        let count = self.nonces.fetch_add(1, Ordering::Relaxed);
+        Nonce(self.nonce_base.wrapping_add(count))
+    }
+
+    /// What a new epoch would be made of.
+    pub(crate) fn opening(&self) -> Opening {
+        let random_epoch = self
+            .rules
+            .mechanisms
+            .on(crate::coherence::Mechanism::RandomEpoch);
+        let epoch = if random_epoch {
+            Epoch(random())
+        } else {
+            Epoch(1)
+        };
+        Opening {
+            epoch,
+            nonce: self.nonce(),
+        }
+    }
+
+    /// Runs one step of a lane and carries out what it asks of this process. Gives back what it asks
+    /// of the store.
+    fn step<T>(
+        &self,
+        lane: Lane,
+        step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
+    ) -> (T, Vec<Action>) {
+        let mut actions = Vec::new();
+        let mut state = lock(&self.cell(lane).state);
+        let result = step(&mut state, &mut actions);
+        actions.retain(|action| !self.carry_out(lane, action));
+        drop(state);
+        (result, actions)
+    }
+
+    /// Carries out an action that concerns only this process; false if it is not one.
+    fn carry_out(&self, lane: Lane, action: &Action) -> bool {
+        match *action {
+            Action::Evict { hash, rank } => self.evict(lane, hash, rank),
+            Action::Drop { hash } => {
+                let _stripe = self.stripe(lane, hash);
+                self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
+            }
+            Action::Clear { entity, rank } => self.each_member(|member| {
+                if member.entity() == entity {
+                    member.clear(lane, rank);
+                }
+            }),
+            Action::Flush => self.flush(lane),
+            Action::Confirm { sent } => self.confirm(lane, sent),
+            Action::Filled { hash } => self.wake_fill_waiters(hash),
+            Action::ReadLog { .. }
+            | Action::Poll
+            | Action::Touch
+            | Action::Fence { .. }
+            | Action::Reissue(_) => return false,
+        }
+        true
+    }
+
+    fn evict(&self, lane: Lane, hash: u64, rank: Rank) {
+        let mut stripe = self.stripe(lane, hash);
+        stripe.last = stripe.last.max(rank);
+        self.each_member(|member| member.evict(hash, rank));
+    }
+
+    /// 1. The generations move on: nothing older is served, or inserted any more.
+    /// 2. Only then may ranks start again from nothing.
+    fn flush(&self, lane: Lane) {
+        self.each_member(|member| member.flush(lane));
+        for stripe in &self.cell(lane).stripes {
+            lock(stripe).last = Rank::default();
+        }
+        self.observed.count_flush();
+    }
+
+    fn confirm(&self, lane: Lane, sent: Millis) {
+        let until = sent + self.rules.lease;
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        self.cell(lane).until.fetch_max(until.0, Ordering::AcqRel);
+        members
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|member| member.confirm(lane, until));
+    }
+
+    /// Asks the driver for a poll now, and waits until `lane` has learnt something or `limit` passed.
+    pub(crate) async fn sync(&self, limit: Duration) {
+        let learnt = self.synced.notified();
+        self.ask_for_poll();
+        // Out of time is as good as synced: whoever waits looks at the lane again either way.
+        let _ = tokio::time::timeout(limit, learnt).await;
+    }
+
+    fn ask_for_poll(&self) {
+        self.observed.ask_for_poll();
+        self.nudge.notify_one();
+    }
+
+    /// Woken when a fill of `hash` is announced. Keep the handle while waiting.
+    pub(crate) fn fill_waiter(&self, hash: u64) -> Arc<Notify> {
+        let mut waiters = lock(&self.fill_waiters);
+        waiters.retain(|_, waiter| Arc::strong_count(waiter) > 1);
+        Arc::clone(waiters.entry(hash).or_default())
+    }
+
+    fn wake_fill_waiters(&self, hash: u64) {
+        if let Some(waiter) = lock(&self.fill_waiters).get(&hash) {
+            waiter.notify_waiters();
+        }
+    }
+}
+
+/// A lane word that readers load and the bus changes.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct AtomicWord(AtomicU64);
+
+impl AtomicWord {
+    #[inline]
+    pub(crate) fn load(&self) -> Word {
+        Word(self.0.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn update(&self, change: impl Fn(Word) -> Word) {
+        let update = |old| Some(change(Word(old)).0);
+        // Never fails: the closure always gives a value.
+        let _ = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+    }
+}
+
+/// Locks, whatever became of the thread that held it last: all states these locks guard are sound
+/// between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// 64 bits that nobody can foresee: the standard library's own keyed hash, keyed afresh each time.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
