@@ -3,6 +3,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod coherence;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
