@@ -12,6 +12,8 @@ mod flight;
 mod golden;
 mod key;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 
 pub use codec::CodecError;

@@ -1,0 +1,64 @@
+#!/bin/sh
+# Runs all tests. Installs redis-server where that is one known command; elsewhere says what to install.
+#
+#   sh tests/run.sh [what cargo test takes]
+#
+# Tests start their own servers on free ports. A server that runs already is left alone.
+set -eu
+cd "$(dirname "$0")/.."
+
+server=${TIDINGS_REDIS_SERVER:-redis-server}
+oldest_major=7
+
+fail() {
+    echo "tests/run.sh: $*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "needs root to install redis-server, and there is no sudo: install it by hand"
+    fi
+}
+
+# Runs in a subshell, whose end takes the policy away again.
+#
+# The package would start a server on the standard port. Debian's way to forbid that is a program which
+# answers 101 when asked whether a service may start; one that is there already has its reasons.
+install_on_debian() {
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'as_root rm -f "$policy"' EXIT
+        trap 'exit 130' INT
+        trap 'exit 143' TERM
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    as_root apt-get update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-server
+}
+
+if ! command -v "$server" >/dev/null; then
+    if [ -n "${TIDINGS_REDIS_SERVER:-}" ]; then
+        fail "TIDINGS_REDIS_SERVER names '$server', which cannot be run"
+    elif [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
+        echo "tests/run.sh: installing redis-server"
+        (install_on_debian)
+    else
+        fail "needs redis-server $oldest_major or later in PATH. Install it and run this again:
+    macOS          brew install redis
+    Fedora, RHEL   dnf install redis (or valkey, with TIDINGS_REDIS_SERVER=valkey-server)
+    Arch           pacman -S valkey, with TIDINGS_REDIS_SERVER=valkey-server
+    Alpine         apk add redis"
+    fi
+fi
+
+version=$("$server" --version)
+major=$(printf '%s\n' "$version" | sed -n 's/.*v=\([0-9]*\)\..*/\1/p')
+[ "${major:-0}" -ge "$oldest_major" ] || fail "needs redis-server $oldest_major or later, found: $version"
+
+exec cargo test --all-features "$@"
