@@ -5,6 +5,8 @@
 pub mod coherence;
 pub mod error;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod time;
 
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
