@@ -10,6 +10,10 @@
 //! [`Link::touch`]. Everything else is plain reading. Hints may be lost, late, repeated or reordered;
 //! a backend that cannot push may never give one.
 
+pub mod memory;
+
+pub use memory::Memory;
+
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
 use crate::error::StoreError;
 use bytes::Bytes;

@@ -18,3 +18,6 @@ mod server_error;
 pub use proxy::{Direction, Fault, MessageFault, Proxy};
 pub use redis_server::{RedisServer, RedisServerBuilder, Snapshot};
 pub use server_error::ServerError;
+//! Tools for testing what is built on this crate, and backing stores for it.
+
+pub mod conformance;

@@ -1,0 +1,345 @@
+//! What the embedded store keeps, and its steps, as a pure state machine.
+//!
+//! Time is passed in and hints come back in a list, so the same steps run behind a lock in
+//! production, in the seeded simulator and in the model checker. Nothing here counts what the
+//! protocol does not need: two states that behave alike are equal.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+use super::step::{LaneState, Step};
+use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
+use crate::store::{Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled};
+
+/// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
+/// same process to catch up after its queue of hints ran over.
+pub const DEFAULT_RETENTION: usize = 1_024;
+
+/// What a lane's epoch becomes when the server has a new life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Continuity {
+    /// Nothing shows that no write was lost: every older value is dead.
+    #[default]
+    Fence,
+    /// Values up to the fork point are still good: for stores that can show that all were kept.
+    Fork,
+}
+
+/// The state of an embedded store for one namespace; each method is one atomic step of the
+/// [`Link`](crate::store::Link) method of the same name.
+///
+/// `now_ms` is the server's clock. Hints to publish are pushed onto `hints`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemoryState {
+    incarnation: Incarnation,
+    continuity: Continuity,
+    retention: usize,
+    lane_capacity: usize,
+    lanes: BTreeMap<Lane, LaneState>,
+}
+
+impl MemoryState {
+    /// An empty store in its life `incarnation`, without a bound on values.
+    #[must_use]
+    pub fn new(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            continuity: Continuity::default(),
+            retention: DEFAULT_RETENTION,
+            lane_capacity: usize::MAX,
+            lanes: BTreeMap::new(),
+        }
+    }
+
+    /// The same with logs of at most `entries` entries; default [`DEFAULT_RETENTION`].
+    #[must_use]
+    pub fn with_retention(self, entries: usize) -> Self {
+        Self {
+            retention: entries,
+            ..self
+        }
+    }
+
+    /// The same with what happens to epochs in a new life of the server; default
+    /// [`Continuity::Fence`].
+    #[must_use]
+    pub fn with_continuity(self, continuity: Continuity) -> Self {
+        Self { continuity, ..self }
+    }
+
+    /// The same with at most `values` values (and leases) on each lane; the next one evicts another.
+    #[must_use]
+    pub fn with_lane_capacity(self, values: usize) -> Self {
+        Self {
+            lane_capacity: values.max(1),
+            ..self
+        }
+    }
+
+    /// The head of a lane.
+    #[must_use]
+    pub fn head(&self, lane: Lane) -> Option<Head> {
+        self.lanes.get(&lane)?.head
+    }
+
+    /// How many values and leases are kept, expired ones that were not yet swept included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lanes.values().map(|lane| lane.values.len()).sum()
+    }
+
+    /// Whether nothing is kept under any key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Opens or continues the epochs of `lanes`.
+    pub fn touch(
+        &mut self,
+        lanes: &[(Lane, Opening)],
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Vec<Head> {
+        let continuity = self.continuity;
+        let touch = |&(lane, opening): &(Lane, Opening)| {
+            let mut step = self.step(lane, now_ms, hints);
+            let head = step.open(opening);
+            if head.incarnation == step.incarnation {
+                head
+            } else {
+                step.renew(head, continuity, opening)
+            }
+        };
+        lanes.iter().map(touch).collect()
+    }
+
+    /// The heads of the lanes below `lanes`.
+    #[must_use]
+    pub fn poll(&self, lanes: u16, now_ms: u64) -> Polled {
+        Polled {
+            heads: (0..lanes).map(|lane| self.head(Lane(lane))).collect(),
+            incarnation: self.incarnation,
+            server_ms: now_ms,
+        }
+    }
+
+    /// At most `limit` entries of the log, from number `from` on.
+    #[must_use]
+    pub fn log_since(&self, lane: Lane, from: u64, limit: usize) -> Vec<LogEntry> {
+        let entries = self.lanes.get(&lane).into_iter().flat_map(|lane| &lane.log);
+        let wanted = entries.filter(|entry| entry.seq >= from).take(limit);
+        wanted.cloned().collect()
+    }
+
+    /// A value with its lane's head and its entity's floor.
+    #[must_use]
+    pub fn read(&self, place: Place<'_>, now_ms: u64) -> Found {
+        let lane = self.lanes.get(&place.lane);
+        Found {
+            head: lane.and_then(|lane| lane.head),
+            value: lane.and_then(|lane| lane.values.get(place.key, now_ms).cloned()),
+            floor: lane.and_then(|lane| lane.floors.get(place.entity).copied()),
+        }
+    }
+
+    /// Takes the right to fill a key.
+    pub fn lease(
+        &mut self,
+        place: Place<'_>,
+        request: LeaseRequest<'_>,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> LeaseReply {
+        let mut step = self.step(place.lane, now_ms, hints);
+        let head = step.open(request.opening);
+        let floor = step.floor(place.entity, head.at.seq);
+        LeaseReply {
+            head,
+            floor,
+            server_ms: now_ms,
+            state: step.lease(place.key, request, head, floor),
+        }
+    }
+
+    /// Stores a value under its lease; whether it was stored.
+    pub fn fill(
+        &mut self,
+        place: Place<'_>,
+        fill: Fill<'_>,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> bool {
+        let Some(mut step) = self.step_if_used(place.lane, now_ms, hints) else {
+            return false;
+        };
+        let waited = match (step.lane.head, step.leased(place.key, fill.token)) {
+            (Some(head), Some(waited)) if head.at.epoch == fill.epoch => waited,
+            _ => return false,
+        };
+        step.store(place.key, Bytes::copy_from_slice(fill.envelope), fill.ttl);
+        if waited {
+            step.announce_filled(place.hash);
+        }
+        true
+    }
+
+    /// Gives a lease back.
+    pub fn release(&mut self, place: Place<'_>, token: u64, now_ms: u64, hints: &mut Vec<Hint>) {
+        let Some(mut step) = self.step_if_used(place.lane, now_ms, hints) else {
+            return;
+        };
+        if let Some(waited) = step.leased(place.key, token) {
+            step.lane.values.remove(place.key);
+            if waited {
+                step.announce_filled(place.hash);
+            }
+        }
+    }
+
+    /// Removes values and leases, then logs and publishes.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of the port, and the step's own two"
+    )]
+    pub fn invalidate(
+        &mut self,
+        lane: Lane,
+        keys: &[Bytes],
+        hashes: &[u64],
+        nonce: Nonce,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Logged {
+        let mut step = self.step(lane, now_ms, hints);
+        for key in keys {
+            step.lane.values.remove(key);
+        }
+        let head = step.open(opening);
+        step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
+    }
+
+    /// Raises the floor of an entity, logs and publishes.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of the port, and the step's own two"
+    )]
+    pub fn clear(
+        &mut self,
+        lane: Lane,
+        entity: &str,
+        hash: u64,
+        nonce: Nonce,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Logged {
+        let mut step = self.step(lane, now_ms, hints);
+        let head = step.open(opening);
+        let logged = step.append(head, Kind::Clear, nonce, vec![hash]);
+        step.lane.floors.insert(entity.to_owned(), logged.at.seq);
+        logged
+    }
+
+    /// Opens an epoch that continues nothing, if the lane is still in `expected`.
+    pub fn fence(
+        &mut self,
+        lane: Lane,
+        expected: Epoch,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Head {
+        let mut step = self.step(lane, now_ms, hints);
+        let head = step.open(opening);
+        if head.at.epoch == expected {
+            step.renew(head, Continuity::Fence, opening)
+        } else {
+            head
+        }
+    }
+
+    /// A step that must not bring a lane into being.
+    fn step_if_used<'a>(
+        &'a mut self,
+        id: Lane,
+        now_ms: u64,
+        hints: &'a mut Vec<Hint>,
+    ) -> Option<Step<'a>> {
+        let used = self.lanes.contains_key(&id);
+        used.then(|| self.step(id, now_ms, hints))
+    }
+
+    fn step<'a>(&'a mut self, id: Lane, now_ms: u64, hints: &'a mut Vec<Hint>) -> Step<'a> {
+        Step {
+            id,
+            now_ms,
+            incarnation: self.incarnation,
+            retention: self.retention,
+            capacity: self.lane_capacity,
+            lane: self.lanes.entry(id).or_default(),
+            hints,
+        }
+    }
+}
+
+/// What may befall a server: for tests, the simulator and the model checker.
+#[cfg(any(test, feature = "testing"))]
+impl MemoryState {
+    /// The server restarts and has lost everything.
+    pub fn restart_empty(&mut self, incarnation: Incarnation) {
+        self.flush_all();
+        self.incarnation = incarnation;
+    }
+
+    /// The server restarts, or a replica is promoted, with what was kept in `snapshot`.
+    pub fn restart_from(&mut self, snapshot: Self, incarnation: Incarnation) {
+        *self = snapshot;
+        self.incarnation = incarnation;
+    }
+
+    /// Somebody removes everything while the server lives on.
+    pub fn flush_all(&mut self) {
+        self.lanes.clear();
+    }
+
+    /// The log of a lane is lost; its head stays.
+    pub fn trim_log(&mut self, lane: Lane) {
+        self.change(lane, |lane| lane.log.clear());
+    }
+
+    /// The server evicts what stands under a key; whether there was anything.
+    pub fn evict(&mut self, lane: Lane, key: &[u8]) -> bool {
+        let mut evicted = false;
+        self.change(lane, |lane| evicted = lane.values.remove(key));
+        evicted
+    }
+
+    /// The server evicts the head of a lane.
+    pub fn drop_head(&mut self, lane: Lane) {
+        self.change(lane, |lane| lane.head = None);
+    }
+
+    /// The server evicts the floor of an entity on a lane.
+    pub fn drop_floor(&mut self, lane: Lane, entity: &str) {
+        self.change(lane, |lane| {
+            lane.floors.remove(entity);
+        });
+    }
+
+    /// Changes a lane that is there, and forgets it if nothing is left, so that a lane that lost
+    /// everything equals one that was never used.
+    fn change(&mut self, id: Lane, change: impl FnOnce(&mut LaneState)) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            change(lane);
+            if *lane == LaneState::default() {
+                self.lanes.remove(&id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

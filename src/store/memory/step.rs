@@ -1,0 +1,199 @@
+//! What one step does on one lane.
+
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::layout::{Front, State, mark_waited};
+use super::state::Continuity;
+use super::values::Values;
+use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce, Position};
+use crate::store::{LeaseRequest, LeaseState, Logged, Opening};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct LaneState {
+    pub(super) head: Option<Head>,
+    pub(super) log: VecDeque<LogEntry>,
+    pub(super) values: Values,
+    pub(super) floors: BTreeMap<String, u64>,
+}
+
+/// One step on one lane.
+pub(super) struct Step<'a> {
+    pub(super) id: Lane,
+    pub(super) now_ms: u64,
+    pub(super) incarnation: Incarnation,
+    pub(super) retention: usize,
+    pub(super) capacity: usize,
+    pub(super) lane: &'a mut LaneState,
+    pub(super) hints: &'a mut Vec<Hint>,
+}
+
+impl Step<'_> {
+    /// The lane's head; opens an epoch if it has none.
+    pub(super) fn open(&mut self, opening: Opening) -> Head {
+        if let Some(head) = self.lane.head {
+            return head;
+        }
+        self.lane.log.clear();
+        let head = Head {
+            at: Position {
+                epoch: opening.epoch,
+                seq: 1,
+            },
+            nonce: opening.nonce,
+            incarnation: self.incarnation,
+            prev_epoch: Epoch(0),
+            fork_seq: 0,
+            last_pub_ms: self.now_ms,
+            fork: false,
+        };
+        self.log(head, Kind::Fence, Nonce(0), Vec::new());
+        head
+    }
+
+    /// Opens a new epoch behind `old`.
+    pub(super) fn renew(&mut self, old: Head, continuity: Continuity, opening: Opening) -> Head {
+        let (kind, fork) = match continuity {
+            Continuity::Fence => (Kind::Fence, false),
+            Continuity::Fork => (Kind::Fork, true),
+        };
+        let head = Head {
+            at: Position {
+                epoch: opening.epoch,
+                seq: old.at.seq + 1,
+            },
+            nonce: opening.nonce,
+            incarnation: self.incarnation,
+            prev_epoch: old.at.epoch,
+            fork_seq: old.at.seq,
+            last_pub_ms: self.now_ms,
+            fork,
+        };
+        self.log(head, kind, old.nonce, Vec::new());
+        head
+    }
+
+    pub(super) fn append(
+        &mut self,
+        old: Head,
+        kind: Kind,
+        nonce: Nonce,
+        hashes: Vec<u64>,
+    ) -> Logged {
+        let at = Position {
+            seq: old.at.seq + 1,
+            ..old.at
+        };
+        let head = Head {
+            at,
+            nonce,
+            last_pub_ms: self.now_ms,
+            ..old
+        };
+        self.log(head, kind, old.nonce, hashes);
+        Logged {
+            at,
+            prev: old.nonce,
+        }
+    }
+
+    /// Makes `head` the lane's head, logs the entry that leads to it, and publishes it.
+    fn log(&mut self, head: Head, kind: Kind, prev: Nonce, hashes: Vec<u64>) {
+        let entry = LogEntry {
+            seq: head.at.seq,
+            kind,
+            prev,
+            nonce: head.nonce,
+            hashes,
+        };
+        self.lane.head = Some(head);
+        self.lane.log.push_back(entry.clone());
+        let excess = self.lane.log.len().saturating_sub(self.retention);
+        self.lane.log.drain(..excess);
+        self.publish(head.at.epoch, entry);
+    }
+
+    /// Tells those who wait for a lease that it has ended. A hint only: it is not logged and has no
+    /// nonce. Without a head nobody could place it.
+    pub(super) fn announce_filled(&mut self, hash: u64) {
+        if let Some(head) = self.lane.head {
+            let entry = LogEntry {
+                seq: head.at.seq,
+                kind: Kind::Filled,
+                prev: Nonce(0),
+                nonce: Nonce(0),
+                hashes: vec![hash],
+            };
+            self.publish(head.at.epoch, entry);
+        }
+    }
+
+    fn publish(&mut self, epoch: Epoch, entry: LogEntry) {
+        self.hints.push(Hint {
+            lane: self.id,
+            epoch,
+            server_ms: self.now_ms,
+            entry,
+        });
+    }
+
+    /// The floor of an entity. One that is missing, or of a log that had grown longer before it was
+    /// lost, is set to where the log stands: what was filled before cannot be told from what was
+    /// cleared.
+    pub(super) fn floor(&mut self, entity: &str, seq: u64) -> u64 {
+        match self.lane.floors.get(entity) {
+            Some(floor) if *floor <= seq => *floor,
+            _ => {
+                self.lane.floors.insert(entity.to_owned(), seq);
+                seq
+            }
+        }
+    }
+
+    pub(super) fn lease(
+        &mut self,
+        key: &[u8],
+        request: LeaseRequest<'_>,
+        head: Head,
+        floor: u64,
+    ) -> LeaseState {
+        let continued = |epoch| epoch == head.at.epoch || head.fork && epoch == head.prev_epoch;
+        let found = self.lane.values.get(key, self.now_ms).cloned();
+        let found = found.and_then(|bytes| Some((Front::read(&bytes)?, bytes)));
+        let found = found.filter(|(front, _)| continued(front.epoch) && front.seq >= floor);
+        match found {
+            Some((front, bytes)) if matches!(front.state, State::Lease { .. }) => {
+                self.lane.values.replace(key, mark_waited(&bytes));
+                return LeaseState::Held;
+            }
+            Some((_, bytes)) if request.unusable != Some(&bytes[..]) => {
+                return LeaseState::Present(bytes);
+            }
+            _ => {}
+        }
+        let lease = Front {
+            state: State::Lease { waited: false },
+            token: request.token,
+            epoch: head.at.epoch,
+            seq: head.at.seq,
+        };
+        let bytes = Bytes::copy_from_slice(&lease.write());
+        self.store(key, bytes, Some(request.ttl));
+        LeaseState::Granted
+    }
+
+    /// Whether somebody waits for the lease with this token; `None` if it is not there.
+    pub(super) fn leased(&self, key: &[u8], token: u64) -> Option<bool> {
+        let front = Front::read(self.lane.values.get(key, self.now_ms)?)?;
+        match front.state {
+            State::Lease { waited } if front.token == token => Some(waited),
+            _ => None,
+        }
+    }
+
+    pub(super) fn store(&mut self, key: &[u8], bytes: Bytes, ttl: Option<Duration>) {
+        let (now_ms, capacity) = (self.now_ms, self.capacity);
+        self.lane.values.insert(key, bytes, ttl, now_ms, capacity);
+    }
+}

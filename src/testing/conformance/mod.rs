@@ -1,0 +1,143 @@
+//! The suite that every backing store must pass.
+//!
+//! [`store_conformance!`](crate::store_conformance) turns the suite into one test per claim;
+//! [`run`] runs all of it in one go. A claim that does not hold panics and says what was seen.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tidings::store::{Memory, Store};
+//!
+//! async fn memory() -> Arc<dyn Store> {
+//!     Arc::new(Memory::new())
+//! }
+//!
+//! tidings::store_conformance!(memory_conforms, memory);
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! # tidings::testing::conformance::run(memory).await;
+//! # }
+//! ```
+//!
+//! Each claim works in a namespace of its own, so claims may share one server and run at once. They
+//! need the store's real clock to move: under Tokio's paused time a claim about expiry would wait
+//! for a clock that nobody turns. Hints may be lost by the contract; on the machine where this suite
+//! runs none may be.
+
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod fills;
+mod harness;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod hints;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod log;
+
+pub use fills::*;
+pub use harness::Harness;
+pub use hints::*;
+pub use log::*;
+
+use crate::store::Store;
+use std::sync::Arc;
+
+/// Hands the list of all claims to the macro `$with`, after its own arguments.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __store_claims {
+    ([$($with:tt)+] $args:tt) => {
+        $($with)+! {
+            $args
+            // The log.
+            touch_opens_an_epoch_where_there_is_none
+            touch_keeps_what_stands
+            touch_answers_in_the_order_asked
+            an_invalidation_of_an_empty_lane_opens_an_epoch
+            entries_chain_by_nonce_without_holes
+            concurrent_invalidations_of_two_links_make_one_chain
+            log_since_starts_at_the_number_asked_and_keeps_the_limit
+            a_fence_opens_an_epoch_that_continues_nothing
+            a_fence_that_expects_another_epoch_changes_nothing
+            a_poll_gives_every_head_in_order_and_none_where_there_is_none
+            // Leases and fills.
+            concurrent_leases_grant_one
+            a_lease_ends_with_its_ttl
+            a_fill_under_the_lease_is_read_back
+            a_fill_after_an_invalidation_is_refused
+            a_fill_after_a_fence_is_refused
+            a_fill_with_another_token_is_refused
+            a_repeated_fill_is_refused
+            a_release_frees_the_key
+            a_release_with_another_token_frees_nothing
+            a_present_value_wins_over_the_lease
+            unusable_bytes_count_as_absent_only_while_they_stand_there
+            a_clear_raises_the_floor_above_what_was_stored
+            a_lease_sets_a_missing_floor
+            a_value_of_a_dead_epoch_counts_as_absent
+            one_invalidation_removes_many_values
+            any_bytes_are_kept_as_they_are
+            a_value_without_ttl_outlives_those_with_one
+            a_ttl_below_the_resolution_rounds_up
+            two_namespaces_share_nothing
+            // Hints.
+            hints_carry_the_entries_of_the_log
+            every_link_hears_what_is_published_after_its_connect
+            a_waiter_hears_of_the_fill
+            a_waiter_hears_of_the_release
+            a_fill_that_nobody_waits_for_is_silent
+            two_namespaces_do_not_hear_each_other
+        }
+    };
+}
+
+/// Declares a module `$name` with one `#[tokio::test]` for each claim of the suite.
+///
+/// `$make` is an async function or closure without arguments that gives an `Arc<dyn Store>`; it is
+/// called once for each claim. See [`testing::conformance`](crate::testing::conformance).
+#[macro_export]
+macro_rules! store_conformance {
+    ($name:ident, $make:expr) => {
+        mod $name {
+            #[allow(unused_imports, reason = "what the store is made of may stand outside")]
+            use super::*;
+            $crate::__store_claims!([$crate::__store_claim_tests]($make));
+        }
+    };
+}
+
+/// One test for each claim.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __store_claim_tests {
+    (($make:expr) $($claim:ident)*) => {$(
+        #[::tokio::test]
+        async fn $claim() {
+            let harness = $crate::testing::conformance::Harness::new(($make)().await);
+            $crate::testing::conformance::$claim(&harness).await;
+        }
+    )*};
+}
+
+macro_rules! run_claims {
+    (($make:ident) $($claim:ident)*) => {$(
+        $claim(&Harness::new($make().await)).await;
+    )*};
+}
+
+/// Runs every claim of the suite, one after the other, each on a store of `make`.
+///
+/// # Panics
+/// At the first claim that does not hold.
+///
+/// # Cancel safety
+/// Cancel safe; what the claims stored stays in their namespaces.
+pub async fn run(make: impl AsyncFn() -> Arc<dyn Store>) {
+    __store_claims!([run_claims](make));
+}
