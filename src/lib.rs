@@ -18,4 +18,11 @@ mod time;
 
 pub use codec::CodecError;
 pub use key::{Key, KeyBuf};
+mod local;
+mod time;
+
+pub use local::LocalEngine;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use local::probe;
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
