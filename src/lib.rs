@@ -11,6 +11,7 @@ mod flight;
 #[cfg(test)]
 mod golden;
 mod key;
+mod local;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -18,9 +19,6 @@ mod time;
 
 pub use codec::CodecError;
 pub use key::{Key, KeyBuf};
-mod local;
-mod time;
-
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
