@@ -13,6 +13,11 @@
 pub mod memory;
 
 pub use memory::Memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+#[cfg(feature = "redis")]
+pub use self::redis::Redis;
 
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
 use crate::error::StoreError;

@@ -1,0 +1,166 @@
+//! What the server or the connection says, as an error of the port.
+//!
+//! The texts of the server are passed on only where they cannot hold arguments: an argument may be a
+//! value or part of one.
+
+use crate::error::{StoreError, StoreErrorKind};
+use ::redis::{ErrorKind, RedisError, ServerError};
+
+/// An error of the connection, or of a command that it sent by itself.
+pub(super) fn of_client(operation: &'static str, error: &RedisError) -> StoreError {
+    if let Some(code) = error.code() {
+        return of_code(operation, code, error.detail().unwrap_or_default());
+    }
+    let (kind, detail) = match error.kind() {
+        ErrorKind::AuthenticationFailed => (StoreErrorKind::Auth, None),
+        ErrorKind::Io if error.is_timeout() => (StoreErrorKind::Timeout, None),
+        ErrorKind::Io => (StoreErrorKind::Unavailable, Some(error.to_string())),
+        ErrorKind::InvalidClientConfig => (StoreErrorKind::Config, None),
+        _ => (StoreErrorKind::Protocol, None),
+    };
+    with_detail(StoreError::new(kind, operation), detail)
+}
+
+/// An error that the server answered with.
+pub(super) fn of_server(operation: &'static str, error: &ServerError) -> StoreError {
+    of_code(operation, error.code(), error.details().unwrap_or_default())
+}
+
+fn of_code(operation: &'static str, code: &str, text: &str) -> StoreError {
+    let kind = kind_of(code, text);
+    let detail = if is_harmless(code, text) {
+        format!("{code} {text}")
+    } else {
+        code.to_owned()
+    };
+    with_detail(StoreError::new(kind, operation), Some(detail))
+}
+
+fn with_detail(error: StoreError, detail: Option<String>) -> StoreError {
+    match detail {
+        Some(detail) => error.with_detail(detail),
+        None => error,
+    }
+}
+
+fn kind_of(code: &str, text: &str) -> StoreErrorKind {
+    let says = |words: &str| text.contains(words);
+    match code {
+        "OOM" => StoreErrorKind::Full,
+        "READONLY" | "MISCONF" | "NOREPLICAS" | "MASTERDOWN" => StoreErrorKind::ReadOnly,
+        "NOPERM" => StoreErrorKind::Denied,
+        "NOAUTH" | "WRONGPASS" => StoreErrorKind::Auth,
+        "LOADING" | "BUSY" | "TRYAGAIN" => StoreErrorKind::Busy,
+        "CLUSTERDOWN" => StoreErrorKind::Unavailable,
+        "MOVED" | "ASK" | "CROSSSLOT" | "NOPROTO" => StoreErrorKind::Unsupported,
+        "ERR" if says("max number of clients") => StoreErrorKind::Unavailable,
+        "ERR" if says("DB index is out of range") => StoreErrorKind::Config,
+        "ERR" if says("unknown command") || says("Unknown Redis command") => {
+            StoreErrorKind::Unsupported
+        }
+        // How scripts report what the user may not do.
+        "ERR" if says("can't run this command") || says("can't access at least one") => {
+            StoreErrorKind::Denied
+        }
+        _ => StoreErrorKind::Protocol,
+    }
+}
+
+fn is_harmless(code: &str, text: &str) -> bool {
+    match code {
+        "NOPERM" => text.contains("permissions to run"),
+        "OOM" | "READONLY" | "MISCONF" | "NOREPLICAS" | "MASTERDOWN" | "NOAUTH" | "WRONGPASS"
+        | "LOADING" | "BUSY" | "CLUSTERDOWN" => true,
+        // Errors of our own scripts name a line and no data.
+        _ => text.contains("@user_script") || text.contains("max number of clients"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::redis::{Value, parse_redis_value};
+
+    fn of(line: &str) -> StoreError {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
+            Ok(Value::ServerError(refused)) => of_server("read", &refused),
+            other => panic!("{line} is no error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn answers_of_the_server_have_the_kind_that_tells_what_to_do() {
+        use StoreErrorKind::{
+            Auth, Busy, Config, Denied, Full, Protocol, ReadOnly, Unavailable, Unsupported,
+        };
+        for (line, kind) in [
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                Full,
+            ),
+            (
+                "READONLY You can't write against a read only replica.",
+                ReadOnly,
+            ),
+            (
+                "MISCONF Redis is configured to save RDB snapshots",
+                ReadOnly,
+            ),
+            ("NOREPLICAS Not enough good replicas to write.", ReadOnly),
+            (
+                "NOPERM this user has no permissions to run the 'get' command",
+                Denied,
+            ),
+            ("NOAUTH Authentication required.", Auth),
+            ("WRONGPASS invalid username-password pair", Auth),
+            ("LOADING Redis is loading the dataset in memory", Busy),
+            ("BUSY Redis is busy running a script.", Busy),
+            ("TRYAGAIN Multiple keys request during rehashing", Busy),
+            ("CLUSTERDOWN The cluster is down", Unavailable),
+            ("ERR max number of clients reached", Unavailable),
+            ("ERR DB index is out of range", Config),
+            (
+                "ERR unknown command 'XADD', with args beginning with: ",
+                Unsupported,
+            ),
+            ("MOVED 3999 127.0.0.1:6381", Unsupported),
+            ("WRONGTYPE Operation against a key", Protocol),
+            ("ERR anything", Protocol),
+            ("RUBBISH", Protocol),
+        ] {
+            assert_eq!(of(line).kind(), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn texts_that_may_hold_arguments_are_left_out() {
+        let error = of("ERR unknown command 'GEET', with args beginning with: 'hunter2'");
+        assert_eq!(
+            error.to_string(),
+            "store is of an unsupported kind in read: ERR"
+        );
+        let error = of("NOPERM No permissions to access the 'hunter2' key");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error}");
+        let error = of("OOM command not allowed");
+        assert!(
+            error.to_string().ends_with("OOM command not allowed"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn broken_connections_and_rubbish_are_told_apart() {
+        use std::io::{
+            Error,
+            ErrorKind::{BrokenPipe, TimedOut},
+        };
+        let kind = |error: RedisError| of_client("read", &error).kind();
+        assert_eq!(
+            kind(Error::from(BrokenPipe).into()),
+            StoreErrorKind::Unavailable
+        );
+        assert_eq!(kind(Error::from(TimedOut).into()), StoreErrorKind::Timeout);
+        let rubbish = parse_redis_value(b"HTTP/1.1 400 Bad Request\r\n").expect_err("rubbish");
+        assert_eq!(kind(rubbish), StoreErrorKind::Protocol);
+    }
+}

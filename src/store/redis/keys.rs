@@ -1,0 +1,91 @@
+//! How the keys of a namespace are named. `{ns:xx}` holds a lane together in one slot of a cluster.
+
+use crate::coherence::Lane;
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{Namespace, StoreResult};
+use ::redis::{RedisWrite, ToRedisArgs};
+use std::io::Write;
+
+/// The names of a namespace.
+pub(super) struct Keys {
+    /// The channel of its hints.
+    pub(super) channel: String,
+    /// The key that the write of a poll is aimed at; never there.
+    pub(super) beacon: String,
+    lanes: Vec<LaneKeys>,
+}
+
+/// The names of a lane.
+pub(super) struct LaneKeys {
+    /// The lane, as the scripts take it.
+    pub(super) lane: [u8; 2],
+    pub(super) head: String,
+    pub(super) log: String,
+    value: String,
+    floor: String,
+}
+
+impl Keys {
+    pub(super) fn new(namespace: &Namespace) -> Self {
+        let name = &namespace.name;
+        Self {
+            channel: format!("{{{name}}}c"),
+            beacon: format!("{{{name}:00}}b"),
+            lanes: namespace
+                .lanes()
+                .map(|lane| LaneKeys::new(name, lane))
+                .collect(),
+        }
+    }
+
+    pub(super) fn lanes(&self) -> &[LaneKeys] {
+        &self.lanes
+    }
+
+    pub(super) fn lane(&self, lane: Lane) -> StoreResult<&LaneKeys> {
+        self.lanes.get(usize::from(lane.0)).ok_or_else(|| {
+            StoreError::new(StoreErrorKind::Config, "address")
+                .with_detail("the lane is not one of the namespace")
+        })
+    }
+}
+
+impl LaneKeys {
+    fn new(name: &str, lane: Lane) -> Self {
+        let tag = format!("{{{name}:{:02x}}}", lane.0);
+        Self {
+            lane: lane.0.to_be_bytes(),
+            head: format!("{tag}h"),
+            log: format!("{tag}s"),
+            value: format!("{tag}v:"),
+            floor: format!("{tag}f:"),
+        }
+    }
+
+    pub(super) fn value<'a>(&'a self, key: &'a [u8]) -> Key<'a> {
+        Key(&self.value, key)
+    }
+
+    pub(super) fn floor<'a>(&'a self, entity: &'a str) -> Key<'a> {
+        Key(&self.floor, entity.as_bytes())
+    }
+}
+
+/// A key in two parts, joined where the command is written: no allocation of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Key<'a>(&'a str, &'a [u8]);
+
+impl Key<'_> {
+    pub(super) fn len(&self) -> usize {
+        self.0.len() + self.1.len()
+    }
+}
+
+impl ToRedisArgs for Key<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut arg = out.writer_for_next_arg();
+        arg.write_all(self.0.as_bytes())
+            .and_then(|()| arg.write_all(self.1))
+            .expect("commands are written into memory, which does not fail");
+    }
+}

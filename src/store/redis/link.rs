@@ -1,0 +1,288 @@
+//! The link: one multiplexed connection for commands.
+
+use super::error;
+use super::keys::{Key, Keys, LaneKeys};
+use super::reply::{self, Reply};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TOUCH};
+use super::server;
+use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
+use crate::store::{
+    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
+    StoreResult,
+};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, Pipeline, Value};
+use bytes::Bytes;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A connection for one namespace. Never reconnects.
+pub(super) struct RedisLink {
+    connection: MultiplexedConnection,
+    keys: Keys,
+    /// The life of the server as last seen. It can change under a living connection: the server
+    /// draws a new replication id when its first replica attaches.
+    incarnation: AtomicU64,
+    poll: Pipeline,
+}
+
+impl RedisLink {
+    pub(super) fn new(
+        connection: MultiplexedConnection,
+        keys: Keys,
+        incarnation: Incarnation,
+    ) -> Self {
+        let poll = poll_commands(&keys);
+        Self {
+            connection,
+            keys,
+            incarnation: AtomicU64::new(incarnation.0),
+            poll,
+        }
+    }
+
+    /// A call of `step`, which may have to open an epoch, up to its own keys.
+    ///
+    /// Keys and arguments travel in one list, so the step's own keys are written between the two
+    /// parts that are common to all steps.
+    fn opening_call(&self, step: &Step, keys: &LaneKeys, own: &[Key<'_>], opening: Opening) -> Cmd {
+        let mut call = step.call(2 + own.len());
+        call.arg(&keys.head).arg(&keys.log).arg(own);
+        self.common_args(&mut call, keys);
+        call.arg(&word(self.incarnation.load(Ordering::Relaxed)));
+        call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
+        call
+    }
+
+    /// A call of `step`, which touches one value and opens nothing.
+    fn value_call(&self, step: &Step, keys: &LaneKeys, place: Place<'_>) -> Cmd {
+        let mut call = step.call(2);
+        call.arg(&keys.head).arg(keys.value(place.key));
+        self.common_args(&mut call, keys);
+        call.arg(&word(place.hash));
+        call
+    }
+
+    fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
+        call.arg(&keys.lane[..]).arg(&self.keys.channel);
+    }
+
+    async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
+        step.run(&mut self.connection.clone(), call).await
+    }
+
+    async fn pipeline(
+        &self,
+        operation: &'static str,
+        commands: &Pipeline,
+    ) -> StoreResult<Vec<Value>> {
+        let mut connection = self.connection.clone();
+        let answers = connection.send_packed_commands(commands, 0, commands.len());
+        let answers = answers.await;
+        answers.map_err(|failed| error::of_client(operation, &failed))
+    }
+
+    async fn command(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Reply> {
+        let answer = self.connection.clone().send_packed_command(cmd).await;
+        let answer = answer.map_err(|failed| error::of_client(operation, &failed))?;
+        Reply::new(operation, answer)
+    }
+}
+
+impl Link for RedisLink {
+    fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
+        Box::pin(async move {
+            // A pipeline cannot repeat what the server did not know, so it brings the script along.
+            let mut commands = ::redis::pipe();
+            commands.add_command(TOUCH.load());
+            for &(lane, opening) in lanes {
+                let keys = self.keys.lane(lane)?;
+                commands.add_command(self.opening_call(&TOUCH, keys, &[], opening));
+            }
+            let operation = TOUCH.operation();
+            let answers = self.pipeline(operation, &commands).await?;
+            let mut replies = answers
+                .into_iter()
+                .map(|answer| Reply::new(operation, answer));
+            let _loaded = replies.next().transpose()?;
+            let heads = replies.map(|head| head?.head());
+            heads.collect()
+        })
+    }
+
+    fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
+        Box::pin(async move {
+            let answers = self.pipeline("poll", &self.poll).await?;
+            let [heads, replication, time, _written] = Reply::pipeline("poll", answers)?;
+            let incarnation = server::incarnation("poll", &replication.text()?)?;
+            self.incarnation.store(incarnation.0, Ordering::Relaxed);
+            Ok(Polled {
+                heads: heads.array()?.into_iter().map(reply::head).collect(),
+                incarnation,
+                server_ms: time.time()?,
+            })
+        })
+    }
+
+    fn log_since(
+        &self,
+        lane: Lane,
+        from: u64,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<LogEntry>>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(lane)?;
+            if limit == 0 {
+                return Ok(Vec::new());
+            }
+            let mut cmd = ::redis::cmd("XRANGE");
+            cmd.arg(&keys.log).arg(format!("{from}-0")).arg("+");
+            cmd.arg("COUNT")
+                .arg(u32::try_from(limit).unwrap_or(u32::MAX));
+            match self.connection.clone().send_packed_command(&cmd).await {
+                // Something else stands where the log should be: nothing of the log is there.
+                Ok(Value::ServerError(refused)) if refused.code() == "WRONGTYPE" => Ok(Vec::new()),
+                Ok(answer) => Reply::new("read the log", answer)?.entries(),
+                Err(failed) => Err(error::of_client("read the log", &failed)),
+            }
+        })
+    }
+
+    fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let (value, floor) = (keys.value(place.key), keys.floor(place.entity));
+            let len = "MGET".len() + value.len() + keys.head.len() + floor.len();
+            let mut cmd = Cmd::with_capacity(4, len);
+            cmd.arg("MGET").arg(value).arg(&keys.head).arg(floor);
+            let [value, head, floor] = self.command("read", &cmd).await?.items()?;
+            Ok(Found {
+                head: reply::head(head),
+                value: reply::stored(value),
+                floor: reply::number(floor),
+            })
+        })
+    }
+
+    fn lease<'a>(
+        &'a self,
+        place: Place<'a>,
+        request: LeaseRequest<'a>,
+    ) -> BoxFuture<'a, StoreResult<LeaseReply>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let own = [keys.value(place.key), keys.floor(place.entity)];
+            let mut call = self.opening_call(&LEASE, keys, &own, request.opening);
+            call.arg(&word(request.token)).arg(millis(request.ttl));
+            if let Some(unusable) = request.unusable {
+                call.arg(unusable);
+            }
+            self.run(&LEASE, &call).await?.lease()
+        })
+    }
+
+    fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let mut call = self.value_call(&FILL, keys, place);
+            call.arg(&word(fill.token)).arg(&word(fill.epoch.0));
+            call.arg(fill.envelope);
+            if let Some(ttl) = fill.ttl {
+                call.arg(millis(ttl));
+            }
+            self.run(&FILL, &call).await?.flag()
+        })
+    }
+
+    fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let mut call = self.value_call(&RELEASE, keys, place);
+            call.arg(&word(token));
+            self.run(&RELEASE, &call).await?.flag().map(|_was_there| ())
+        })
+    }
+
+    fn invalidate<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        Box::pin(async move {
+            let names = self.keys.lane(lane)?;
+            let own: Vec<_> = keys.iter().map(|key| names.value(key)).collect();
+            let mut call = self.opening_call(&INVALIDATE, names, &own, opening);
+            call.arg(&word(nonce.0));
+            call.arg(
+                hashes
+                    .iter()
+                    .flat_map(|hash| word(*hash))
+                    .collect::<Vec<u8>>(),
+            );
+            self.run(&INVALIDATE, &call).await?.logged()
+        })
+    }
+
+    fn clear<'a>(
+        &'a self,
+        lane: Lane,
+        entity: &'a str,
+        hash: u64,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(lane)?;
+            let mut call = self.opening_call(&CLEAR, keys, &[keys.floor(entity)], opening);
+            call.arg(&word(nonce.0)).arg(&word(hash));
+            self.run(&CLEAR, &call).await?.logged()
+        })
+    }
+
+    fn fence(
+        &self,
+        lane: Lane,
+        expected: Epoch,
+        opening: Opening,
+    ) -> BoxFuture<'_, StoreResult<Head>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(lane)?;
+            let mut call = self.opening_call(&FENCE, keys, &[], opening);
+            call.arg(&word(expected.0));
+            self.run(&FENCE, &call).await?.head()
+        })
+    }
+}
+
+/// Heads, life and clock of the server, then the proof that it still takes writes.
+///
+/// The write removes a key that is not there. Like every write it is refused by a replica, by a
+/// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
+/// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
+/// refusal comes before the others.
+fn poll_commands(keys: &Keys) -> Pipeline {
+    let mut commands = ::redis::pipe();
+    commands.cmd("MGET");
+    for lane in keys.lanes() {
+        commands.arg(&lane.head);
+    }
+    commands.cmd("INFO").arg("replication");
+    commands.cmd("TIME");
+    commands.cmd("UNLINK").arg(&keys.beacon);
+    commands
+}
+
+/// A 64-bit value as scripts and stored bytes hold it.
+fn word(value: u64) -> [u8; 8] {
+    value.to_be_bytes()
+}
+
+/// A time to live in milliseconds, rounded up, within what the server takes.
+fn millis(ttl: Duration) -> u64 {
+    const LONGEST: u128 = 1 << 52;
+    let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, LONGEST);
+    u64::try_from(millis).expect("clamped to 52 bits")
+}

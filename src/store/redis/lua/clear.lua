@@ -1,0 +1,5 @@
+-- KEYS[3] floor; ARGV[6] nonce, ARGV[7] hash of the entity.
+local head = open()
+local prev = append(head, CLEAR, ARGV[6], ARGV[7])
+redis.call('SET', KEYS[3], decimal(head.seq))
+return head.epoch .. word(head.seq) .. prev

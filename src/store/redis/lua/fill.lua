@@ -1,0 +1,12 @@
+-- KEYS[2] value; ARGV[3] hash, ARGV[4] token, ARGV[5] epoch, ARGV[6] envelope, ARGV[7] milliseconds, if it expires.
+local head = head_bytes()
+if not head or head:sub(1, 8) ~= ARGV[5] then return 0 end
+local token, waited = lease_of(KEYS[2])
+if token ~= ARGV[4] then return 0 end
+if ARGV[7] then
+  redis.call('SET', KEYS[2], ARGV[6], 'PX', ARGV[7])
+else
+  redis.call('SET', KEYS[2], ARGV[6])
+end
+if waited then wake(head, ARGV[3]) end
+return 1

@@ -1,0 +1,59 @@
+-- Shared by the steps that may have to open an epoch.
+-- KEYS[2] log of the lane; ARGV[3] incarnation, ARGV[4] epoch and ARGV[5] nonce to open with.
+local LOG_LEN = 10000
+
+local function encode(head)
+  return head.epoch .. word(head.seq) .. head.nonce .. head.incarnation .. head.prev_epoch
+    .. head.fork_seq .. struct.pack('>I6', head.ms) .. head.flags
+end
+
+local function log(seq, entry)
+  return redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', LOG_LEN, decimal(seq) .. '-0', 'e', entry)
+end
+
+-- Moves the head on by one entry, logs and publishes it. Gives the nonce of the entry before.
+local function append(head, kind, nonce, hashes)
+  local prev = head.nonce
+  head.seq, head.nonce, head.ms = head.seq + 1, nonce, now_ms()
+  redis.call('SET', KEYS[1], encode(head))
+  local entry = '\1' .. kind .. prev .. nonce .. hashes
+  local logged = log(head.seq, entry)
+  if type(logged) == 'table' and logged.err then
+    -- A log that is ahead of its head, or is no log, belongs to nothing any more.
+    redis.call('UNLINK', KEYS[2])
+    logged = log(head.seq, entry)
+    if type(logged) == 'table' and logged.err then error(logged) end
+  end
+  publish(kind, head.epoch, word(head.seq), prev, nonce, head.ms, hashes)
+  return prev
+end
+
+-- Opens a new epoch that continues nothing. Numbers go on, so that the log stays one ordered stream.
+local function fence(head)
+  head.prev_epoch, head.fork_seq = head.epoch, word(head.seq)
+  head.epoch, head.incarnation, head.flags = ARGV[4], ARGV[3], '\0\0'
+  append(head, FENCE, ARGV[5], '')
+end
+
+-- The head of the lane; a lane without one gets a new epoch.
+local function open()
+  local bytes = head_bytes()
+  if bytes then
+    local seq = struct.unpack('>I8', bytes, 9)
+    if seq >= 1 and seq < 2 ^ 48 then
+      return {
+        epoch = bytes:sub(1, 8), seq = seq, nonce = bytes:sub(17, 24),
+        incarnation = bytes:sub(25, 32), prev_epoch = bytes:sub(33, 40),
+        fork_seq = bytes:sub(41, 48), ms = struct.unpack('>I6', bytes, 49),
+        flags = bytes:sub(55, 56),
+      }
+    end
+  end
+  redis.call('UNLINK', KEYS[1], KEYS[2])
+  local head = {
+    epoch = ARGV[4], seq = 0, nonce = NONE, incarnation = ARGV[3],
+    prev_epoch = NONE, fork_seq = NONE, ms = 0, flags = '\0\0',
+  }
+  append(head, FENCE, ARGV[5], '')
+  return head
+end

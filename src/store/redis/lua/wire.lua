@@ -1,0 +1,40 @@
+-- Shared by every step: bytes on the wire and under the keys.
+-- KEYS[1] head of the lane; ARGV[1] lane (2 bytes), ARGV[2] channel.
+-- Epochs, nonces, tokens and hashes are opaque bytes here and never numbers: a Lua number holds 53 bits.
+local INVALIDATE, CLEAR, FENCE, FILLED = '\1', '\2', '\4', '\5'
+local NONE = string.rep('\0', 8)
+local MAGIC, VALUE, ABSENT, LEASE = 215, 1, 2, 3
+
+local function word(number) return struct.pack('>I8', number) end
+
+-- %.0f because tostring() turns to an exponent at 15 digits.
+local function decimal(number) return string.format('%.0f', number) end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function publish(kind, epoch, seq, prev, nonce, ms, hashes)
+  redis.call('PUBLISH', ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
+    .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes)
+end
+
+-- The stored head, or nil if there is none or something else stands in its place.
+local function head_bytes()
+  local bytes = redis.pcall('GET', KEYS[1])
+  if type(bytes) == 'string' and #bytes == 56 then return bytes end
+end
+
+-- The token of the lease under `key` and whether somebody waits for it; nil if there is no lease.
+local function lease_of(key)
+  local bytes = redis.pcall('GETRANGE', key, 0, 27)
+  if type(bytes) ~= 'string' or #bytes < 28 then return nil end
+  if bytes:byte(1) ~= MAGIC or bytes:byte(3) ~= LEASE then return nil end
+  return bytes:sub(5, 12), bytes:byte(4) == 1
+end
+
+-- Tells the waiters for `hash` to look again.
+local function wake(head, hash)
+  publish(FILLED, head:sub(1, 8), head:sub(9, 16), NONE, NONE, now_ms(), hash)
+end

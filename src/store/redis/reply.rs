@@ -1,0 +1,284 @@
+//! Taking answers apart. What does not have the expected form is a protocol error, never a panic.
+
+use super::error;
+use crate::coherence::{Epoch, Head, LogEntry, Nonce, Position};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{LeaseReply, LeaseState, Logged, StoreResult};
+use ::redis::Value;
+use bytes::Bytes;
+
+/// An answer of the server that is not an error, and what was asked.
+pub(super) struct Reply {
+    operation: &'static str,
+    value: Value,
+}
+
+impl Reply {
+    pub(super) fn new(operation: &'static str, value: Value) -> StoreResult<Self> {
+        match value {
+            Value::ServerError(refused) => Err(error::of_server(operation, &refused)),
+            value => Ok(Self { operation, value }),
+        }
+    }
+
+    fn malformed(operation: &'static str) -> StoreError {
+        StoreError::new(StoreErrorKind::Protocol, operation)
+            .with_detail("the answer does not have the expected form")
+    }
+
+    fn of<T>(operation: &'static str, value: Option<T>) -> StoreResult<T> {
+        value.ok_or_else(|| Self::malformed(operation))
+    }
+
+    pub(super) fn array(self) -> StoreResult<Vec<Value>> {
+        match self.value {
+            Value::Array(items) => Ok(items),
+            _ => Err(Self::malformed(self.operation)),
+        }
+    }
+
+    pub(super) fn items<const N: usize>(self) -> StoreResult<[Value; N]> {
+        let operation = self.operation;
+        Self::of(operation, self.array()?.try_into().ok())
+    }
+
+    pub(super) fn text(self) -> StoreResult<String> {
+        let bytes = bytes(self.value);
+        Self::of(
+            self.operation,
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()),
+        )
+    }
+
+    pub(super) fn flag(self) -> StoreResult<bool> {
+        match self.value {
+            Value::Int(number) => Ok(number == 1),
+            _ => Err(Self::malformed(self.operation)),
+        }
+    }
+
+    pub(super) fn head(self) -> StoreResult<Head> {
+        let operation = self.operation;
+        Self::of(operation, head(self.value))
+    }
+
+    /// `epoch 8 · seq 8 · prev nonce 8`.
+    pub(super) fn logged(self) -> StoreResult<Logged> {
+        let operation = self.operation;
+        let words = bytes(self.value).and_then(|bytes| words::<3>(&bytes));
+        let [epoch, seq, prev] = Self::of(operation, words)?;
+        Ok(Logged {
+            at: Position {
+                epoch: Epoch(epoch),
+                seq,
+            },
+            prev: Nonce(prev),
+        })
+    }
+
+    /// `[state, head, floor, server ms, value if present]`, as `lease.lua` gives it.
+    pub(super) fn lease(self) -> StoreResult<LeaseReply> {
+        let operation = self.operation;
+        let mut items = self.array()?.into_iter();
+        let mut read = || {
+            let state = number(items.next()?)?;
+            let head = head(items.next()?)?;
+            let floor = number(items.next()?)?;
+            let server_ms = number(items.next()?)?;
+            let state = match state {
+                1 => LeaseState::Granted,
+                2 => LeaseState::Held,
+                3 => LeaseState::Present(bytes(items.next()?)?.into()),
+                _ => return None,
+            };
+            Some(LeaseReply {
+                head,
+                floor,
+                server_ms,
+                state,
+            })
+        };
+        Self::of(operation, read())
+    }
+
+    /// The answer to `TIME`, in milliseconds.
+    pub(super) fn time(self) -> StoreResult<u64> {
+        let operation = self.operation;
+        let [seconds, micros] = self.items()?;
+        let read = || {
+            let millis = number(seconds)?.checked_mul(1000)?;
+            millis.checked_add(number(micros)? / 1000)
+        };
+        Self::of(operation, read())
+    }
+
+    /// The answer to `XRANGE`, without what is not ours.
+    pub(super) fn entries(self) -> StoreResult<Vec<LogEntry>> {
+        Ok(self.array()?.into_iter().filter_map(entry).collect())
+    }
+
+    /// The answers to a pipeline of `N` commands, none of them an error.
+    pub(super) fn pipeline<const N: usize>(
+        operation: &'static str,
+        answers: Vec<Value>,
+    ) -> StoreResult<[Self; N]> {
+        let replies = answers
+            .into_iter()
+            .map(|answer| Self::new(operation, answer));
+        let replies = replies.collect::<StoreResult<Vec<_>>>()?;
+        Self::of(operation, replies.try_into().ok())
+    }
+}
+
+/// The bytes of a string.
+pub(super) fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// A stored value, without copying it.
+pub(super) fn stored(value: Value) -> Option<Bytes> {
+    bytes(value).map(Bytes::from)
+}
+
+/// A head, if that is what the bytes are.
+pub(super) fn head(value: Value) -> Option<Head> {
+    Head::decode(&bytes(value)?)
+}
+
+/// A number that is not negative: an integer, or a string of decimal digits.
+pub(super) fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).ok(),
+        Value::BulkString(digits) => decimal(&digits),
+        _ => None,
+    }
+}
+
+fn decimal(digits: &[u8]) -> Option<u64> {
+    // `parse` alone would take a sign.
+    let digits = digits.first()?.is_ascii_digit().then_some(digits)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words: &[[u8; 8]; N] = words.try_into().ok()?;
+    rest.is_empty().then(|| words.map(u64::from_be_bytes))
+}
+
+/// `[id, [field, value, …]]` with the id `seq-0` and the field `e`.
+fn entry(value: Value) -> Option<LogEntry> {
+    let Value::Array(pair) = value else {
+        return None;
+    };
+    let [id, fields] = <[Value; 2]>::try_from(pair).ok()?;
+    let seq = decimal(bytes(id)?.strip_suffix(b"-0")?)?;
+    let Value::Array(fields) = fields else {
+        return None;
+    };
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        if bytes(name)? == b"e" {
+            return LogEntry::decode(seq, &bytes(value)?);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coherence::{HEAD_LEN, Kind};
+
+    fn bulk(bytes: impl AsRef<[u8]>) -> Value {
+        Value::BulkString(bytes.as_ref().to_vec())
+    }
+
+    fn reply(value: Value) -> Reply {
+        Reply::new("read", value).expect("no error of the server")
+    }
+
+    #[test]
+    fn rubbish_of_any_form_is_a_protocol_error() {
+        let rubbish = [
+            Value::Nil,
+            Value::Okay,
+            Value::Int(-1),
+            bulk([]),
+            bulk([0xFF; HEAD_LEN + 1]),
+            Value::SimpleString("PONG".to_owned()),
+            Value::Array(Vec::new()),
+            Value::Array(vec![Value::Nil, Value::Int(-1), bulk("x")]),
+            Value::Array(vec![
+                Value::Int(3),
+                bulk([0; HEAD_LEN]),
+                Value::Int(1),
+                Value::Int(1),
+            ]),
+            Value::Array(vec![
+                Value::Int(9),
+                bulk([0; HEAD_LEN]),
+                Value::Int(1),
+                Value::Int(1),
+            ]),
+        ];
+        for value in rubbish {
+            let kinds = [
+                reply(value.clone()).head().err(),
+                reply(value.clone()).logged().err(),
+                reply(value.clone()).lease().err(),
+                reply(value.clone()).time().err(),
+            ];
+            for error in kinds {
+                let error = error.unwrap_or_else(|| panic!("{value:?} was taken"));
+                assert_eq!(error.kind(), StoreErrorKind::Protocol);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_decimal_and_not_negative() {
+        assert_eq!(number(bulk("18446744073709551615")), Some(u64::MAX));
+        assert_eq!(number(Value::Int(7)), Some(7));
+        for rubbish in [
+            "",
+            "+7",
+            "-7",
+            " 7",
+            "7 ",
+            "0x7",
+            "1e3",
+            "18446744073709551616",
+        ] {
+            assert_eq!(number(bulk(rubbish)), None, "{rubbish:?}");
+        }
+    }
+
+    #[test]
+    fn log_entries_that_are_not_ours_are_passed_over() {
+        let ours = LogEntry {
+            seq: 7,
+            kind: Kind::Clear,
+            prev: Nonce(1),
+            nonce: Nonce(2),
+            hashes: vec![3],
+        };
+        let row = |id: &str, field: &str, bytes: &[u8]| {
+            let fields = Value::Array(vec![bulk("x"), bulk("y"), bulk(field), bulk(bytes)]);
+            Value::Array(vec![bulk(id), fields])
+        };
+        let answer = Value::Array(vec![
+            row("7-0", "e", &ours.encode()),
+            row("8-1", "e", &ours.encode()),
+            row("9-0", "f", &ours.encode()),
+            row("10-0", "e", b"short"),
+            row("rubbish", "e", &ours.encode()),
+            Value::Nil,
+            Value::Array(vec![bulk("11-0"), Value::Nil]),
+        ]);
+        assert_eq!(reply(answer).entries().expect("an array"), [ours]);
+    }
+}

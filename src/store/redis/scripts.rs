@@ -1,0 +1,89 @@
+//! The atomic steps: one Lua file each, behind the shared parts that it needs.
+//!
+//! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
+//! carry `allow-oom`. [`LEASE`] and [`FILL`] do not: what only makes the cache warmer must not push a
+//! full server any further.
+
+use super::error;
+use super::reply::Reply;
+use crate::store::StoreResult;
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, Script, ServerErrorKind, Value};
+use std::sync::LazyLock;
+
+macro_rules! steps {
+    ($($name:ident = $word:literal, $first_line:literal $(+ $part:literal)*;)*) => {$(
+        pub(super) static $name: LazyLock<Step> = LazyLock::new(|| {
+            Step::new($word, concat!($first_line, "\n" $(, include_str!(concat!("lua/", $part)))*))
+        });
+    )*};
+}
+
+steps! {
+    TOUCH = "touch", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "touch.lua";
+    FENCE = "fence", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "fence.lua";
+    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "invalidate.lua";
+    CLEAR = "clear", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "clear.lua";
+    LEASE = "lease", "#!lua" + "wire.lua" + "open.lua" + "lease.lua";
+    FILL = "fill", "#!lua" + "wire.lua" + "fill.lua";
+    RELEASE = "release", "#!lua flags=allow-oom" + "wire.lua" + "release.lua";
+}
+
+/// One script: a step of the protocol that the server runs without anything in between.
+pub(super) struct Step {
+    operation: &'static str,
+    source: &'static str,
+    script: Script,
+}
+
+impl Step {
+    fn new(operation: &'static str, source: &'static str) -> Self {
+        let script = Script::new(source);
+        Self {
+            operation,
+            source,
+            script,
+        }
+    }
+
+    /// What the step is called in errors.
+    pub(super) fn operation(&self) -> &'static str {
+        self.operation
+    }
+
+    /// Starts a call with `keys` keys. The keys follow as arguments, then the arguments.
+    pub(super) fn call(&self, keys: usize) -> Cmd {
+        let mut cmd = Cmd::new();
+        cmd.arg("EVALSHA").arg(self.script.get_hash()).arg(keys);
+        cmd
+    }
+
+    /// The command that makes the server know the script.
+    pub(super) fn load(&self) -> Cmd {
+        let mut cmd = Cmd::new();
+        cmd.arg("SCRIPT").arg("LOAD").arg(self.source);
+        cmd
+    }
+
+    /// Runs a call; loads the script and repeats it if the server does not know it.
+    pub(super) async fn run(
+        &self,
+        connection: &mut MultiplexedConnection,
+        call: &Cmd,
+    ) -> StoreResult<Reply> {
+        let mut answer = self.send(connection, call).await?;
+        if let Value::ServerError(refused) = &answer
+            && refused.kind() == Some(ServerErrorKind::NoScript)
+        {
+            let loaded = self.send(connection, &self.load()).await?;
+            Reply::new(self.operation, loaded)?;
+            answer = self.send(connection, call).await?;
+        }
+        Reply::new(self.operation, answer)
+    }
+
+    async fn send(&self, connection: &mut MultiplexedConnection, cmd: &Cmd) -> StoreResult<Value> {
+        let answer = connection.send_packed_command(cmd).await;
+        answer.map_err(|failed| error::of_client(self.operation, &failed))
+    }
+}
