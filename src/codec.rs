@@ -35,12 +35,19 @@ enum Reason {
     TrailingBytes,
     #[error("{what} does not fit in the stored header")]
     TooLarge { what: &'static str },
+    #[error("stored outcome is an {what}, which this entity does not cache")]
+    Unreadable { what: &'static str },
 }
 
 impl CodecError {
     /// A part of the stored header is over its limit.
     pub(crate) fn too_large(what: &'static str) -> Self {
         Reason::TooLarge { what }.into()
+    }
+
+    /// A stored outcome of a sort that this entity was not told how to read.
+    pub(crate) fn unreadable(what: &'static str) -> Self {
+        Reason::Unreadable { what }.into()
     }
 }
 

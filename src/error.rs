@@ -148,7 +148,7 @@ impl Error for StoreError {
 }
 
 /// A read that could not give a value. `E` is the loader's own error.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum CacheError<E> {
     /// The loader failed.
@@ -164,6 +164,19 @@ pub enum CacheError<E> {
     },
     /// The cache was closed.
     Closed,
+}
+
+// Not derived: that would ask for `E: Clone`.
+impl<E> Clone for CacheError<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Load(error) => Self::Load(Arc::clone(error)),
+            Self::LoadAborted => Self::LoadAborted,
+            Self::Store(error) => Self::Store(error.clone()),
+            Self::Timeout { after } => Self::Timeout { after: *after },
+            Self::Closed => Self::Closed,
+        }
+    }
 }
 
 impl<E> CacheError<E> {
@@ -205,5 +218,56 @@ impl<E> From<StoreError> for CacheError<E> {
             StoreErrorKind::Closed => Self::Closed,
             _ => Self::Store(error),
         }
+    }
+}
+
+/// A cache or an entity could not be built; names the option and what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct BuildError {
+    option: &'static str,
+    reason: Cow<'static, str>,
+    source: Option<StoreError>,
+}
+
+impl BuildError {
+    pub(crate) fn new(option: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            option,
+            reason: reason.into(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn store(option: &'static str, store: &str, source: StoreError) -> Self {
+        let reason = format!("cannot use {store}").into();
+        Self {
+            option,
+            reason,
+            source: Some(source),
+        }
+    }
+
+    /// The option that cannot be used as it was given.
+    #[must_use]
+    pub fn option(&self) -> &'static str {
+        self.option
+    }
+
+    /// What the store said, if it was the store that could not be used.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        self.source.as_ref()
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "option `{}`: {}", self.option, self.reason)
+    }
+}
+
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
     }
 }

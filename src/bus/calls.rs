@@ -197,7 +197,7 @@ impl Bus {
         self: &Arc<Self>,
         calls: Vec<(Lane, Call)>,
     ) -> Result<Stamp, InvalidateError> {
-        if self.shutdown.is_cancelled() {
+        if self.closing.is_cancelled() {
             return Err(InvalidateError::Closed);
         }
         let handles: Vec<_> = calls
@@ -231,7 +231,7 @@ impl Bus {
         let bus = Arc::clone(self);
         let task = async move { bus.see_through(lane, call, Waiting { id, state }).await };
         let shutdown = self.shutdown.clone();
-        self.tasks.spawn(async move {
+        self.work.spawn(async move {
             tokio::select! {
                 () = task => {}
                 () = shutdown.cancelled() => {}

@@ -346,7 +346,7 @@ impl Bus {
     pub(crate) async fn start(self: &Arc<Self>) -> StoreResult<()> {
         let (failed, first_failure) = tokio::sync::oneshot::channel();
         let mut link_up = self.link_up.subscribe();
-        self.tasks.spawn(drive(Arc::clone(self), Some(failed)));
+        self.driver.spawn(drive(Arc::clone(self), Some(failed)));
         tokio::select! {
             // The sender lives as long as we do.
             _ = link_up.wait_for(|links| *links > 0) => Ok(()),

@@ -111,9 +111,12 @@ pub(crate) struct Bus {
     pub(crate) rules: Rules,
     pub(crate) clock: Clock,
     pub(crate) timing: Timing,
-    /// Background work that outlives the call that began it.
-    pub(crate) tasks: TaskTracker,
-    /// Ends all of it.
+    /// Loads, fills and invalidations that outlive the call that began them.
+    pub(crate) work: TaskTracker,
+    /// Ends loads, and makes new calls fail.
+    pub(crate) closing: CancellationToken,
+    driver: TaskTracker,
+    /// Ends the driver and everything else.
     pub(crate) shutdown: CancellationToken,
     store: Arc<dyn Store>,
     lanes: Box<[LaneCell]>,
@@ -162,7 +165,9 @@ impl Bus {
             rules,
             clock,
             timing,
-            tasks: TaskTracker::new(),
+            work: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            driver: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             store,
             members: RwLock::default(),
@@ -341,7 +346,7 @@ impl Bus {
         let _ = tokio::time::timeout(limit, learnt).await;
     }
 
-    fn ask_for_poll(&self) {
+    pub(crate) fn ask_for_poll(&self) {
         self.observed.ask_for_poll();
         self.nudge.notify_one();
     }
@@ -351,6 +356,23 @@ impl Bus {
         let mut waiters = lock(&self.fill_waiters);
         waiters.retain(|_, waiter| Arc::strong_count(waiter) > 1);
         Arc::clone(waiters.entry(hash).or_default())
+    }
+
+    /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
+    /// give their leases back, then the link goes.
+    pub(crate) async fn close(&self, limit: Duration) {
+        self.drained(limit).await;
+        self.closing.cancel();
+        for lane in self.namespace.lanes() {
+            let _state = lock(&self.cell(lane).state);
+            self.flush(lane);
+        }
+        self.work.close();
+        // What is not done by then ends with the driver.
+        let _ = tokio::time::timeout(limit, self.work.wait()).await;
+        self.shutdown.cancel();
+        self.driver.close();
+        self.driver.wait().await;
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

@@ -72,6 +72,8 @@ pub(crate) struct Slot<T> {
     pub(crate) generation: u32,
     /// When the read that brought the value began.
     pub(crate) load_start: Millis,
+    /// When the value was loaded from its source, for reporting its age.
+    pub(crate) loaded: Millis,
     /// When the value's time to live ends.
     pub(crate) expires: Millis,
 }

@@ -35,6 +35,7 @@ impl LocalProbe {
             rank: Rank::default(),
             generation: 0,
             load_start: Millis(0),
+            loaded: Millis(0),
             expires: Millis::NEVER,
         };
         self.0.insert(xxh3_64(key.as_bytes()), key, slot);

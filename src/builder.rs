@@ -1,0 +1,185 @@
+//! Building a [`Cache`]: every option is checked in [`CacheBuilder::build`].
+
+use crate::bus::{Bus, LEASE, Timing};
+use crate::cache::Cache;
+use crate::coherence::{Mechanisms, Rules};
+use crate::error::BuildError;
+use crate::key::KeySpace;
+use crate::store::{Memory, Namespace, Store};
+use crate::time::Clock;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+/// The environment variable that names the store where the program does not.
+pub const STORE_VARIABLE: &str = "TIDINGS_STORE";
+
+/// Lanes of a namespace on one store node: enough that the invalidations of one key seldom wait for
+/// those of another, few enough that a poll reads all their heads in one small reply.
+const LANES: NonZeroU16 = NonZeroU16::new(16).expect("16 is not zero");
+
+/// What to do if the store cannot be reached when the cache is built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStoreAbsent {
+    /// [`CacheBuilder::build`] fails. The default: a wrong address shows at once.
+    #[default]
+    Fail,
+    /// The cache starts without it: reads go to the loaders under their concurrency limit, and
+    /// everything heals when the store comes. A store that answers but refuses (wrong password, wrong
+    /// kind of server) is an error all the same.
+    StartDegraded,
+}
+
+/// Options of a [`Cache`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct CacheBuilder {
+    namespace: String,
+    store: Option<Arc<dyn Store>>,
+    store_url: Option<String>,
+    on_store_absent: OnStoreAbsent,
+    timing: Timing,
+    clock: Clock,
+    mechanisms: Mechanisms,
+}
+
+impl CacheBuilder {
+    pub(crate) fn new(namespace: String) -> Self {
+        Self {
+            namespace,
+            store: None,
+            store_url: None,
+            on_store_absent: OnStoreAbsent::default(),
+            timing: Timing::default(),
+            clock: Clock::default(),
+            mechanisms: Mechanisms::default(),
+        }
+    }
+
+    /// Uses this backing store. Takes precedence over a URL.
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Uses the backing store at this URL:
+    ///
+    /// - `memory:` or `memory:name`: in this process; the same URL names the same store;
+    /// - `redis://user:password@host:port/database`: Redis 7 or later (feature `redis`);
+    /// - `rediss://…`: the same over TLS (feature `tls`).
+    ///
+    /// Without this and [`store`](Self::store) the URL is taken from the environment variable
+    /// `TIDINGS_STORE`, and without that it is `memory:`.
+    pub fn store_url(mut self, url: impl Into<String>) -> Self {
+        self.store_url = Some(url.into());
+        self
+    }
+
+    /// What to do if the store cannot be reached at the start; [`OnStoreAbsent::Fail`] by default.
+    pub fn on_store_absent(mut self, choice: OnStoreAbsent) -> Self {
+        self.on_store_absent = choice;
+        self
+    }
+
+    /// Judges time by `clock` instead of the kernel's.
+    #[cfg(feature = "testing")]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Switches protections off, so that a test can show what each of them is for.
+    #[cfg(feature = "testing")]
+    pub fn mechanisms(mut self, mechanisms: Mechanisms) -> Self {
+        self.mechanisms = mechanisms;
+        self
+    }
+
+    /// Builds the cache: connects, subscribes and syncs, which takes four round trips.
+    ///
+    /// # Errors
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `store_url` (or
+    /// `TIDINGS_STORE`) if the URL cannot; `store` if the store cannot be reached (see
+    /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is left behind.
+    pub async fn build(self) -> Result<Cache, BuildError> {
+        check_name("namespace", &self.namespace)?;
+        let store = match self.store {
+            Some(store) => store,
+            None => resolve(self.store_url)?,
+        };
+        let named = store.describe();
+        let rules = Rules {
+            lease: LEASE,
+            mechanisms: self.mechanisms,
+        };
+        let space = KeySpace::new(&self.namespace, LANES);
+        let namespace = Namespace {
+            name: self.namespace,
+            lanes: LANES.get(),
+        };
+        let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
+        let cache = Cache::new(Arc::clone(&bus));
+        match bus.start().await {
+            Err(error)
+                if !(self.on_store_absent == OnStoreAbsent::StartDegraded
+                    && error.is_transient()) =>
+            {
+                Err(BuildError::store("store", &named, error))
+            }
+            _ => Ok(cache),
+        }
+    }
+}
+
+/// The store that the URL names, or else the environment, or else the embedded one.
+fn resolve(url: Option<String>) -> Result<Arc<dyn Store>, BuildError> {
+    if let Some(url) = url {
+        return open("store_url", &url);
+    }
+    match std::env::var(STORE_VARIABLE) {
+        Ok(url) => open(STORE_VARIABLE, &url),
+        Err(std::env::VarError::NotPresent) => open("store_url", "memory:"),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(BuildError::new(STORE_VARIABLE, "not valid Unicode"))
+        }
+    }
+}
+
+fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
+    match url.split_once(':') {
+        Some(("memory", name)) => Ok(Arc::new(Memory::named(name))),
+        #[cfg(feature = "redis")]
+        Some(("redis" | "rediss", _)) => match crate::store::Redis::new(url) {
+            Ok(redis) => Ok(Arc::new(redis)),
+            Err(error) => Err(BuildError::store(option, "this URL", error)),
+        },
+        #[cfg(not(feature = "redis"))]
+        Some(("redis" | "rediss", _)) => {
+            Err(BuildError::new(option, "Redis needs the feature `redis`"))
+        }
+        // The URL may hold a password, so it is not repeated.
+        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
+            let known = "`memory:`, `redis://`, `rediss://`";
+            Err(BuildError::new(
+                option,
+                format!("unknown scheme `{scheme}:`; known are {known}"),
+            ))
+        }
+        _ => Err(BuildError::new(
+            option,
+            "not a URL: expected `memory:` or `redis://…`",
+        )),
+    }
+}
+
+/// Names appear in keys, channels and logs.
+pub(crate) fn check_name(option: &'static str, name: &str) -> Result<(), BuildError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=64).contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    let reason = format!("{name:?} is not 1 to 64 of A–Z a–z 0–9 . _ -");
+    Err(BuildError::new(option, reason))
+}

@@ -1,0 +1,111 @@
+//! The handle: one namespace on one store, and the modes made from it.
+
+use crate::builder::CacheBuilder;
+use crate::bus::{Bus, Health};
+use crate::entity::{EntityBuilder, Loader};
+use crate::error::BuildError;
+use crate::key::Key;
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio_util::sync::DropGuard;
+
+/// How long [`Cache::close`] waits for pending invalidations and background work.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// One namespace on one backing store, shared with every pod that uses the same: the factory of
+/// everything cached. Cheap to clone.
+///
+/// A cache keeps one connection for commands, one for the bus, and one background task. They end with
+/// [`close`](Self::close), or when the last handle is dropped (entities hold one).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::convert::Infallible;
+/// use tidings::Cache;
+///
+/// let cache = Cache::builder("shop").build().await?; // embedded store: nothing to install
+/// let squares = cache.entity("square", |n: u64| async move { Ok::<_, Infallible>(n * n) }).build()?;
+/// assert_eq!(*squares.get(&12).await?, 144);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Cache(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) bus: Arc<Bus>,
+    /// What each entity name stands for.
+    entities: Mutex<HashMap<String, (TypeId, u32)>>,
+    _shutdown: DropGuard,
+    _closing: DropGuard,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cache").field(&self.0.bus).finish()
+    }
+}
+
+impl Cache {
+    /// Starts building a cache for `namespace`. Pods that share a store and a namespace are peers;
+    /// two namespaces on one store do not hear each other.
+    ///
+    /// The name is 1 to 64 of `A–Z a–z 0–9 . _ -`.
+    #[must_use]
+    pub fn builder(namespace: impl Into<String>) -> CacheBuilder {
+        CacheBuilder::new(namespace.into())
+    }
+
+    pub(crate) fn new(bus: Arc<Bus>) -> Self {
+        let (shutdown, closing) = (bus.shutdown.clone(), bus.closing.clone());
+        Self(Arc::new(Inner {
+            bus,
+            entities: Mutex::default(),
+            _shutdown: shutdown.drop_guard(),
+            _closing: closing.drop_guard(),
+        }))
+    }
+
+    /// Starts building an entity: a two-level cache of one kind of record, read through `loader`.
+    ///
+    /// `name` is part of every key in the store, so pods that share records use the same name. It is 1
+    /// to 64 of `A–Z a–z 0–9 . _ -`. The loader is a closure from an owned key to a future, or any
+    /// type that implements [`Loader`].
+    #[must_use]
+    pub fn entity<K: Key, L: Loader<K>>(
+        &self,
+        name: impl Into<String>,
+        loader: L,
+    ) -> EntityBuilder<K, L> {
+        EntityBuilder::new(self.clone(), name.into(), loader)
+    }
+
+    /// Takes `name` for values of type `value` with `schema`.
+    pub(crate) fn claim(&self, name: &str, value: TypeId, schema: u32) -> Result<(), BuildError> {
+        let mut entities = crate::bus::lock(&self.0.entities);
+        let claimed = *entities.entry(name.to_owned()).or_insert((value, schema));
+        if claimed == (value, schema) {
+            return Ok(());
+        }
+        let reason = format!("`{name}` is taken by an entity with another value type or schema");
+        Err(BuildError::new("entity", reason))
+    }
+
+    /// How the cache is doing: store, lanes, bound, pending invalidations. No round trip.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.0.bus.health()
+    }
+
+    /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
+    /// acknowledged, gives leases back, ends the background task and both connections. Later calls
+    /// give `Closed`. Closing twice is harmless.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the cache half closed: call it again, or drop every handle.
+    pub async fn close(&self) {
+        self.0.bus.close(CLOSE_LIMIT).await;
+    }
+}

@@ -1,0 +1,269 @@
+//! Building an [`Entity`]: every option is checked in [`EntityBuilder::build`].
+
+use super::level::Level;
+use super::loader::{Loader, SharedLoader};
+use super::outcome::{Outcome, Ttl};
+use super::usual::{LogGate, UsualLoad};
+use super::{Entity, Inner};
+use crate::builder::check_name;
+use crate::cache::Cache;
+use crate::codec::{self, CodecError};
+use crate::error::BuildError;
+use crate::key::Key;
+use crate::local::{Capacity, Local, LocalEngine, Slot, Weigher};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::TypeId;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Five minutes: long enough to spare the source, short enough that what nobody invalidates heals.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(300);
+/// Entries of the local level: a few megabytes of small records.
+pub const DEFAULT_CAPACITY: u64 = 10_000;
+/// The hard limit of a read that has to load.
+pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Loads at the same time while the store cannot coordinate them.
+pub const DEFAULT_UNLEASED_LOADS: usize = 64;
+/// ±10 % on lives over ten seconds.
+pub const DEFAULT_JITTER: f64 = 0.1;
+/// What a cached error counts in a level that is bounded by weight.
+const ERROR_WEIGHT: u32 = 64;
+
+type TtlOf<K, V> = Arc<dyn Fn(&K, &V) -> Ttl + Send + Sync>;
+type WeightOf<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// How typed errors are kept.
+pub(super) struct ErrorCodec<E> {
+    pub(super) ttl: Box<dyn Fn(&E) -> Option<Duration> + Send + Sync>,
+    pub(super) encode: fn(&E) -> Result<Vec<u8>, CodecError>,
+    pub(super) decode: fn(&[u8]) -> Result<E, CodecError>,
+}
+
+pub(super) struct Options<K, V, E> {
+    pub(super) ttl: TtlOf<K, V>,
+    pub(super) error_codec: Option<ErrorCodec<E>>,
+    pub(super) local_ttl: Duration,
+    pub(super) jitter: f64,
+    pub(super) load_timeout: Duration,
+    pub(super) schema: u32,
+}
+
+/// Options of an [`Entity`]; made by [`Cache::entity`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct EntityBuilder<K, L: Loader<K>> {
+    cache: Cache,
+    name: String,
+    loader: L,
+    capacity: Capacity,
+    weigher: Option<WeightOf<K, L::Value>>,
+    engine: LocalEngine,
+    unleased_loads: usize,
+    options: Options<K, L::Value, L::Error>,
+}
+
+impl<K, L: Loader<K>> fmt::Debug for EntityBuilder<K, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EntityBuilder")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, T, L> EntityBuilder<K, L>
+where
+    L: Loader<K, Value = Option<T>>,
+    T: 'static,
+    K: 'static,
+{
+    /// How long "there is none" (a loaded `None`) is kept, instead of the TTL of values.
+    ///
+    /// To be given after [`ttl`](Self::ttl) or [`ttl_with`](Self::ttl_with), which it refines.
+    pub fn absent_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
+        let (absent, present) = (ttl.into(), self.options.ttl);
+        self.options.ttl = Arc::new(move |key, value| match value {
+            None => absent,
+            Some(_) => present(key, value),
+        });
+        self
+    }
+}
+
+impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
+    pub(crate) fn new(cache: Cache, name: String, loader: L) -> Self {
+        Self {
+            cache,
+            name,
+            loader,
+            capacity: Capacity::Entries(DEFAULT_CAPACITY),
+            weigher: None,
+            engine: LocalEngine::default(),
+            unleased_loads: DEFAULT_UNLEASED_LOADS,
+            options: Options {
+                ttl: Arc::new(|_, _| Ttl::For(DEFAULT_TTL)),
+                error_codec: None,
+                local_ttl: Duration::MAX,
+                jitter: DEFAULT_JITTER,
+                load_timeout: DEFAULT_LOAD_TIMEOUT,
+                schema: 0,
+            },
+        }
+    }
+
+    /// How long values are kept: [`DEFAULT_TTL`] if not set. Zero keeps them in neither level, which
+    /// leaves single flight.
+    pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
+        let ttl = ttl.into();
+        self.options.ttl = Arc::new(move |_, _| ttl);
+        self
+    }
+
+    /// How long each value is kept, decided once, when its load ends.
+    pub fn ttl_with(mut self, ttl: impl Fn(&K, &L::Value) -> Ttl + Send + Sync + 'static) -> Self {
+        self.options.ttl = Arc::new(ttl);
+        self
+    }
+
+    /// Keeps the loader's errors too, each for as long as `ttl` says; `None` is not kept. By default no
+    /// error is.
+    pub fn error_ttl(
+        mut self,
+        ttl: impl Fn(&L::Error) -> Option<Duration> + Send + Sync + 'static,
+    ) -> Self
+    where
+        L::Error: Serialize + DeserializeOwned,
+    {
+        self.options.error_codec = Some(ErrorCodec {
+            ttl: Box::new(ttl),
+            encode: codec::encode,
+            decode: codec::decode,
+        });
+        self
+    }
+
+    /// The longest that an entry is kept in the local level; by default as long as in the store. The
+    /// local level never outlives the store level.
+    pub fn local_ttl(mut self, ttl: Duration) -> Self {
+        self.options.local_ttl = ttl;
+        self
+    }
+
+    /// How many entries the local level keeps at most: [`DEFAULT_CAPACITY`] if not set.
+    pub fn capacity(mut self, entries: u64) -> Self {
+        self.capacity = Capacity::Entries(entries);
+        self.weigher = None;
+        self
+    }
+
+    /// Bounds the local level by weight instead of by number: at most `total`, in whatever unit `weigh`
+    /// measures an entry; bytes, usually. `weigh` runs once for each entry that is kept.
+    pub fn weight_capacity(
+        mut self,
+        total: u64,
+        weigh: impl Fn(&K, &L::Value) -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        self.capacity = Capacity::Weight(total);
+        self.weigher = Some(Arc::new(weigh));
+        self
+    }
+
+    /// The map that the local level is built on.
+    pub fn local_engine(mut self, engine: LocalEngine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// How far lives over ten seconds are spread at random, as a part of the TTL: 0.1 (±10 %) if not
+    /// set, 0 for exact ones. Must be at least 0 and below 1.
+    pub fn jitter(mut self, part: f64) -> Self {
+        self.options.jitter = part;
+        self
+    }
+
+    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set. The load
+    /// itself goes on behind a call that gave up, and may still be kept.
+    pub fn load_timeout(mut self, limit: Duration) -> Self {
+        self.options.load_timeout = limit;
+        self
+    }
+
+    /// How many loads run at the same time while the store cannot coordinate them between pods:
+    /// [`DEFAULT_UNLEASED_LOADS`] if not set. Protects the source while the store is away.
+    pub fn max_unleased_loads(mut self, loads: usize) -> Self {
+        self.unleased_loads = loads;
+        self
+    }
+
+    /// A number for the shape of the value: raise it when stored values of the old shape must not be
+    /// read any more. Values of another schema are a miss.
+    pub fn schema(mut self, schema: u32) -> Self {
+        self.options.schema = schema;
+        self
+    }
+
+    /// Builds the entity. No round trip.
+    ///
+    /// # Errors
+    /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
+    /// or schema already; `capacity`, `jitter`, `load_timeout` or `max_unleased_loads` if out of range.
+    pub fn build(self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
+    where
+        L::Value: Serialize + DeserializeOwned,
+    {
+        check_name("entity", &self.name)?;
+        self.check()?;
+        self.cache.claim(
+            &self.name,
+            TypeId::of::<(K, L::Value)>(),
+            self.options.schema,
+        )?;
+        let bus = &self.cache.0.bus;
+        let keys = bus.space.entity(&self.name);
+        let weigher = self.weigher;
+        let slot_weigher: Weigher<K, Slot<Outcome<L::Value, L::Error>>> =
+            Arc::new(move |key, slot| match (&weigher, &slot.value) {
+                (Some(weigh), Ok(value)) => weigh(key, value),
+                _ => ERROR_WEIGHT,
+            });
+        let map = Local::new(self.engine, self.capacity, slot_weigher);
+        let level = Arc::new(Level::new(bus, keys.entity_hash(), map));
+        bus.register(&level);
+        let loader: SharedLoader<K, L::Value, L::Error> = Arc::new(self.loader);
+        Ok(Entity(Arc::new(Inner {
+            name: self.name.into(),
+            keys,
+            level,
+            loader,
+            options: self.options,
+            limiter: Semaphore::new(self.unleased_loads),
+            usual_load: UsualLoad::default(),
+            unusable_log: LogGate::default(),
+            cache: self.cache,
+        })))
+    }
+
+    fn check(&self) -> Result<(), BuildError> {
+        let refuse = |option, reason| Err(BuildError::new(option, reason));
+        match self.capacity {
+            Capacity::Entries(0) | Capacity::Weight(0) => {
+                return refuse("capacity", "must be at least 1");
+            }
+            _ => {}
+        }
+        if !(0.0..1.0).contains(&self.options.jitter) {
+            return refuse(
+                "jitter",
+                "must be at least 0 and below 1, or a TTL could fall below zero",
+            );
+        }
+        if self.options.load_timeout.is_zero() {
+            return refuse("load_timeout", "must be above zero");
+        }
+        if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
+            return refuse("max_unleased_loads", "must be at least 1");
+        }
+        Ok(())
+    }
+}

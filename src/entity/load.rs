@@ -1,0 +1,326 @@
+//! Loading from the source, and what becomes of the outcome.
+
+use super::Inner;
+use super::outcome::{Landed, Origin, Outcome, Ttl};
+use super::read::Target;
+use crate::bus::Bus;
+use crate::codec;
+use crate::coherence::{Position, Rank};
+use crate::envelope::{self, Header, Lease};
+use crate::flight::Guard;
+use crate::key::Key;
+use crate::local::Slot;
+use crate::store::{Fill, Link, Place};
+use crate::time::{Millis, millis};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// Leases are no shorter than this, or a pause of the loading pod would cost it its fill …
+const LEASE_MIN: Duration = Duration::from_secs(1);
+/// … and no longer than this, or a crash of it would leave the key without filler for too long.
+const LEASE_MAX: Duration = Duration::from_secs(30);
+/// Lives shorter than this are not jittered: their loads do not fall together.
+const JITTER_FROM: Duration = Duration::from_secs(10);
+
+/// What a load may do with its outcome.
+pub(super) struct LoadRun {
+    /// The lane position that the outcome will reflect, if the lane is followed.
+    pub(super) rank: Option<Rank>,
+    pub(super) generation: u32,
+    pub(super) lease: Option<GrantedLease>,
+}
+
+/// A lease that is asked for or held; dropping it gives it back.
+pub(super) struct LeaseHeld {
+    bus: Arc<Bus>,
+    link: Arc<dyn Link>,
+    entity: Arc<str>,
+    name: Bytes,
+    place: (crate::coherence::Lane, u64),
+    token: u64,
+    armed: bool,
+}
+
+pub(super) struct GrantedLease {
+    held: LeaseHeld,
+    at: Position,
+    server_ms: u64,
+    granted: Millis,
+}
+
+impl LeaseHeld {
+    pub(super) fn new<K>(
+        bus: &Arc<Bus>,
+        link: &Arc<dyn Link>,
+        target: &Target<K>,
+        entity: &Arc<str>,
+        token: u64,
+    ) -> Self {
+        Self {
+            bus: Arc::clone(bus),
+            link: Arc::clone(link),
+            entity: Arc::clone(entity),
+            name: target.name.clone(),
+            place: (target.lane, target.hash),
+            token,
+            armed: true,
+        }
+    }
+
+    pub(super) fn granted(self, at: Position, server_ms: u64, granted: Millis) -> GrantedLease {
+        GrantedLease {
+            held: self,
+            at,
+            server_ms,
+            granted,
+        }
+    }
+
+    /// There is nothing to give back.
+    pub(super) fn forget(mut self) {
+        self.armed = false;
+    }
+
+    fn place(&self) -> Place<'_> {
+        let (lane, hash) = self.place;
+        Place {
+            lane,
+            hash,
+            entity: &self.entity,
+            key: &self.name,
+        }
+    }
+}
+
+impl Drop for LeaseHeld {
+    fn drop(&mut self) {
+        if !self.armed || tokio::runtime::Handle::try_current().is_err() {
+            return; // it ends by itself
+        }
+        let (bus, link) = (Arc::clone(&self.bus), Arc::clone(&self.link));
+        let (lane, hash) = self.place;
+        let (entity, name, token) = (Arc::clone(&self.entity), self.name.clone(), self.token);
+        let limit = bus.timing.read_timeout;
+        bus.work.spawn(async move {
+            let place = Place {
+                lane,
+                hash,
+                entity: &entity,
+                key: &name,
+            };
+            // If this fails too, the lease ends by itself.
+            let _ = Bus::within(limit, "release", link.release(place, token)).await;
+        });
+    }
+}
+
+impl<K, V, E> Inner<K, V, E>
+where
+    K: Key,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Loads by the entity's loader, in a task that goes on while anybody waits for it.
+    pub(super) fn load_in_task(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        run: LoadRun,
+    ) {
+        let (this, target) = (Arc::clone(self), Arc::clone(target));
+        let (abandoned, limit) = (guard.abandoned(), self.lead_limit());
+        let closing = self.bus().closing.clone();
+        self.bus().work.spawn(async move {
+            let loader = Arc::clone(&this.loader);
+            tokio::select! {
+                biased;
+                () = this.load_here(&target, guard, run, loader.load(&target.key)) => {}
+                () = closing.cancelled() => {}
+                () = abandoned => {}
+                // A hung load must not hold the key for ever: whoever still waits leads another one.
+                () = sleep(limit) => {}
+            }
+        });
+    }
+
+    /// Runs `load`, lands its outcome, and lets it be stored behind the caller.
+    pub(super) async fn load_here(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        mut run: LoadRun,
+        load: impl Future<Output = Result<V, E>>,
+    ) {
+        let _permit = match run.lease {
+            Some(_) => None,
+            None => {
+                let permit = self.limiter.acquire().await;
+                // What was known before the wait would date the load too early, which is safe but
+                // wasteful.
+                let began = self.began(target.lane);
+                (run.rank, run.generation) = (began.rank(), began.generation);
+                Some(permit)
+            }
+        };
+        let (start, precise) = (self.bus().clock.now(), Instant::now());
+        let outcome: Outcome<V, E> = load.await.map(Arc::new).map_err(Arc::new);
+        let took = precise.elapsed();
+        self.usual_load.add(took);
+
+        let ttl = self.ttl_of(&target.key, &outcome);
+        self.keep_loaded(target, &guard, &run, start, ttl, &outcome);
+        let landed = Landed::new(&outcome, Origin::Loader, took);
+        match run.lease {
+            Some(lease) => {
+                let (this, target) = (Arc::clone(self), Arc::clone(target));
+                let fill =
+                    async move { this.fill(&target, lease, start, took, ttl, outcome).await };
+                guard.land(landed);
+                self.bus().work.spawn(fill);
+            }
+            None => guard.land(landed),
+        }
+    }
+
+    /// How long to keep an outcome; jittered, so that what was loaded together does not expire
+    /// together.
+    fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>) -> Ttl {
+        let ttl = match outcome {
+            Ok(value) => (self.options.ttl)(key, value),
+            Err(error) => match &self.options.error_codec {
+                Some(codec) => (codec.ttl)(error).map_or(Ttl::NONE, Ttl::For),
+                None => Ttl::NONE,
+            },
+        };
+        match ttl {
+            Ttl::For(life) if life > JITTER_FROM => {
+                let random = f64::from(crate::bus::random() as u32) / f64::from(u32::MAX);
+                let factor = 1.0 + self.options.jitter * (2.0 * random - 1.0);
+                Ttl::For(Duration::try_from_secs_f64(life.as_secs_f64() * factor).unwrap_or(life))
+            }
+            ttl => ttl,
+        }
+    }
+
+    fn keep_loaded(
+        &self,
+        target: &Target<K>,
+        guard: &Guard<K, Landed<V, E>>,
+        run: &LoadRun,
+        start: Millis,
+        ttl: Ttl,
+        outcome: &Outcome<V, E>,
+    ) {
+        let life = match ttl {
+            Ttl::For(life) => life.min(self.options.local_ttl),
+            Ttl::Forever => self.options.local_ttl,
+        };
+        // Detached: an invalidation came after the load began, possibly one without a position yet.
+        let Some(rank) = run.rank.filter(|_| !life.is_zero() && !guard.is_detached()) else {
+            return;
+        };
+        let slot = Slot {
+            value: outcome.clone(),
+            rank,
+            generation: run.generation,
+            load_start: start,
+            loaded: start,
+            expires: self.bus().clock.now() + life,
+        };
+        self.level
+            .insert(self.bus(), target.hash, target.key.clone(), slot);
+    }
+
+    /// Stores an outcome under its lease. Whatever fails here costs another load, nothing else.
+    async fn fill(
+        &self,
+        target: &Target<K>,
+        lease: GrantedLease,
+        start: Millis,
+        took: Duration,
+        ttl: Ttl,
+        outcome: Outcome<V, E>,
+    ) {
+        if ttl == Ttl::NONE {
+            return; // dropping the lease removes it
+        }
+        let payload = match (&outcome, &self.options.error_codec) {
+            (Ok(value), _) => {
+                codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
+            }
+            (Err(error), Some(codec)) => {
+                (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
+            }
+            (Err(_), None) => return,
+        };
+        let GrantedLease {
+            held,
+            at,
+            server_ms,
+            granted,
+        } = lease;
+        let loaded_ms = server_ms + millis(start.since(granted));
+        let now_ms = server_ms + millis(self.bus().clock.now().since(granted));
+        let life = match ttl {
+            Ttl::For(life) => Some(life),
+            Ttl::Forever => None,
+        };
+        let header = Header {
+            lease: Lease {
+                token: held.token,
+                began: at,
+            },
+            loaded_ms,
+            expires_ms: life.map_or(0, |life| now_ms.saturating_add(millis(life).max(1))),
+            soft_expires_ms: 0,
+            load_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
+            schema: self.options.schema,
+            tags: Vec::new(),
+        };
+        let encoded = payload
+            .and_then(|(kind, payload)| envelope::encode(kind, &header, target.hashed(), &payload));
+        let envelope = match encoded {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
+                return;
+            }
+        };
+        let fill = Fill {
+            token: held.token,
+            epoch: at.epoch,
+            envelope: &envelope,
+            ttl: life,
+        };
+        let filled = held.link.fill(held.place(), fill);
+        if Bus::within(self.bus().timing.read_timeout, "fill", filled)
+            .await
+            .is_ok()
+        {
+            // Stored, or refused because the lease is gone: either way there is none to give back.
+            held.forget();
+        }
+    }
+
+    /// How long a lease lasts: three times what loads of this entity usually take, but at most half of
+    /// what a caller waits, so that a caller whose leader died in another pod has time left to load.
+    pub(super) fn lease_ttl(&self) -> Duration {
+        let longest = (self.options.load_timeout / 2).clamp(LEASE_MIN, LEASE_MAX);
+        self.usual_load
+            .get()
+            .map_or(longest, |usual| (usual * 3).clamp(LEASE_MIN, longest))
+    }
+
+    /// How long to wait for another pod's load before loading without it.
+    pub(super) fn patience(&self) -> Duration {
+        let lease = self.lease_ttl();
+        self.usual_load
+            .get()
+            .map_or(lease, |usual| (usual * 2).max(LEASE_MIN).min(lease))
+    }
+}

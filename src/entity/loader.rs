@@ -1,0 +1,65 @@
+//! How values come from their source.
+
+use crate::store::BoxFuture;
+use std::future::Future;
+use std::sync::Arc;
+
+/// Reads one value from the source.
+///
+/// Closures from an owned key to a future are loaders; so is any type of yours that implements this.
+/// A load must see everything that was committed before it starts: it reads the primary (or a replica
+/// that is not behind) and does not run in a transaction that was opened earlier.
+///
+/// ```
+/// # use tidings::Loader;
+/// struct Names { greeting: String }
+///
+/// impl Loader<u32> for Names {
+///     type Value = String;
+///     type Error = std::io::Error;
+///
+///     async fn load(&self, key: &u32) -> Result<String, std::io::Error> {
+///         Ok(format!("{} number {key}", self.greeting))
+///     }
+/// }
+/// ```
+pub trait Loader<K>: Send + Sync + 'static {
+    /// What is loaded.
+    type Value: Send + Sync + 'static;
+    /// How a load fails.
+    type Error: Send + Sync + 'static;
+
+    /// Reads the value of `key`. Runs in a task of its own, and is dropped when every caller that
+    /// waits for it is gone.
+    fn load(&self, key: &K) -> impl Future<Output = Result<Self::Value, Self::Error>> + Send;
+}
+
+impl<K, V, E, F, Fut> Loader<K> for F
+where
+    K: Clone,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    F: Fn(K) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<V, E>> + Send,
+{
+    type Value = V;
+    type Error = E;
+
+    fn load(&self, key: &K) -> impl Future<Output = Result<V, E>> + Send {
+        self(key.clone())
+    }
+}
+
+/// A loader whose type is forgotten.
+pub(super) trait AnyLoader<K, V, E>: Send + Sync {
+    fn load<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<V, E>>;
+}
+
+impl<K: Sync, L: Loader<K>> AnyLoader<K, L::Value, L::Error> for L {
+    fn load<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<L::Value, L::Error>> {
+        Box::pin(Loader::load(self, key))
+    }
+}
+
+/// A loader behind a handle.
+pub(super) type SharedLoader<K, V, E> = Arc<dyn AnyLoader<K, V, E>>;

@@ -1,0 +1,333 @@
+//! Entity: a typed two-level cache of one kind of record.
+//!
+//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
+//! to the lease, to the loader ([`load`]). The outcome goes into the local level, to everybody on
+//! board, and behind their backs into the store. An invalidation is a call of the bus; what it does to
+//! an entity is in [`level`].
+
+mod builder;
+mod level;
+mod load;
+mod loader;
+mod outcome;
+mod read;
+mod usual;
+
+pub use builder::{
+    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+    EntityBuilder,
+};
+pub use loader::Loader;
+pub use outcome::{Origin, Served, Ttl};
+
+use crate::bus::{Bus, InvalidateError, Stamp};
+use crate::cache::Cache;
+use crate::coherence::wire::MAX_HASHES;
+use crate::coherence::{Call, Kind, Lane};
+use crate::error::CacheError;
+use crate::key::{EntityKeys, Key};
+use builder::Options;
+use bytes::Bytes;
+use level::Level;
+use loader::SharedLoader;
+use outcome::Landed;
+use read::NoLoader;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use usual::{LogGate, UsualLoad};
+
+/// A two-level cache of one kind of record: keys `K`, values `V`, loader errors `E`. Cheap to clone.
+///
+/// Built by [`Cache::entity`]. Values come as `Arc<V>`: everybody who reads a key shares one copy.
+pub struct Entity<K, V, E>(Arc<Inner<K, V, E>>);
+
+struct Inner<K, V, E> {
+    name: Arc<str>,
+    keys: EntityKeys,
+    level: Arc<Level<K, V, E>>,
+    loader: SharedLoader<K, V, E>,
+    options: Options<K, V, E>,
+    /// Loads that no lease coordinates.
+    limiter: Semaphore,
+    usual_load: UsualLoad,
+    unusable_log: LogGate,
+    /// Keeps the bus running.
+    cache: Cache,
+}
+
+impl<K, V, E> Inner<K, V, E> {
+    fn bus(&self) -> &Arc<Bus> {
+        &self.cache.0.bus
+    }
+}
+
+impl<K, V, E> Clone for Entity<K, V, E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K, V, E> fmt::Debug for Entity<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entity")
+            .field("name", &self.0.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, V, E> Entity<K, V, E>
+where
+    K: Key,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn hash(&self, key: &K) -> u64 {
+        key.with_bytes(|bytes| self.0.keys.hash(bytes).hash)
+    }
+
+    /// Returns the value for `key`, loading it from the source on a miss.
+    ///
+    /// Looks in the local level (no round trip, no allocation), then in the store (one round trip),
+    /// then loads (one round trip more for the lease, and one behind the caller for the fill).
+    /// Concurrent calls for one key share one load in this pod, and pods share one through the lease.
+    /// While the store is away, reads go on from the local level within the bound and then from the
+    /// loader.
+    ///
+    /// # Errors
+    /// [`CacheError::Load`] if the loader failed, now or when its error was cached;
+    /// [`CacheError::LoadAborted`] if it panicked; [`CacheError::Timeout`] after
+    /// [`EntityBuilder::load_timeout`]; [`CacheError::Closed`] after [`Cache::close`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe. If this call led the load, a waiting call takes over; if none waits, the load is
+    /// dropped and nothing is stored.
+    ///
+    /// # Consistency
+    /// The value reflects every invalidation that was acknowledged longer ago than the bound (see
+    /// [`Health::bound`](crate::Health::bound)), and every one by this pod that has returned.
+    pub async fn get(&self, key: &K) -> Result<Arc<V>, CacheError<E>> {
+        let hash = self.hash(key);
+        if let Some((slot, _)) = self.0.level.hit(hash, key) {
+            return slot.value.map_err(CacheError::Load);
+        }
+        self.miss(key, hash).await.and_then(|landed| landed.outcome)
+    }
+
+    /// As [`get`](Self::get), and tells how the value was served.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    ///
+    /// # Cancel safety
+    /// As [`get`](Self::get).
+    pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
+        let bus = self.0.bus();
+        let hash = self.hash(key);
+        if let Some((slot, now)) = self.0.level.hit(hash, key) {
+            let value = slot.value.map_err(CacheError::Load)?;
+            // The lane's last confirmation, or the entry's own youth, whichever says more.
+            let confirmed = now + bus.rules.lease;
+            let by_lane = confirmed.since(bus.live_until(bus.space.lane_of(hash)));
+            let bound = by_lane.min(now.since(slot.load_start));
+            return Ok(Served {
+                value,
+                origin: Origin::Local,
+                age: now.since(slot.loaded),
+                bound,
+            });
+        }
+        let began = bus.clock.now();
+        let Landed {
+            outcome,
+            origin,
+            age,
+        } = self.miss(key, hash).await?;
+        let bound = bus.clock.now().since(began);
+        Ok(Served {
+            value: outcome?,
+            origin,
+            age,
+            bound,
+        })
+    }
+
+    /// As [`get`](Self::get), with a loader for this call only, for what only the caller has at hand:
+    /// a transaction, a tenant's connection. It may borrow. If another call is loading the key already,
+    /// its outcome is shared and `load` is not run.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    ///
+    /// # Cancel safety
+    /// Cancel safe. `load` runs inside this call and is dropped with it; a waiting call then leads,
+    /// with its own loader.
+    pub async fn get_or_load<F, Fut>(&self, key: &K, load: F) -> Result<Arc<V>, CacheError<E>>
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<V, E>> + Send,
+    {
+        let hash = self.hash(key);
+        if let Some((slot, _)) = self.0.level.hit(hash, key) {
+            return slot.value.map_err(CacheError::Load);
+        }
+        let read = Box::pin(Arc::clone(&self.0).read(key, hash, Some(load)));
+        read.await.and_then(|landed| landed.outcome)
+    }
+
+    /// Boxed, so that the future of a hit stays small.
+    async fn miss(&self, key: &K, hash: u64) -> Result<Landed<V, E>, CacheError<E>> {
+        Box::pin(Arc::clone(&self.0).read(key, hash, None::<NoLoader<V, E>>)).await
+    }
+
+    /// Returns the value if the local level may serve it right now. Never loads, makes no round trip,
+    /// and does not count as a use. A cached error is `None`.
+    #[must_use]
+    pub fn peek(&self, key: &K) -> Option<Arc<V>> {
+        self.0.level.peek(self.hash(key), key)?.value.ok()
+    }
+
+    /// The local level alone.
+    #[must_use]
+    pub fn local(&self) -> LocalView<'_, K, V, E> {
+        LocalView(&self.0)
+    }
+
+    /// Makes every pod forget `key`. Call it after the change was committed. One round trip.
+    ///
+    /// Takes effect here at once, before the store is asked. When it returns a [`Stamp`], the store has
+    /// logged it: no pod serves a value that was loaded before, beyond the bound.
+    ///
+    /// # Errors
+    /// [`InvalidateError::Pending`] if the store has not acknowledged it after the first attempt or 2 s:
+    /// it is repeated until it has. [`InvalidateError::Closed`] after [`Cache::close`].
+    ///
+    /// # Cancel safety
+    /// Once polled, the invalidation happens whether or not the future is dropped.
+    pub async fn invalidate(&self, key: &K) -> Result<Stamp, InvalidateError> {
+        self.invalidate_many([key]).await
+    }
+
+    /// As [`invalidate`](Self::invalidate) for many keys: one round trip for each lane and 64 keys, all
+    /// at the same time. Keys of different lanes are not invalidated at one instant.
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate), for all of them together.
+    ///
+    /// # Cancel safety
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_many<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k K>,
+    ) -> Result<Stamp, InvalidateError>
+    where
+        K: 'k,
+    {
+        let mut lanes: BTreeMap<Lane, Vec<(u64, Bytes)>> = BTreeMap::new();
+        for key in keys {
+            let target = self.0.target(key, self.hash(key));
+            lanes
+                .entry(target.lane)
+                .or_default()
+                .push((target.hash, target.name));
+        }
+        let calls = lanes.into_iter().flat_map(|(lane, mut keys)| {
+            keys.sort_unstable();
+            keys.dedup();
+            let calls: Vec<_> = keys
+                .chunks(MAX_HASHES)
+                .map(|keys| self.call(keys))
+                .collect();
+            calls.into_iter().map(move |call| (lane, call))
+        });
+        let calls = calls.collect();
+        self.0.bus().announce_all(calls).await
+    }
+
+    fn call(&self, keys: &[(u64, Bytes)]) -> Call {
+        let (hashes, keys) = keys.iter().cloned().unzip();
+        Call {
+            kind: Kind::Invalidate,
+            hashes,
+            keys,
+            entity: Arc::clone(&self.0.name),
+        }
+    }
+
+    /// Makes every pod forget every key of this entity. One round trip for each of 16 lanes, all at the
+    /// same time, whatever the number of entries: nothing is scanned or deleted.
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate).
+    ///
+    /// # Cancel safety
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn clear(&self) -> Result<Stamp, InvalidateError> {
+        let call = |lane| {
+            let (hashes, entity) = (vec![self.0.keys.entity_hash()], Arc::clone(&self.0.name));
+            (
+                lane,
+                Call {
+                    kind: Kind::Clear,
+                    hashes,
+                    keys: Vec::new(),
+                    entity,
+                },
+            )
+        };
+        self.0
+            .bus()
+            .announce_all(self.0.bus().namespace.lanes().map(call).collect())
+            .await
+    }
+
+    /// The cache this entity belongs to.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+}
+
+/// The local level of one entity; see [`Entity::local`].
+pub struct LocalView<'a, K, V, E>(&'a Inner<K, V, E>);
+
+impl<K, V, E> fmt::Debug for LocalView<'_, K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LocalView").field(&self.0.name).finish()
+    }
+}
+
+impl<K, V, E> LocalView<'_, K, V, E>
+where
+    K: Key,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// How many entries are kept, those that may not be served any more included.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.level.map.len()
+    }
+
+    /// Whether nothing is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the entries weigh together, in the unit of [`EntityBuilder::weight_capacity`]; their number
+    /// if the level is bounded by number.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.0.level.map.weight()
+    }
+
+    /// Forgets every local entry of this entity in this pod alone. The store keeps its values.
+    pub fn clear(&self) {
+        self.0.level.clear_all(self.0.bus());
+    }
+}
