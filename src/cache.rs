@@ -53,7 +53,6 @@ impl Cache {
     /// two namespaces on one store do not hear each other.
     ///
     /// The name is 1 to 64 of `A–Z a–z 0–9 . _ -`.
-    #[must_use]
     pub fn builder(namespace: impl Into<String>) -> CacheBuilder {
         CacheBuilder::new(namespace.into())
     }
@@ -73,7 +72,6 @@ impl Cache {
     /// `name` is part of every key in the store, so pods that share records use the same name. It is 1
     /// to 64 of `A–Z a–z 0–9 . _ -`. The loader is a closure from an owned key to a future, or any
     /// type that implements [`Loader`].
-    #[must_use]
     pub fn entity<K: Key, L: Loader<K>>(
         &self,
         name: impl Into<String>,

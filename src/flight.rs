@@ -134,6 +134,7 @@ impl<K, T> Flights<K, T> {
     }
 
     /// How many flights a caller could find, which leaves out detached and solo ones.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.0.iter().map(|stripe| lock(stripe).len()).sum()
     }
@@ -312,22 +313,9 @@ impl<K, T> Guard<K, T> {
         self.0.land(Landing::Done(outcome));
     }
 
-    /// Ends the flight without an outcome, for a leader whose panic was caught.
+    /// Ends the flight without an outcome: for a leader whose panic was caught, or who is shutting down.
     pub(crate) fn abort(self) {
         self.0.land(Landing::Aborted);
-    }
-
-    /// What the load was begun with, or last [revised](Self::revise) to.
-    pub(crate) fn meta(&self) -> FlightMeta {
-        self.0.state().meta
-    }
-
-    /// Changes what later callers and [`Flights::detach`] judge the flight by.
-    ///
-    /// For a load that turns out to be uncovered, and for one that starts over in new hands. Only a
-    /// load that has not yet read anything may raise its rank or its start.
-    pub(crate) fn revise(&self, change: impl FnOnce(&mut FlightMeta)) {
-        change(&mut self.0.state().meta);
     }
 
     /// Whether later callers cannot join, and a later [`Flights::detach`] cannot find, this flight.

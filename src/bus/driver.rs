@@ -74,6 +74,7 @@ async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
         hints,
         calls: JoinSet::new(),
         poll_sent: None,
+        last_poll: Instant::now(),
         next_poll: Instant::now(),
         fell_behind: false,
         published: false,
@@ -92,6 +93,7 @@ struct Session<'a> {
     calls: JoinSet<Done>,
     /// When the poll under way was sent.
     poll_sent: Option<Instant>,
+    last_poll: Instant,
     next_poll: Instant,
     /// The log had to be read since the last poll, because hints were missing.
     fell_behind: bool,
@@ -105,14 +107,8 @@ impl Session<'_> {
         loop {
             let due = self.next_due();
             tokio::select! {
+                // What is seldom ready first, so that a flood of hints starves nothing.
                 biased;
-                hint = poll_fn(|cx| self.hints.poll_next(cx)) => {
-                    let hint = hint.ok_or_else(|| {
-                        StoreError::new(StoreErrorKind::Unavailable, "subscription")
-                    })?;
-                    state.heard();
-                    self.on_hints(hint).await;
-                }
                 Some(done) = self.calls.join_next() => {
                     let done = done.map_err(|error| {
                         StoreError::new(StoreErrorKind::Protocol, "store call").with_source(error)
@@ -120,6 +116,13 @@ impl Session<'_> {
                     self.on_done(done, state)?;
                 }
                 () = wait_until(due) => self.on_time(),
+                hint = poll_fn(|cx| self.hints.poll_next(cx)) => {
+                    let hint = hint.ok_or_else(|| {
+                        StoreError::new(StoreErrorKind::Unavailable, "subscription")
+                    })?;
+                    state.heard();
+                    self.on_hints(hint).await;
+                }
                 () = self.bus.nudge.notified() => {}
             }
         }
@@ -133,7 +136,7 @@ impl Session<'_> {
         let poll = match self.poll_sent {
             Some(_) => None,
             None if self.bus.observed.is_poll_wanted() => {
-                Some(self.next_poll.min(Instant::now() + POLL_GAP))
+                Some(self.next_poll.min(self.last_poll + POLL_GAP))
             }
             None => Some(self.next_poll),
         };
@@ -308,6 +311,7 @@ impl Session<'_> {
         let sent = self.bus.clock.now();
         let now = Instant::now();
         self.poll_sent = Some(now);
+        self.last_poll = now;
         let jitter = 0.9 + 0.2 * f64::from(super::random() as u32) / f64::from(u32::MAX);
         self.next_poll = now + self.bus.timing.heartbeat.mul_f64(jitter);
         self.calls.spawn(async move {

@@ -373,6 +373,7 @@ impl Bus {
         self.shutdown.cancel();
         self.driver.close();
         self.driver.wait().await;
+        self.calls.abandon();
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

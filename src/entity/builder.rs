@@ -2,7 +2,7 @@
 
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
-use super::outcome::{Outcome, Ttl};
+use super::outcome::{Kept, Ttl};
 use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
 use crate::builder::check_name;
@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::codec::{self, CodecError};
 use crate::error::BuildError;
 use crate::key::Key;
-use crate::local::{Capacity, Local, LocalEngine, Slot, Weigher};
+use crate::local::{Capacity, Local, LocalEngine, Weigher};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::TypeId;
@@ -32,12 +32,13 @@ pub const DEFAULT_JITTER: f64 = 0.1;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
 
+type ErrorTtl<E> = Box<dyn Fn(&E) -> Option<Duration> + Send + Sync>;
 type TtlOf<K, V> = Arc<dyn Fn(&K, &V) -> Ttl + Send + Sync>;
 type WeightOf<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
 /// How typed errors are kept.
 pub(super) struct ErrorCodec<E> {
-    pub(super) ttl: Box<dyn Fn(&E) -> Option<Duration> + Send + Sync>,
+    pub(super) ttl: ErrorTtl<E>,
     pub(super) encode: fn(&E) -> Result<Vec<u8>, CodecError>,
     pub(super) decode: fn(&[u8]) -> Result<E, CodecError>,
 }
@@ -222,7 +223,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         let bus = &self.cache.0.bus;
         let keys = bus.space.entity(&self.name);
         let weigher = self.weigher;
-        let slot_weigher: Weigher<K, Slot<Outcome<L::Value, L::Error>>> =
+        let slot_weigher: Weigher<K, Kept<L::Value, L::Error>> =
             Arc::new(move |key, slot| match (&weigher, &slot.value) {
                 (Some(weigh), Ok(value)) => weigh(key, value),
                 _ => ERROR_WEIGHT,

@@ -1,6 +1,6 @@
 //! One entity's local level: its map, its lane words and its flights, kept coherent by the bus.
 
-use super::outcome::{Landed, Outcome};
+use super::outcome::{Kept, Landed};
 use crate::bus::{AtomicWord, Bus, Member, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::flight::Flights;
@@ -17,7 +17,7 @@ pub(super) struct Level<K, V, E> {
     words: Box<[AtomicWord]>,
     /// The newest clear that was carried out on each lane: hints of it come more than once.
     cleared: Box<[Mutex<Rank>]>,
-    pub(super) map: Local<K, Slot<Outcome<V, E>>>,
+    pub(super) map: Local<K, Kept<V, E>>,
     pub(super) flights: Flights<K, Landed<V, E>>,
 }
 
@@ -35,7 +35,7 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(super) fn new(bus: &Bus, entity: u64, map: Local<K, Slot<Outcome<V, E>>>) -> Self {
+    pub(super) fn new(bus: &Bus, entity: u64, map: Local<K, Kept<V, E>>) -> Self {
         Self {
             entity,
             space: bus.space.clone(),
@@ -66,7 +66,7 @@ where
     /// 2. the bus removes the entry and confirms the lane;
     /// 3. the reader finds the lane live, and serves what was removed.
     #[inline]
-    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<(Slot<Outcome<V, E>>, Millis)> {
+    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<(Kept<V, E>, Millis)> {
         let lane = self.space.lane_of(hash);
         let word = self.word(lane);
         let slot = self.map.get(hash, key)?;
@@ -80,7 +80,7 @@ where
     }
 
     /// As [`hit`](Self::hit), without counting as a use.
-    pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Slot<Outcome<V, E>>> {
+    pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
         let word = self.word(self.space.lane_of(hash));
         let slot = self.map.peek(hash, key)?;
         let now = self.clock.now();
@@ -88,7 +88,7 @@ where
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).
-    pub(super) fn insert(&self, bus: &Bus, hash: u64, key: K, slot: Slot<Outcome<V, E>>) -> bool {
+    pub(super) fn insert(&self, bus: &Bus, hash: u64, key: K, slot: Kept<V, E>) -> bool {
         let lane = self.space.lane_of(hash);
         let stripe = bus.stripe(lane, hash);
         let existing = self.map.peek_hash(hash).map(|slot| stamp(&slot));

@@ -1,11 +1,14 @@
 //! What a load gives, how long it is kept, and what a reader is told of it.
 
 use crate::error::CacheError;
+use crate::local::Slot;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// What is cached: a value, or how its load failed.
 pub(crate) type Outcome<V, E> = Result<Arc<V>, Arc<E>>;
+/// An outcome as the local level keeps it.
+pub(super) type Kept<V, E> = Slot<Outcome<V, E>>;
 
 /// How long an outcome is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

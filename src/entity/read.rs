@@ -9,7 +9,7 @@ use crate::codec;
 use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict, View};
 use crate::envelope::{self, Header, Stored};
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
+use crate::flight::{Boarding, Flown, Landing, Waiter};
 use crate::key::{HashedKey, Key};
 use crate::local::Slot;
 use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link, Place};
@@ -194,6 +194,7 @@ where
                         CacheError::LoadAborted
                     });
                 }
+                Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(guard),
             }
         }

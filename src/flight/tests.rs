@@ -389,22 +389,6 @@ fn a_key_with_the_hash_of_another_flies_solo() {
 }
 
 #[test]
-fn a_load_that_turns_out_uncovered_is_judged_so() {
-    let flights = Flights::<Key, u32>::new();
-    let (guard, _waiter) = lead(&flights, "k", meta(3));
-    guard.revise(|meta| meta.uncovered = true);
-    assert_eq!(
-        guard.meta(),
-        FlightMeta {
-            uncovered: true,
-            ..meta(3)
-        }
-    );
-    let boarding = flights.board(1, &"k", meta(3), |flight| !flight.uncovered);
-    assert!(matches!(boarding, Boarding::Leader(..)));
-}
-
-#[test]
 fn lead_and_places_can_move_into_a_task() {
     fn movable<S: Send + 'static>(_: &S) {}
     let flights = Flights::<String, Arc<str>>::new();

@@ -29,19 +29,13 @@ impl HashedKey<'_> {
 /// One namespace: where its keys, entities and tags are.
 #[derive(Clone, Debug)]
 pub(crate) struct KeySpace {
-    /// Percent-encoded.
-    namespace: String,
     seed: u64,
     lanes: NonZeroU16,
 }
 
 impl KeySpace {
     pub(crate) fn new(namespace: &str, lanes: NonZeroU16) -> Self {
-        let mut encoded = String::new();
-        // Braces delimit the hash tag of a cluster, the colon ends the namespace.
-        percent_encode(namespace.as_bytes(), b"{}:", &mut encoded);
         Self {
-            namespace: encoded,
             seed: xxh3_64(namespace.as_bytes()),
             lanes,
         }
@@ -59,11 +53,6 @@ impl KeySpace {
         Lane(u16::try_from(lane).expect("a 32-bit fraction of a u16 is a u16"))
     }
 
-    /// What every physical key of a lane begins with: `{namespace:xx}`.
-    pub(crate) fn lane_tag(&self, lane: Lane) -> String {
-        format!("{{{}:{:02x}}}", self.namespace, lane.0)
-    }
-
     /// The keys of the entity called `name`.
     pub(crate) fn entity(&self, name: &str) -> EntityKeys {
         let mut prefix = String::new();
@@ -73,14 +62,6 @@ impl KeySpace {
             seed: self.tag_hash(name),
             prefix,
         }
-    }
-
-    /// The physical key of a value: `{namespace:xx}v:entity:key`.
-    pub(crate) fn value_key(&self, entity: &EntityKeys, key: HashedKey<'_>) -> String {
-        let mut out = self.lane_tag(self.lane_of(key.hash));
-        out.push_str("v:");
-        entity.push_name(key, &mut out);
-        out
     }
 }
 
@@ -158,10 +139,14 @@ mod tests {
         KeySpace::new(namespace, NonZeroU16::new(16).unwrap())
     }
 
-    fn value_key(namespace: &str, entity: &str, bytes: &[u8]) -> String {
+    /// Lane and name within it.
+    fn address(namespace: &str, entity: &str, bytes: &[u8]) -> (u16, String) {
         let space = space(namespace);
         let entity = space.entity(entity);
-        space.value_key(&entity, entity.hash(bytes))
+        let key = entity.hash(bytes);
+        let mut name = String::new();
+        entity.push_name(key, &mut name);
+        (space.lane_of(key.hash).0, name)
     }
 
     /// `docs/wire-format.md` lists the same values, which were computed with another implementation
@@ -177,17 +162,16 @@ mod tests {
         assert_eq!(user.entity_hash(), shop.tag_hash("user"));
         assert_eq!(key.hash, 0x8f5e_28a5_2204_fd9b);
         assert_eq!(shop.lane_of(key.hash), Lane(8));
-        assert_eq!(shop.value_key(&user, key), "{shop:08}v:user:42");
+        let at = |lane, name: &str| (lane, name.to_owned());
+        assert_eq!(address("shop", "user", b"42"), at(8, "user:42"));
         assert_eq!(
-            value_key("shop", "user", b"a b/\xff%"),
-            "{shop:04}v:user:a%20b/%FF%25"
+            address("shop", "user", b"a b/\xff%"),
+            at(4, "user:a%20b/%FF%25")
         );
-        assert_eq!(value_key("shop", "user", b"#1"), "{shop:07}v:user:%231");
-        assert_eq!(value_key("a:{b}", "x:y", b""), "{a%3A%7Bb%7D:0e}v:x%3Ay:");
-        assert_eq!(
-            value_key("shop", "user", &[b'k'; 1025]),
-            "{shop:02}v:user:#54c8d2259a56d016dce352d839be41f1"
-        );
+        assert_eq!(address("shop", "user", b"#1"), at(7, "user:%231"));
+        assert_eq!(address("a:{b}", "x:y", b""), at(14, "x%3Ay:"));
+        let hashed = "user:#54c8d2259a56d016dce352d839be41f1";
+        assert_eq!(address("shop", "user", &[b'k'; 1025]), at(2, hashed));
     }
 
     #[test]
@@ -213,33 +197,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn physical_keys_are_printable_and_bounded(
-            namespace in ".{0,20}",
+        fn names_are_printable_and_bounded(
             entity in ".{0,20}",
             key in prop::collection::vec(any::<u8>(), 0..2000),
         ) {
-            let physical = value_key(&namespace, &entity, &key);
-            prop_assert!(physical.bytes().all(|byte| byte.is_ascii_graphic()));
-            let fixed = "{:00}v::".len() + 3 * (namespace.len() + entity.len());
-            prop_assert!(physical.len() <= fixed + MAX_PLAIN);
+            let (_, name) = address("n", &entity, &key);
+            prop_assert!(name.bytes().all(|byte| byte.is_ascii_graphic()));
+            prop_assert!(name.len() <= 1 + 3 * entity.len() + MAX_PLAIN);
         }
 
         #[test]
-        fn the_hash_tag_is_exactly_the_namespace_and_lane(namespace in "[a:{}%]{0,6}") {
-            let tag = space(&namespace).lane_tag(Lane(10));
-            prop_assert_eq!((tag.find('{'), tag.find('}')), (Some(0), Some(tag.len() - 1)));
-            let lane_at = tag.rfind(':');
-            prop_assert_eq!(lane_at.map(|at| &tag[at..]), Some(":0a}"));
-            prop_assert_eq!(tag.matches(['{', '}']).count(), 2);
-        }
-
-        #[test]
-        fn different_entries_have_different_physical_keys(
-            a in ("[a:{}%]{0,3}", "[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
-            b in ("[a:{}%]{0,3}", "[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
+        fn different_entries_have_different_names(
+            a in ("[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
+            b in ("[a:%#\u{fc}]{0,3}", prop::collection::vec(prop::sample::select(&b"a:%#2\xff"[..]), 0..4)),
         ) {
-            let physical = |x: &(String, String, Vec<u8>)| value_key(&x.0, &x.1, &x.2);
-            prop_assert_eq!(a == b, physical(&a) == physical(&b));
+            let name = |x: &(String, Vec<u8>)| address("n", &x.0, &x.1).1;
+            prop_assert_eq!(a == b, name(&a) == name(&b));
         }
 
         #[test]

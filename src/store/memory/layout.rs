@@ -3,14 +3,14 @@
 //! Big-endian `magic 1 · version 1 · state 1 · waited 1 · token 8 · epoch 8 · seq 8`. A lease is these
 //! 28 bytes alone; a value goes on behind them in a way that no store reads.
 
-use crate::coherence::Epoch;
+use crate::coherence::{Epoch, Position};
+use crate::envelope::{LEASE_LEN, Lease};
 use bytes::Bytes;
 
 /// Length of the front.
-pub(crate) const FRONT_LEN: usize = 28;
+pub(crate) const FRONT_LEN: usize = LEASE_LEN;
 /// First byte of everything this crate stores under a key.
 const MAGIC: u8 = 0xD7;
-const VERSION: u8 = 1;
 const STATE_AT: usize = 2;
 const WAITED_AT: usize = 3;
 /// The states of a value: a success, and an error that is remembered.
@@ -59,16 +59,19 @@ impl Front {
 
     /// The stored form.
     pub(crate) fn write(&self) -> [u8; FRONT_LEN] {
-        let mut out = [0; FRONT_LEN];
-        out[0] = MAGIC;
-        out[1] = VERSION;
+        let began = Position {
+            epoch: self.epoch,
+            seq: self.seq,
+        };
+        let mut out = Lease {
+            token: self.token,
+            began,
+        }
+        .encode();
         (out[STATE_AT], out[WAITED_AT]) = match self.state {
             State::Value => (VALUE_STATES[0], 0),
             State::Lease { waited } => (LEASE_STATE, u8::from(waited)),
         };
-        out[4..12].copy_from_slice(&self.token.to_be_bytes());
-        out[12..20].copy_from_slice(&self.epoch.0.to_be_bytes());
-        out[20..28].copy_from_slice(&self.seq.to_be_bytes());
         out
     }
 }
@@ -98,7 +101,7 @@ mod tests {
             assert_eq!(Front::read(&bytes[..FRONT_LEN - 1]), None);
             bytes[0] = 0;
             assert_eq!(Front::read(&bytes), None);
-            assert_eq!(Front::read(&[MAGIC, VERSION, 9, 0]), None);
+            assert_eq!(Front::read(&[MAGIC, 1, 9, 0]), None);
         }
     }
 }

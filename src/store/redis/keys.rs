@@ -89,3 +89,29 @@ impl ToRedisArgs for Key<'_> {
             .expect("commands are written into memory, which does not fail");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `docs/wire-format.md` lists the same names.
+    #[test]
+    fn physical_keys_are_wire_stable() {
+        let keys = Keys::new(&Namespace {
+            name: "shop".into(),
+            lanes: 16,
+        });
+        let lane = keys.lane(Lane(10)).expect("one of sixteen");
+        assert_eq!((&*keys.channel, &*keys.beacon), ("{shop}c", "{shop:00}b"));
+        assert_eq!((&*lane.head, &*lane.log), ("{shop:0a}h", "{shop:0a}s"));
+        assert_eq!(
+            lane.value(b"user:42").to_redis_args(),
+            [b"{shop:0a}v:user:42"]
+        );
+        assert_eq!(lane.floor("user").to_redis_args(), [b"{shop:0a}f:user"]);
+        assert_eq!(
+            keys.lane(Lane(16)).map(|_| ()).unwrap_err().kind(),
+            StoreErrorKind::Config
+        );
+    }
+}
