@@ -6,7 +6,7 @@
 //! beside it, so that hints go on being applied while the store is slow.
 
 use super::{Bus, lock};
-use crate::coherence::{Action, Head, Hint, Lane, LinkState, LogEntry};
+use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Hints, Link, Polled, StoreResult};
 use crate::time::Millis;
@@ -78,6 +78,7 @@ async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
         next_poll: Instant::now(),
         fell_behind: false,
         published: false,
+        incarnation: None,
     };
     match session.run(state).await {
         Ok(never) => match never {},
@@ -98,6 +99,8 @@ struct Session<'a> {
     /// The log had to be read since the last poll, because hints were missing.
     fell_behind: bool,
     published: bool,
+    /// The life of the server that the last poll met.
+    incarnation: Option<Incarnation>,
 }
 
 impl Session<'_> {
@@ -212,8 +215,15 @@ impl Session<'_> {
                 if polled.heads.len() != usize::from(self.bus.namespace.lanes) {
                     return Err(StoreError::new(StoreErrorKind::Protocol, "poll"));
                 }
-                for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
-                    self.on_head(lane, head, sent, now);
+                let before = self.incarnation.replace(polled.incarnation);
+                if before.is_some_and(|before| before != polled.incarnation) {
+                    // Another life behind a connection that never broke: a proxy reconnected. Its
+                    // heads prove nothing until every lane is in an epoch of this life.
+                    self.touch(self.bus.namespace.lanes().collect());
+                } else {
+                    for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                        self.on_head(lane, head, sent, now);
+                    }
                 }
                 let deaf = state.polled(self.fell_behind, self.bus.rules.mechanisms);
                 self.fell_behind = false;

@@ -211,6 +211,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn hint() -> Hint {
         Hint {
@@ -255,5 +256,27 @@ mod tests {
             Hint::decode(&bytes).map(|h| h.entry.kind),
             Some(Kind::Unknown(200))
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>, seq: u64) {
+            if let Some(hint) = Hint::decode(&bytes) {
+                let again = hint.encode();
+                // What was read is what was there: all but a later version's surplus.
+                prop_assert_eq!(&again[1..], &bytes[1..again.len()]);
+            }
+            if let Some(entry) = LogEntry::decode(seq, &bytes) {
+                prop_assert_eq!(&entry.encode()[1..], &bytes[1..]);
+            }
+        }
+
+        #[test]
+        fn a_hint_with_any_change_is_never_read_as_the_same_hint(at in 0..HINT_PREFIX + 24, to: u8) {
+            let mut bytes = hint().encode();
+            prop_assume!(at > 0 && bytes[at] != to);
+            bytes[at] = to;
+            prop_assert_ne!(Hint::decode(&bytes), Some(hint()));
+        }
     }
 }
