@@ -97,7 +97,8 @@ impl CacheBuilder {
     /// Builds the cache: connects, subscribes and syncs, which takes four round trips.
     ///
     /// # Errors
-    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `store_url` (or
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
+    /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or
     /// `TIDINGS_STORE`) if the URL cannot; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
     ///
@@ -105,6 +106,9 @@ impl CacheBuilder {
     /// Cancel safe: nothing is left behind.
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BuildError::new("runtime", "a cache is built inside a Tokio runtime"));
+        }
         let store = match self.store {
             Some(store) => store,
             None => resolve(self.store_url)?,
