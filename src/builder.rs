@@ -107,7 +107,10 @@ impl CacheBuilder {
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
         if tokio::runtime::Handle::try_current().is_err() {
-            return Err(BuildError::new("runtime", "a cache is built inside a Tokio runtime"));
+            return Err(BuildError::new(
+                "runtime",
+                "a cache is built inside a Tokio runtime",
+            ));
         }
         let store = match self.store {
             Some(store) => store,

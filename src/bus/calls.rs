@@ -2,9 +2,9 @@
 //! has acknowledged them on the timeline that this pod follows.
 
 use super::{Bus, lock};
-use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Position, Rank};
+use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::StoreResult;
+use crate::store::{Link, Logged, StoreResult};
 use crate::time::Millis;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -311,15 +311,15 @@ impl Bus {
     }
 
     async fn log(&self, lane: Lane, call: &Call) -> StoreResult<(LogEntry, Position)> {
-        let (link, nonce, opening) = (self.link()?, self.nonce(), self.opening());
-        let limit = self.timing.invalidate_timeout;
-        let logged = if call.kind == Kind::Clear {
-            let hash = call.hashes.first().copied().unwrap_or_default();
-            let call = link.clear(lane, &call.entity, hash, nonce, opening);
-            Self::within(limit, "clear", call).await?
-        } else {
-            let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
-            Self::within(limit, "invalidate", call).await?
+        let (nonce, logged) = loop {
+            let mut link_up = self.link_up.subscribe();
+            let (link, nonce) = (self.link()?, self.nonce());
+            tokio::select! {
+                biased;
+                logged = self.log_on(&*link, lane, call, nonce) => break (nonce, logged?),
+                // A half-open connection never answers, and by now there is another one.
+                _ = link_up.changed() => {}
+            }
         };
         let entry = LogEntry {
             seq: logged.at.seq,
@@ -329,6 +329,24 @@ impl Bus {
             hashes: call.hashes.clone(),
         };
         Ok((entry, logged.at))
+    }
+
+    async fn log_on(
+        &self,
+        link: &dyn Link,
+        lane: Lane,
+        call: &Call,
+        nonce: Nonce,
+    ) -> StoreResult<Logged> {
+        let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
+        if call.kind == Kind::Clear {
+            let hash = call.hashes.first().copied().unwrap_or_default();
+            let call = link.clear(lane, &call.entity, hash, nonce, opening);
+            Self::within(limit, "clear", call).await
+        } else {
+            let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
+            Self::within(limit, "invalidate", call).await
+        }
     }
 
     /// Fences the call off locally: nothing that was loaded before is served or kept, and what the

@@ -30,6 +30,13 @@ impl Word {
         Millis(self.0 & Self::UNTIL_MASK)
     }
 
+    /// When the confirmation began that is standing, if confirmations last for `lease`.
+    #[must_use]
+    pub fn confirmed_at(self, lease: Duration) -> Millis {
+        let lease = crate::time::millis(lease);
+        Millis(self.until().0.saturating_sub(lease))
+    }
+
     /// The word after a confirmation. Liveness never moves back.
     #[must_use]
     pub fn confirmed(self, until: Millis) -> Self {

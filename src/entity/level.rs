@@ -1,7 +1,7 @@
 //! One entity's local level: its map, its lane words and its flights, kept coherent by the bus.
 
 use super::outcome::{Kept, Landed};
-use crate::bus::{AtomicWord, Bus, Member, lock};
+use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::flight::Flights;
 use crate::key::KeySpace;
@@ -19,6 +19,24 @@ pub(super) struct Level<K, V, E> {
     cleared: Box<[Mutex<Rank>]>,
     pub(super) map: Local<K, Kept<V, E>>,
     pub(super) flights: Flights<K, Landed<V, E>>,
+}
+
+/// An entry that may be served, and what says so.
+pub(super) struct Hit<V, E> {
+    pub(super) slot: Kept<V, E>,
+    /// The lane's word as it was *before* the entry was fetched.
+    word: Word,
+    pub(super) now: Millis,
+}
+
+impl<V, E> Hit<V, E> {
+    /// The entry reflects every invalidation that was acknowledged before this: the lane's last
+    /// confirmation, or the entry's own youth, whichever says more.
+    pub(super) fn as_of(&self, rules: &Rules) -> Millis {
+        self.word
+            .confirmed_at(rules.lease)
+            .max(self.slot.load_start)
+    }
 }
 
 fn stamp<T>(slot: &Slot<T>) -> EntryStamp {
@@ -66,7 +84,7 @@ where
     /// 2. the bus removes the entry and confirms the lane;
     /// 3. the reader finds the lane live, and serves what was removed.
     #[inline]
-    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<(Kept<V, E>, Millis)> {
+    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
         let lane = self.space.lane_of(hash);
         let word = self.word(lane);
         let slot = self.map.get(hash, key)?;
@@ -76,7 +94,11 @@ where
             self.word(lane)
         };
         let now = self.clock.now();
-        (now < slot.expires && self.rules.may_serve(word, stamp(&slot), now)).then_some((slot, now))
+        (now < slot.expires && self.rules.may_serve(word, stamp(&slot), now)).then_some(Hit {
+            slot,
+            word,
+            now,
+        })
     }
 
     /// As [`hit`](Self::hit), without counting as a use.
@@ -88,13 +110,28 @@ where
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).
-    pub(super) fn insert(&self, bus: &Bus, hash: u64, key: K, slot: Kept<V, E>) -> bool {
+    ///
+    /// `stands` tells under the stripe's lock whether this pod's own invalidations allow it, too. Asked
+    /// before, it would leave a gap:
+    ///
+    /// 1. a load ends, and nothing speaks against keeping its outcome;
+    /// 2. this pod invalidates the key: it removes what is there, which is nothing yet;
+    /// 3. the outcome is kept, and served until the store has acknowledged the invalidation.
+    pub(super) fn insert(
+        &self,
+        bus: &Bus,
+        hash: u64,
+        key: K,
+        slot: Kept<V, E>,
+        stands: impl FnOnce(&Stripe) -> bool,
+    ) -> bool {
         let lane = self.space.lane_of(hash);
         let stripe = bus.stripe(lane, hash);
         let existing = self.map.peek_hash(hash).map(|slot| stamp(&slot));
         let allowed = self
             .rules
             .may_insert(self.word(lane), stripe.last, existing, stamp(&slot));
+        let allowed = allowed && stands(&stripe);
         if allowed {
             self.map.insert(hash, key, slot);
         }

@@ -174,7 +174,7 @@ where
 
         let ttl = self.ttl_of(&target.key, &outcome);
         self.keep_loaded(target, &guard, &run, start, ttl, &outcome);
-        let landed = Landed::new(&outcome, Origin::Loader, took);
+        let landed = Landed::new(&outcome, Origin::Loader, took, start);
         match run.lease {
             Some(lease) => {
                 let (this, target) = (Arc::clone(self), Arc::clone(target));
@@ -220,8 +220,7 @@ where
             Ttl::For(life) => life.min(self.options.local_ttl),
             Ttl::Forever => self.options.local_ttl,
         };
-        // Detached: an invalidation came after the load began, possibly one without a position yet.
-        let Some(rank) = run.rank.filter(|_| !life.is_zero() && !guard.is_detached()) else {
+        let Some(rank) = run.rank.filter(|_| !life.is_zero()) else {
             return;
         };
         let slot = Slot {
@@ -233,7 +232,11 @@ where
             expires: self.bus().clock.now() + life,
         };
         self.level
-            .insert(self.bus(), target.hash, target.key.clone(), slot);
+            .insert(self.bus(), target.hash, target.key.clone(), slot, |_| {
+                // Detached: an invalidation came after the load began, possibly one without a position
+                // yet.
+                !guard.is_detached()
+            });
     }
 
     /// Stores an outcome under its lease. Whatever fails here costs another load, nothing else.

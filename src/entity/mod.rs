@@ -112,8 +112,8 @@ where
     /// [`Health::bound`](crate::Health::bound)), and every one by this pod that has returned.
     pub async fn get(&self, key: &K) -> Result<Arc<V>, CacheError<E>> {
         let hash = self.hash(key);
-        if let Some((slot, _)) = self.0.level.hit(hash, key) {
-            return slot.value.map_err(CacheError::Load);
+        if let Some(hit) = self.0.level.hit(hash, key) {
+            return hit.slot.value.map_err(CacheError::Load);
         }
         self.miss(key, hash).await.and_then(|landed| landed.outcome)
     }
@@ -128,31 +128,25 @@ where
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
         let bus = self.0.bus();
         let hash = self.hash(key);
-        if let Some((slot, now)) = self.0.level.hit(hash, key) {
-            let value = slot.value.map_err(CacheError::Load)?;
-            // The lane's last confirmation, or the entry's own youth, whichever says more.
-            let confirmed = now + bus.rules.lease;
-            let by_lane = confirmed.since(bus.live_until(bus.space.lane_of(hash)));
-            let bound = by_lane.min(now.since(slot.load_start));
+        if let Some(hit) = self.0.level.hit(hash, key) {
+            let (now, as_of) = (hit.now, hit.as_of(&bus.rules));
             return Ok(Served {
-                value,
+                age: now.since(hit.slot.loaded),
+                value: hit.slot.value.map_err(CacheError::Load)?,
                 origin: Origin::Local,
-                age: now.since(slot.loaded),
-                bound,
+                bound: now.since(as_of),
             });
         }
-        let began = bus.clock.now();
-        let Landed {
-            outcome,
-            origin,
-            age,
-        } = self.miss(key, hash).await?;
-        let bound = bus.clock.now().since(began);
+        // A flight that we join may have begun long before us. What was applied here before we did so
+        // has not detached it.
+        let word = self.0.level.word(bus.space.lane_of(hash));
+        let landed = self.miss(key, hash).await?;
+        let as_of = landed.as_of.max(word.confirmed_at(bus.rules.lease));
         Ok(Served {
-            value: outcome?,
-            origin,
-            age,
-            bound,
+            value: landed.outcome?,
+            origin: landed.origin,
+            age: landed.age,
+            bound: bus.clock.now().since(as_of),
         })
     }
 
@@ -172,8 +166,8 @@ where
         Fut: Future<Output = Result<V, E>> + Send,
     {
         let hash = self.hash(key);
-        if let Some((slot, _)) = self.0.level.hit(hash, key) {
-            return slot.value.map_err(CacheError::Load);
+        if let Some(hit) = self.0.level.hit(hash, key) {
+            return hit.slot.value.map_err(CacheError::Load);
         }
         let read = Box::pin(Arc::clone(&self.0).read(key, hash, Some(load)));
         read.await.and_then(|landed| landed.outcome)

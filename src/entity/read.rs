@@ -219,13 +219,11 @@ where
 
     /// The leader's way: the local level again, then the store, then the right to load.
     async fn seek(&self, target: &Target<K>) -> Next<V, E> {
-        if let Some((slot, now)) = self.level.hit(target.hash, &target.key) {
+        if let Some(hit) = self.level.hit(target.hash, &target.key) {
             // The flight before this one landed between our miss and our boarding.
-            return Next::Land(Landed::new(
-                &slot.value,
-                Origin::Local,
-                now.since(slot.loaded),
-            ));
+            let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
+            let age = hit.now.since(slot.loaded);
+            return Next::Land(Landed::new(&slot.value, Origin::Local, age, as_of));
         }
         let Ok(link) = self.bus().link() else {
             return Next::Load(self.uncovered_run(target.lane));
@@ -408,7 +406,8 @@ where
             .bus()
             .server_now()
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
-        let landed = Landed::new(&outcome, Origin::Store, Duration::from_millis(age_ms));
+        let age = Duration::from_millis(age_ms);
+        let landed = Landed::new(&outcome, Origin::Store, age, began.start);
         let life = left.min(self.options.local_ttl);
         if !life.is_zero() {
             let slot = Slot {
@@ -419,8 +418,13 @@ where
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 expires: now + life,
             };
-            self.level
-                .insert(self.bus(), target.hash, target.key.clone(), slot);
+            self.level.insert(
+                self.bus(),
+                target.hash,
+                target.key.clone(),
+                slot,
+                |stripe| !stripe.is_poisoned(target.hash),
+            );
         }
         landed
     }

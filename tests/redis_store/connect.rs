@@ -1,11 +1,12 @@
 //! Connecting: what is accepted, and how everything else is refused.
 
-use super::{Pod, Server, namespace, refusal};
+use super::{Admin, Pod, namespace, refusal};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 use tidings::error::StoreErrorKind;
 use tidings::store::{Redis, Store};
+use tidings::testing::RedisServer;
 
 #[tokio::test]
 async fn a_link_sees_no_head_before_the_first_touch() {
@@ -17,29 +18,29 @@ async fn a_link_sees_no_head_before_the_first_touch() {
 
 #[tokio::test]
 async fn a_wrong_password_and_a_missing_one_are_auth_errors() {
-    let server = Server::start(&["--requirepass", "s3cret"]);
-    assert_eq!(refusal(&server.url()).await, StoreErrorKind::Auth);
-    let wrong = format!("redis://:hunter2@127.0.0.1:{}", server.port);
+    let server = RedisServer::builder().password("s3cret").start().unwrap();
+    let without = format!("redis://127.0.0.1:{}", server.port());
+    assert_eq!(refusal(&without).await, StoreErrorKind::Auth);
+    let wrong = format!("redis://:hunter2@127.0.0.1:{}", server.port());
     let error = match super::connect(&wrong).await {
         Ok(_) => panic!("connected"),
         Err(error) => error,
     };
     assert_eq!(error.kind(), StoreErrorKind::Auth);
     assert!(!format!("{error} {error:?}").contains("hunter2"));
-    let right = format!("redis://:s3cret@127.0.0.1:{}", server.port);
-    assert!(super::connect(&right).await.is_ok());
+    assert!(super::connect(&server.url()).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_database_that_does_not_exist_is_a_config_error() {
-    let server = Server::start(&[]);
-    let url = format!("redis://127.0.0.1:{}/99", server.port);
+    let server = RedisServer::start().unwrap();
+    let url = format!("redis://127.0.0.1:{}/99", server.port());
     assert_eq!(refusal(&url).await, StoreErrorKind::Config);
 }
 
 #[tokio::test]
 async fn a_replica_is_refused_as_read_only() {
-    let server = Server::start(&[]);
+    let server = RedisServer::start().unwrap();
     server.run("REPLICAOF 127.0.0.1 1");
     assert_eq!(refusal(&server.url()).await, StoreErrorKind::ReadOnly);
 }
@@ -72,7 +73,10 @@ async fn a_primary_that_has_lost_its_replicas_fails_the_poll_even_when_full() {
 
 #[tokio::test]
 async fn a_cluster_node_is_refused_as_unsupported() {
-    let server = Server::start(&["--cluster-enabled", "yes"]);
+    let server = RedisServer::builder()
+        .arg("--cluster-enabled", "yes")
+        .start()
+        .unwrap();
     assert_eq!(refusal(&server.url()).await, StoreErrorKind::Unsupported);
 }
 

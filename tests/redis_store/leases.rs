@@ -1,6 +1,6 @@
 //! Leases, fills and who is told.
 
-use super::{LANE, OPENING, OTHER_OPENING, Pod, envelope, place};
+use super::{Admin, LANE, OPENING, OTHER_OPENING, Pod, envelope, place};
 use std::time::Duration;
 use tidings::coherence::{Epoch, Kind};
 use tidings::store::{Fill, LeaseRequest, LeaseState};
@@ -13,7 +13,7 @@ async fn one_caller_gets_the_lease_and_the_next_hears_that_it_is_held() {
     assert_eq!((first.head, first.floor), (pod.head().await.unwrap(), 1));
     assert!(first.server_ms >= first.head.last_pub_ms);
     assert_eq!(pod.lease("k", 2).await.state, LeaseState::Held);
-    let ttl: i64 = pod.server.ask(&[b"PTTL", b"{ns:00}v:k"]);
+    let ttl: i64 = pod.server.query(&[b"PTTL", b"{ns:00}v:k"]);
     assert!((1..=60_000).contains(&ttl), "{ttl}");
     let stored = pod.link.read(place("k")).await.unwrap().value.unwrap();
     let mut lease = vec![0xD7, 1, 3, 1];
@@ -68,14 +68,14 @@ async fn values_of_other_epochs_unknown_states_and_rubbish_count_as_absent() {
         Vec::new(),
     ];
     for value in bytes {
-        let _: redis::Value = pod.server.ask(&[b"SET", b"{ns:00}v:k", &value]);
+        let _: redis::Value = pod.server.query(&[b"SET", b"{ns:00}v:k", &value]);
         assert_eq!(
             pod.lease("k", 2).await.state,
             LeaseState::Granted,
             "{value:?}"
         );
     }
-    let _: redis::Value = pod.server.ask(&[b"SET", b"{ns:00}v:k", &good]);
+    let _: redis::Value = pod.server.query(&[b"SET", b"{ns:00}v:k", &good]);
     assert_eq!(
         pod.lease("k", 2).await.state,
         LeaseState::Present(good.into())
@@ -90,7 +90,7 @@ async fn a_value_of_an_epoch_that_the_head_continues_is_present() {
     (head.prev_epoch, head.fork_seq, head.at.epoch) = (head.at.epoch, 1, OTHER_OPENING.epoch);
     for fork in [true, false] {
         head.fork = fork;
-        let _: redis::Value = pod.server.ask(&[b"SET", b"{ns:00}h", &head.encode()]);
+        let _: redis::Value = pod.server.query(&[b"SET", b"{ns:00}h", &head.encode()]);
         let state = pod.lease("k", 2).await.state;
         assert_eq!(state == LeaseState::Present(value.clone().into()), fork);
     }
@@ -205,7 +205,7 @@ async fn a_fill_lives_as_long_as_it_says() {
             ttl,
         };
         assert!(pod.link.fill(place("k"), fill).await.unwrap());
-        let left: i64 = pod.server.ask(&[b"PTTL", b"{ns:00}v:k"]);
+        let left: i64 = pod.server.query(&[b"PTTL", b"{ns:00}v:k"]);
         assert!(expected.contains(&left), "{ttl:?}: {left}");
         pod.server.run("DEL {ns:00}v:k");
     }

@@ -1,6 +1,6 @@
 //! Heads, epochs, the log and what is published.
 
-use super::{LANE, OPENING, OTHER_OPENING, Pod, connect, envelope, place};
+use super::{Admin, LANE, OPENING, OTHER_OPENING, Pod, connect, envelope, place};
 use bytes::Bytes;
 use tidings::coherence::{Epoch, Head, Kind, Lane, Nonce, Position};
 use tidings::store::LeaseState;
@@ -53,7 +53,8 @@ async fn touch_fences_a_head_of_another_life_of_the_server() {
     pod.invalidate("k", 5).await.unwrap();
     let value = pod.store("k").await;
     let before = pod.head().await.unwrap();
-    pod.server.restart();
+    pod.server.snapshot().unwrap();
+    pod.server.restart().unwrap();
 
     let (link, hints) = connect(&pod.server.url()).await.unwrap();
     (pod.link, pod.hints) = (link, hints);
@@ -83,7 +84,7 @@ async fn touch_replaces_a_head_that_cannot_be_read() {
     for command in rubbish {
         let pod = Pod::open().await;
         pod.server.run("DEL {ns:00}h");
-        let _: redis::Value = pod.server.ask(command);
+        let _: redis::Value = pod.server.query(command);
         let heads = pod.link.touch(&[(LANE, OTHER_OPENING)]).await.unwrap();
         assert_eq!(
             (heads[0].at.epoch, heads[0].at.seq),
@@ -236,7 +237,7 @@ async fn sequence_numbers_beyond_fifteen_digits_of_a_float_stay_exact() {
     let seq = (1 << 48) - 2;
     let mut head = pod.head().await.unwrap();
     head.at.seq = seq;
-    let _: redis::Value = pod.server.ask(&[b"SET", b"{ns:00}h", &head.encode()]);
+    let _: redis::Value = pod.server.query(&[b"SET", b"{ns:00}h", &head.encode()]);
     let logged = pod.clear(5).await.unwrap();
     assert_eq!(logged.at.seq, seq + 1);
     assert_eq!(

@@ -9,7 +9,7 @@ mod leases;
 mod logs;
 mod trouble;
 
-use server::Server;
+use server::Admin;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tidings::store::{
     Fill, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged, Namespace, Opening, Place,
     Redis, Store, StoreResult,
 };
+use tidings::testing::RedisServer;
 
 pub(crate) const LANE: Lane = Lane(0);
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(60);
@@ -40,17 +41,17 @@ pub(crate) fn namespace() -> Namespace {
 
 /// A server, a link to it and its hints.
 pub(crate) struct Pod {
-    pub(crate) server: Server,
+    pub(crate) server: RedisServer,
     pub(crate) link: Arc<dyn Link>,
     pub(crate) hints: Box<dyn Hints>,
 }
 
 impl Pod {
     pub(crate) async fn start() -> Self {
-        Self::on(Server::start(&[])).await
+        Self::on(RedisServer::start().unwrap()).await
     }
 
-    pub(crate) async fn on(server: Server) -> Self {
+    pub(crate) async fn on(server: RedisServer) -> Self {
         let (link, hints) = connect(&server.url()).await.unwrap();
         Self {
             server,

@@ -1,63 +1,15 @@
-//! A `redis-server` of a test's own: free port, directory of its own, stopped on drop.
+//! What these tests ask of a [`RedisServer`] beyond what it offers, and the suite on one of them.
 
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tidings::store::{BoxFuture, Connected, Namespace, Redis, Store, StoreResult};
+use tidings::testing::RedisServer;
 
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) port: u16,
-    dir: PathBuf,
-    args: Vec<String>,
-}
-
-impl Server {
-    pub(crate) fn start(args: &[&str]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tidings-redis-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let child = spawn(port, &dir, &args);
-        let server = Self {
-            child,
-            port,
-            dir,
-            args,
-        };
-        server.await_ready();
-        server
-    }
-
-    /// Saves the data, ends the process and starts another one with it.
-    pub(crate) fn restart(&mut self) {
-        let _ = redis::cmd("SHUTDOWN").arg("SAVE").exec(&mut self.admin());
-        self.child.wait().unwrap();
-        self.child = spawn(self.port, &self.dir, &self.args);
-        self.await_ready();
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
-    }
-
+/// A view from outside the store: bytes that are no text, and many commands on one connection.
+pub(crate) trait Admin {
     /// A connection that is not the store's.
-    pub(crate) fn admin(&self) -> redis::Connection {
-        redis::Client::open(self.url())
-            .unwrap()
-            .get_connection()
-            .unwrap()
-    }
+    fn admin(&self) -> redis::Connection;
 
-    pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &[&[u8]]) -> T {
+    fn query<T: redis::FromRedisValue>(&self, command: &[&[u8]]) -> T {
         let mut cmd = redis::Cmd::new();
         for word in command {
             cmd.arg(*word);
@@ -65,56 +17,49 @@ impl Server {
         cmd.query(&mut self.admin()).unwrap()
     }
 
-    pub(crate) fn run(&self, command: &str) {
+    fn run(&self, command: &str) {
         let words: Vec<_> = command.split(' ').map(str::as_bytes).collect();
-        let _: redis::Value = self.ask(&words);
-    }
-
-    fn await_ready(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let expected = format!("process_id:{}\r", self.child.id());
-        loop {
-            let client = redis::Client::open(self.url()).unwrap();
-            let info = client.get_connection().and_then(|mut connection| {
-                redis::cmd("INFO")
-                    .arg("server")
-                    .query::<String>(&mut connection)
-            });
-            match info {
-                // Somebody else's server on the port would have another process id.
-                Ok(info) if info.contains(&expected) => return,
-                Err(error) if error.code() == Some("NOAUTH") => return,
-                _ => {}
-            }
-            assert!(Instant::now() < deadline, "redis-server did not come up");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let _: redis::Value = self.query(&words);
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
+impl Admin for RedisServer {
+    fn admin(&self) -> redis::Connection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_connection().unwrap()
     }
 }
 
-fn spawn(port: u16, dir: &std::path::Path, args: &[String]) -> Child {
-    Command::new("redis-server")
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-        ])
-        .arg("--dir")
-        .arg(dir)
-        .args(args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("redis-server is installed")
+/// A store on the server that the claims of the suite share. The server ends with the last of them:
+/// what a `static` owns is never dropped.
+#[derive(Debug)]
+struct OnShared {
+    store: Redis,
+    _server: Arc<RedisServer>,
 }
+
+impl Store for OnShared {
+    fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>> {
+        self.store.connect(namespace)
+    }
+
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+}
+
+async fn shared() -> Arc<dyn Store> {
+    static SERVER: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
+    let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(RedisServer::start().unwrap());
+        *shared = Arc::downgrade(&server);
+        server
+    });
+    Arc::new(OnShared {
+        store: Redis::new(&server.url()).unwrap(),
+        _server: server,
+    })
+}
+
+tidings::store_conformance!(redis_conforms, shared);

@@ -1,6 +1,6 @@
 //! A server that is full, forgetful, forbidding or busy.
 
-use super::{OPENING, Pod, connect, place};
+use super::{Admin, OPENING, Pod, connect, place};
 use tidings::coherence::Lane;
 use tidings::error::StoreErrorKind;
 use tidings::store::LeaseState;
@@ -58,7 +58,7 @@ async fn what_the_user_may_not_do_is_denied() {
     pod.server.run(&format!(
         "ACL SETUSER limited on >{secret} ~{{ns* &{{ns* +@all -xadd -unlink"
     ));
-    let url = format!("redis://limited:{secret}@127.0.0.1:{}", pod.server.port);
+    let url = format!("redis://limited:{secret}@127.0.0.1:{}", pod.server.port());
     let (link, _hints) = connect(&url).await.unwrap();
     let limited = Pod { link, ..pod };
     let by_command = limited.link.poll().await.unwrap_err();
@@ -76,7 +76,7 @@ async fn a_channel_out_of_reach_is_denied_when_connecting() {
     let pod = Pod::open().await;
     pod.server
         .run("ACL SETUSER deaf on nopass ~* resetchannels +@all");
-    let url = format!("redis://deaf:x@127.0.0.1:{}", pod.server.port);
+    let url = format!("redis://deaf:x@127.0.0.1:{}", pod.server.port());
     assert_eq!(super::refusal(&url).await, StoreErrorKind::Denied);
 }
 

@@ -1,0 +1,342 @@
+//! Pods that read and write the same few records, each behind a network of its own, on one server that
+//! can be broken: the load under which every fault is tried.
+
+use crate::history::{History, Read, Write};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tidings::coherence::Mechanisms;
+use tidings::testing::{Fault, MessageFault, Proxy, RedisServer};
+use tidings::{Cache, Entity, Health, InvalidateError, OnStoreAbsent, StoreState};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Within what everything must be well again once a fault has ended.
+pub(crate) const HEALED_WITHIN: Duration = Duration::from_secs(2);
+/// How long something that must happen, at no stated time, may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+const READERS: u64 = 2;
+const READ_PAUSE: Duration = Duration::from_millis(1);
+
+type Versions = Entity<u64, u64, Infallible>;
+
+/// How a fleet is made up.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) pods: usize,
+    pub(crate) keys: u64,
+    /// Time between two writes; each goes to another key and another pod, but never to the first: a pod
+    /// that only reads has nothing but the store to learn from.
+    pub(crate) write_every: Duration,
+    pub(crate) mechanisms: Mechanisms,
+    /// User and password that the pods connect with.
+    pub(crate) user: Option<(&'static str, &'static str)>,
+    pub(crate) on_store_absent: OnStoreAbsent,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            pods: 3,
+            keys: 6,
+            write_every: Duration::from_millis(20),
+            mechanisms: Mechanisms::default(),
+            user: None,
+            on_store_absent: OnStoreAbsent::Fail,
+        }
+    }
+}
+
+/// The system of record: a version number per key.
+#[derive(Debug)]
+pub(crate) struct Source {
+    versions: Vec<AtomicU64>,
+    loads: AtomicU64,
+}
+
+impl Source {
+    fn version(&self, key: u64) -> u64 {
+        self.versions[key as usize].load(Ordering::SeqCst)
+    }
+
+    fn commit(&self, key: u64) -> u64 {
+        self.versions[key as usize].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Reads what is committed, then takes its time: now and then long enough for several writes.
+    async fn load(&self, key: u64) -> u64 {
+        let version = self.version(key);
+        let number = self.loads.fetch_add(1, Ordering::Relaxed);
+        let took = if number.is_multiple_of(16) {
+            45
+        } else {
+            number % 3
+        };
+        if took > 0 {
+            sleep(Duration::from_millis(took)).await;
+        }
+        version
+    }
+}
+
+/// One pod.
+pub(crate) struct Pod {
+    pub(crate) proxy: Proxy,
+    pub(crate) cache: Cache,
+    versions: Versions,
+}
+
+impl Pod {
+    pub(crate) fn health(&self) -> Health {
+        self.cache.health()
+    }
+
+    /// Why the pod is not fully at work, if it is not.
+    pub(crate) fn ailment(&self) -> Option<String> {
+        let health = self.health();
+        let up = matches!(health.store, StoreState::Up);
+        let live = health.live_lanes == health.lanes;
+        (!up || !live || health.pending > 0).then(|| format!("{health:?}"))
+    }
+}
+
+/// Pods under load.
+pub(crate) struct Fleet {
+    pub(crate) server: RedisServer,
+    pub(crate) pods: Vec<Pod>,
+    source: Arc<Source>,
+    stop_writers: CancellationToken,
+    stop_readers: CancellationToken,
+    readers: JoinSet<(Vec<Read>, Vec<String>)>,
+    writer: JoinHandle<Vec<JoinHandle<Write>>>,
+}
+
+impl Fleet {
+    /// A fleet at work on a server of its own.
+    pub(crate) async fn start() -> Self {
+        Self::on(RedisServer::start().unwrap(), Plan::default()).await
+    }
+
+    /// A fleet at work on `server`.
+    pub(crate) async fn on(server: RedisServer, plan: Plan) -> Self {
+        let source = Arc::new(Source {
+            versions: (0..plan.keys).map(|_| AtomicU64::new(0)).collect(),
+            loads: AtomicU64::new(0),
+        });
+        let mut pods = Vec::new();
+        for _ in 0..plan.pods {
+            pods.push(pod(&server, &plan, &source).await);
+        }
+        let (stop_writers, stop_readers) = (CancellationToken::new(), CancellationToken::new());
+        let mut readers = JoinSet::new();
+        for (pod, Pod { versions, .. }) in pods.iter().enumerate() {
+            for first in 0..READERS {
+                let (versions, stop) = (versions.clone(), stop_readers.clone());
+                readers.spawn(read(pod, versions, first, plan.keys, stop));
+            }
+        }
+        let writers = pods.iter().map(|pod| pod.versions.clone()).enumerate();
+        let writers = writers.skip(1).collect();
+        let writer = write(writers, Arc::clone(&source), plan, stop_writers.clone());
+        Self {
+            server,
+            pods,
+            source,
+            stop_writers,
+            stop_readers,
+            readers,
+            writer: tokio::spawn(writer),
+        }
+    }
+
+    /// Lets the pods work.
+    pub(crate) async fn work(&self, millis: u64) {
+        sleep(Duration::from_millis(millis)).await;
+    }
+
+    /// Breaks the network of every pod.
+    pub(crate) fn networks(&self, fault: Fault) {
+        self.pods.iter().for_each(|pod| pod.proxy.set(fault));
+    }
+
+    /// Does to the messages of every pod.
+    pub(crate) fn messages(&self, fault: MessageFault) {
+        self.pods
+            .iter()
+            .for_each(|pod| pod.proxy.set_messages(fault));
+    }
+
+    /// A command as the operator gives it.
+    pub(crate) fn cli(&self, command: &str) -> String {
+        let words: Vec<_> = command.split(' ').collect();
+        self.server.cli(&words).unwrap()
+    }
+
+    /// Waits until every pod is fully at work, which must be soon.
+    pub(crate) async fn heals(&self) {
+        self.heals_within(HEALED_WITHIN).await;
+    }
+
+    pub(crate) async fn heals_within(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        for (number, pod) in self.pods.iter().enumerate() {
+            while let Some(ailment) = pod.ailment() {
+                let late = Instant::now() >= deadline;
+                assert!(!late, "pod {number} not healed in {limit:?}: {ailment}");
+                sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+
+    /// Waits until `seen` holds of every pod.
+    pub(crate) async fn each_pod(&self, what: &str, seen: impl Fn(&Pod) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        for (number, pod) in self.pods.iter().enumerate() {
+            while !seen(pod) {
+                let late = Instant::now() >= deadline;
+                assert!(!late, "pod {number} never {what}: {:?}", pod.health());
+                sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+
+    /// Stops writing, waits until the bound has passed, and gives what happened. Pods that do not
+    /// agree with the source by then are in it as failures.
+    pub(crate) async fn history(mut self) -> History {
+        let bound = self.bound();
+        let mut history = History::default();
+        self.stop_writers.cancel();
+        for write in (&mut self.writer).await.unwrap() {
+            match tokio::time::timeout(PATIENCE, write).await {
+                Ok(write) => history.writes.push(write.unwrap()),
+                Err(_) => history.failures.push("never acknowledged".to_owned()),
+            }
+        }
+        sleep(bound).await;
+        self.stop_readers.cancel();
+        while let Some(done) = self.readers.join_next().await {
+            let (reads, failures) = done.unwrap();
+            history.reads.extend(reads);
+            history.failures.extend(failures);
+        }
+        for (number, pod) in self.pods.iter().enumerate() {
+            for (key, version) in self.source.versions.iter().enumerate() {
+                let seen = pod.versions.get(&(key as u64)).await.map(|seen| *seen);
+                let expected = version.load(Ordering::SeqCst);
+                if !matches!(seen, Ok(seen) if seen == expected) {
+                    let text =
+                        format!("pod {number}, key {key}: {seen:?} of {expected} in the end");
+                    history.failures.push(text);
+                }
+            }
+        }
+        history
+    }
+
+    fn bound(&self) -> Duration {
+        self.pods[0].health().bound
+    }
+
+    /// Ends the run; panics if a promise was broken.
+    pub(crate) async fn finish(self) {
+        let bound = self.bound();
+        let history = self.history().await;
+        println!("{}", history.summary());
+        assert!(history.reads.len() > 500, "idle: {}", history.summary());
+        assert!(history.writes.len() > 30, "idle: {}", history.summary());
+        history.check(bound);
+    }
+}
+
+async fn pod(server: &RedisServer, plan: &Plan, source: &Arc<Source>) -> Pod {
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let user = plan
+        .user
+        .map(|(user, password)| format!("{user}:{password}@"));
+    let url = format!("redis://{}{}", user.unwrap_or_default(), proxy.addr());
+    let cache = Cache::builder("faults")
+        .store_url(url)
+        .on_store_absent(plan.on_store_absent)
+        .mechanisms(plan.mechanisms);
+    let cache = cache.build().await.unwrap();
+    let source = Arc::clone(source);
+    let load = move |key: u64| {
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(source.load(key).await) }
+    };
+    let versions = cache.entity("version", load).build().unwrap();
+    Pod {
+        proxy,
+        cache,
+        versions,
+    }
+}
+
+async fn read(
+    pod: usize,
+    versions: Versions,
+    first: u64,
+    keys: u64,
+    stop: CancellationToken,
+) -> (Vec<Read>, Vec<String>) {
+    let (mut reads, mut failures) = (Vec::new(), Vec::new());
+    for key in (0..keys).cycle().skip(first as usize * 3) {
+        if stop.is_cancelled() {
+            break;
+        }
+        let start = Instant::now();
+        match versions.get_with(&key).await {
+            Ok(served) => reads.push(Read {
+                pod,
+                key,
+                start,
+                version: *served.value,
+                origin: served.origin,
+                bound: served.bound,
+            }),
+            Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
+        }
+        sleep(READ_PAUSE).await;
+    }
+    (reads, failures)
+}
+
+/// Commits and invalidates, one after the other, without waiting for acknowledgements.
+async fn write(
+    pods: Vec<(usize, Versions)>,
+    source: Arc<Source>,
+    plan: Plan,
+    stop: CancellationToken,
+) -> Vec<JoinHandle<Write>> {
+    let mut writes = Vec::new();
+    while !stop.is_cancelled() {
+        let number = writes.len();
+        // Every pod writes every key in the long run.
+        let key = number as u64 * 7 / 3 % plan.keys;
+        let (pod, versions) = pods[number % pods.len()].clone();
+        let source = Arc::clone(&source);
+        writes.push(tokio::spawn(async move {
+            let version = source.commit(key);
+            let outcome = versions.invalidate(&key).await;
+            let returned = Instant::now();
+            let acked = match outcome {
+                Ok(_) => Some(returned),
+                Err(InvalidateError::Pending(pending)) => {
+                    pending.settled().await.ok().map(|_| Instant::now())
+                }
+                Err(_) => None,
+            };
+            Write {
+                pod,
+                key,
+                version,
+                returned,
+                acked,
+            }
+        }));
+        sleep(plan.write_every).await;
+    }
+    writes
+}

@@ -1,0 +1,291 @@
+//! What pods did, and whether the promises allow it.
+//!
+//! A history is checked after the fact. All pods of a test run in one process, so all its times are of
+//! one clock. The checks reduce to one question, asked per key: *since when could this read have known
+//! better?* A read of version `v` misses an invalidation of `w > v` from the moment that `w` was
+//! acknowledged; the earliest such moment is what every bound is measured against.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+use tidings::Origin;
+
+/// By how much the coarse clock may make a claimed bound too small.
+pub(crate) const CLAIM_SLACK: Duration = Duration::from_millis(5);
+
+/// One read that gave a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    pub(crate) pod: usize,
+    pub(crate) key: u64,
+    pub(crate) start: Instant,
+    pub(crate) version: u64,
+    pub(crate) origin: Origin,
+    /// What the read itself claimed.
+    pub(crate) bound: Duration,
+}
+
+/// One version that was committed at the source, then invalidated through `pod`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Write {
+    pub(crate) pod: usize,
+    pub(crate) key: u64,
+    pub(crate) version: u64,
+    /// When `invalidate` returned, acknowledged or pending.
+    pub(crate) returned: Instant,
+    /// When it was known to be acknowledged.
+    pub(crate) acked: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    pub(crate) reads: Vec<Read>,
+    pub(crate) writes: Vec<Write>,
+    /// Reads that failed, and what was wrong.
+    pub(crate) failures: Vec<String>,
+}
+
+/// A broken promise.
+pub(crate) enum Violation {
+    /// Missed an invalidation that was acknowledged longer ago than the bound.
+    Stale { read: Read, missed_for: Duration },
+    /// Missed one that had returned in the same pod.
+    OwnWrite { read: Read, missed_for: Duration },
+    /// Missed one that was acknowledged longer ago than the read itself claimed.
+    Claim { read: Read, missed_for: Duration },
+    /// Gave what was never committed.
+    Invented { read: Read },
+    /// Never acknowledged.
+    Lost { write: Write },
+    /// Failed though nothing was wrong with the loader.
+    Failed { error: String },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stale { read, missed_for } => write!(f, "stale by {missed_for:?}: {read:?}"),
+            Self::OwnWrite { read, missed_for } => {
+                write!(f, "own write of {missed_for:?} ago missed: {read:?}")
+            }
+            Self::Claim { read, missed_for } => {
+                write!(f, "missed for {missed_for:?}, more than claimed: {read:?}")
+            }
+            Self::Invented { read } => write!(f, "never committed: {read:?}"),
+            Self::Lost { write } => write!(f, "never acknowledged: {write:?}"),
+            Self::Failed { error } => f.write_str(error),
+        }
+    }
+}
+
+/// For each version, the earliest moment at which a newer one was known.
+#[derive(Default)]
+struct Missed(BTreeMap<u64, Instant>);
+
+impl Missed {
+    fn new(known: impl Iterator<Item = (u64, Instant)>) -> Self {
+        let mut earliest: BTreeMap<u64, Instant> = known.collect();
+        let mut next = None;
+        for at in earliest.values_mut().rev() {
+            *at = next.map_or(*at, |next| (*at).min(next));
+            next = Some(*at);
+        }
+        Self(earliest)
+    }
+
+    /// For how long, at `now`, a reader of `version` has missed something; zero if it has not.
+    fn missed_for(&self, version: u64, now: Instant) -> Duration {
+        let since = self.0.range(version + 1..).next();
+        since.map_or(Duration::ZERO, |(_, since)| {
+            now.saturating_duration_since(*since)
+        })
+    }
+}
+
+impl History {
+    /// Everything that the promises forbid, with the bound `delta`.
+    pub(crate) fn violations(&self, delta: Duration) -> Vec<Violation> {
+        let mut found: Vec<_> = self
+            .failures
+            .iter()
+            .map(|error| Violation::Failed {
+                error: error.clone(),
+            })
+            .collect();
+        let lost = self.writes.iter().filter(|write| write.acked.is_none());
+        found.extend(lost.map(|&write| Violation::Lost { write }));
+
+        let mut of_key: BTreeMap<u64, Vec<&Write>> = BTreeMap::new();
+        for write in &self.writes {
+            of_key.entry(write.key).or_default().push(write);
+        }
+        let acked: BTreeMap<u64, Missed> = of_key
+            .iter()
+            .map(|(&key, writes)| {
+                let acked = writes.iter().filter_map(|w| Some((w.version, w.acked?)));
+                (key, Missed::new(acked))
+            })
+            .collect();
+        let mut own: BTreeMap<(usize, u64), Missed> = BTreeMap::new();
+        let nothing = Missed::default();
+        for &read in &self.reads {
+            let writes = of_key.get(&read.key).map_or(&[][..], Vec::as_slice);
+            if read.version > writes.iter().map(|w| w.version).max().unwrap_or_default() {
+                found.push(Violation::Invented { read });
+            }
+            let missed = acked.get(&read.key).unwrap_or(&nothing);
+            let missed_for = missed.missed_for(read.version, read.start);
+            if missed_for > delta {
+                found.push(Violation::Stale { read, missed_for });
+            }
+            if missed_for > read.bound + CLAIM_SLACK {
+                found.push(Violation::Claim { read, missed_for });
+            }
+            let own = own.entry((read.pod, read.key)).or_insert_with(|| {
+                let here = writes.iter().filter(|write| write.pod == read.pod);
+                Missed::new(here.map(|write| (write.version, write.returned)))
+            });
+            let missed_for = own.missed_for(read.version, read.start);
+            if missed_for > Duration::ZERO {
+                found.push(Violation::OwnWrite { read, missed_for });
+            }
+        }
+        found
+    }
+
+    /// Panics if a promise was broken.
+    pub(crate) fn check(&self, delta: Duration) {
+        let found = self.violations(delta);
+        let first: Vec<_> = found.iter().take(8).map(Violation::to_string).collect();
+        assert!(
+            found.is_empty(),
+            "{} violations in {}\n{}",
+            found.len(),
+            self.summary(),
+            first.join("\n")
+        );
+    }
+
+    /// How much was done, so that a green run can be told from an idle one.
+    pub(crate) fn summary(&self) -> String {
+        let from = |origin| self.reads.iter().filter(|r| r.origin == origin).count();
+        format!(
+            "{} reads ({} local, {} store, {} loader), {} writes",
+            self.reads.len(),
+            from(Origin::Local),
+            from(Origin::Store),
+            from(Origin::Loader),
+            self.writes.len(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELTA: Duration = Duration::from_millis(1000);
+
+    struct Told {
+        zero: Instant,
+        history: History,
+    }
+
+    impl Told {
+        fn new() -> Self {
+            Self {
+                zero: Instant::now(),
+                history: History::default(),
+            }
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.zero + Duration::from_millis(ms)
+        }
+
+        /// Acknowledged 10 ms after it returned.
+        fn write(mut self, pod: usize, version: u64, returned: u64) -> Self {
+            let write = Write {
+                pod,
+                key: 1,
+                version,
+                returned: self.at(returned),
+                acked: Some(self.at(returned + 10)),
+            };
+            self.history.writes.push(write);
+            self
+        }
+
+        fn read(mut self, pod: usize, version: u64, start: u64, bound: u64) -> Self {
+            let read = Read {
+                pod,
+                key: 1,
+                start: self.at(start),
+                version,
+                origin: Origin::Local,
+                bound: Duration::from_millis(bound),
+            };
+            self.history.reads.push(read);
+            self
+        }
+
+        fn seen(&self) -> Vec<&'static str> {
+            let found = self.history.violations(DELTA);
+            let names = found.iter().map(|violation| match violation {
+                Violation::Stale { .. } => "stale",
+                Violation::OwnWrite { .. } => "own write",
+                Violation::Claim { .. } => "claim",
+                Violation::Invented { .. } => "invented",
+                Violation::Lost { .. } => "lost",
+                Violation::Failed { .. } => "failed",
+            });
+            names.collect()
+        }
+    }
+
+    #[test]
+    fn reads_within_the_bound_are_allowed() {
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100);
+        let told = told.read(1, 1, 1110, 1000).read(1, 2, 5000, 0);
+        assert_eq!(told.seen(), [""; 0]);
+    }
+
+    #[test]
+    fn a_read_beyond_the_bound_is_stale() {
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100);
+        assert_eq!(told.read(1, 1, 1111, 1004).seen(), ["stale"]);
+    }
+
+    #[test]
+    fn staleness_counts_from_the_first_newer_version_that_was_missed() {
+        let told = Told::new().write(0, 1, 0).write(0, 3, 100).write(0, 2, 900);
+        assert_eq!(told.read(1, 1, 1200, 2000).seen(), ["stale"]);
+        // Version 3 was acknowledged before version 2: it counts for version 2 as well.
+        let told = Told::new().write(0, 1, 0).write(0, 3, 100).write(0, 2, 900);
+        assert_eq!(told.read(1, 2, 1200, 2000).seen(), ["stale"]);
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100).write(0, 3, 900);
+        assert_eq!(told.read(1, 2, 1200, 2000).seen(), [""; 0]);
+    }
+
+    #[test]
+    fn a_pod_sees_its_own_writes_at_once() {
+        let told = Told::new().write(0, 1, 0).write(1, 2, 100);
+        let told = told.read(0, 1, 150, 100);
+        assert_eq!(told.seen(), [""; 0], "another pod may be late");
+        assert_eq!(told.read(1, 1, 101, 1000).seen(), ["own write"]);
+    }
+
+    #[test]
+    fn a_read_that_claims_too_much_is_found_within_the_bound_too() {
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100);
+        assert_eq!(told.read(1, 1, 400, 280).seen(), ["claim"]);
+    }
+
+    #[test]
+    fn what_was_never_written_or_never_acknowledged_is_found() {
+        let mut told = Told::new().write(0, 1, 0).read(1, 7, 10, 0);
+        told.history.writes[0].acked = None;
+        told.history.failures.push("timeout".into());
+        assert_eq!(told.seen(), ["failed", "lost", "invented"]);
+    }
+}

@@ -1,0 +1,21 @@
+//! Pods on a real Redis server that is killed, stopped, emptied, filled and cut off, while their reads
+//! and writes are recorded and [checked](history) against what is promised:
+//!
+//! - no read misses an invalidation that was acknowledged longer ago than the bound, or than it claims;
+//! - a pod never reads what it has itself invalidated;
+//! - no read fails, no invalidation is lost;
+//! - in the end every pod agrees with the source;
+//! - two seconds after the fault every pod is fully at work again.
+#![cfg(feature = "redis")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod fleet;
+mod history;
+
+mod claims;
+mod control;
+mod data;
+mod network;
+mod restarts;
+mod rubbish;
+mod trouble;
