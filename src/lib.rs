@@ -145,7 +145,7 @@ pub use local::probe;
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
 
 /// The pages beside the code, so that their examples are compiled and run.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "redis"))]
 mod pages {
     #[doc = include_str!("../README.md")]
     mod readme {}
