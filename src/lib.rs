@@ -1,4 +1,112 @@
 //! A coherent distributed cache for services that run as many pods.
+//!
+//! Each pod keeps values in its own memory, all of them share a second level in a backing store
+//! (Redis, or embedded), and what neither has is loaded from your source once. When one pod
+//! invalidates a key, no pod serves the old value beyond a bound: 1.004 s.
+//!
+//! ```text
+//!                      your code
+//!                          │
+//!   Cache ── Entity ── get · get_with · get_or_load · invalidate · clear
+//!                          │
+//!     flight               │  one load per key
+//!     local level          │  bounded map in this process
+//!                          │
+//!     bus ─────────────────┤  follows the log: hints, four polls a second, catch-up
+//!     coherence            │  decides what may be served; plain data, no I/O
+//!                          │
+//!     store ── Redis · Memory · yours ── values + leases + log + heads + hints
+//! ```
+//!
+//! # Example
+//!
+//! Two pods are two caches on one store; here in one process, on the embedded store.
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use tidings::{Cache, Entity, store::Memory};
+//!
+//! type Source = Arc<AtomicU64>; // stands for your database
+//!
+//! async fn start_pod(
+//!     store: Memory,
+//!     source: Source,
+//! ) -> Result<Entity<String, u64, Infallible>, tidings::error::BuildError> {
+//!     let cache = Cache::builder("shop").store(store).build().await?;
+//!     cache
+//!         .entity("price", move |_sku: String| {
+//!             let source = source.clone();
+//!             async move { Ok(source.load(Ordering::SeqCst)) }
+//!         })
+//!         .build()
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (store, source) = (Memory::new(), Source::new(AtomicU64::new(100)));
+//! let a = start_pod(store.clone(), source.clone()).await?;
+//! let b = start_pod(store, source.clone()).await?;
+//! let tea = "tea".to_owned();
+//! assert_eq!((*a.get(&tea).await?, *b.get(&tea).await?), (100, 100)); // loaded once
+//!
+//! source.store(120, Ordering::SeqCst); // commit first,
+//! a.invalidate(&tea).await?; // then invalidate
+//! assert_eq!(*a.get(&tea).await?, 120); // at once on this pod,
+//! while *b.get(&tea).await? != 120 { // and within the bound on the others
+//!     tokio::task::yield_now().await;
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! With pods in processes of their own, the store is
+//! [`store_url("redis://…")`](CacheBuilder::store_url), or none in the program and
+//! `TIDINGS_STORE=redis://…` in the environment.
+//!
+//! # What is promised
+//!
+//! - **Bounded staleness.** A read that starts later than [`Health::bound`] after
+//!   [`Entity::invalidate`] returned `Ok` gives no value that was loaded before, on any pod; whatever
+//!   was lost, stopped or killed in between.
+//! - **Read your own writes** on the pod that invalidated, from the moment the call returns.
+//! - **One load** for concurrent misses of one key: in a pod by single flight, between pods by a lease.
+//! - **A load that an invalidation overtook is never stored.**
+//! - **A store that fails is no error of a read.** Memory answers within the bound, then the loader.
+//! - **An invalidation is acknowledged or [`Pending`]**, and then repeated while the process lives.
+//!
+//! Assumed are a loader that sees everything committed before it starts ([`Loader`]), and
+//! invalidations that come after the commit.
+//!
+//! # What is not
+//!
+//! - Nothing is known of changes that nobody invalidates; those end with the TTL.
+//! - Several keys are not invalidated at one instant, and two reads are no snapshot.
+//! - The store is one standalone server: no Cluster, no Sentinel, no replicas yet.
+//! - The bound is on the moment a read *decides*. A value in your hands ages like any other.
+//!
+//! # Layout
+//!
+//! | module or item | what it is |
+//! |---|---|
+//! | [`Cache`], [`CacheBuilder`] | one namespace on one store; makes entities |
+//! | [`Entity`], [`EntityBuilder`], [`Loader`] | the two-level cache of one kind of record |
+//! | [`Key`], [`KeyBuf`] | what values are kept under |
+//! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
+//! | [`Health`], [`Stamp`], [`Pending`] | what operators and writers are told |
+//! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
+//! | [`coherence`] | the pure core: for authors of stores and of tests |
+//! | `testing` | a Redis to kill, a network to break, the suite for stores |
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey |
+//! | `tls` | | `rediss://` URLs |
+//! | `moka` | | `LocalEngine::Moka` |
+//! | `testing` | | the `testing` module, and switches and faults to test with |
+//!
+//! Each is additive, and the crate builds with none of them.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -35,3 +143,20 @@ pub use local::LocalEngine;
 #[doc(hidden)]
 pub use local::probe;
 pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
+
+/// The pages beside the code, so that their examples are compiled and run.
+#[cfg(all(doctest, feature = "redis"))]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/entity.md")]
+    mod entity {}
+    #[doc = include_str!("../docs/guarantees.md")]
+    mod guarantees {}
+    #[doc = include_str!("../docs/operations.md")]
+    mod operations {}
+    #[doc = include_str!("../docs/stores.md")]
+    mod stores {}
+    #[doc = include_str!("../docs/testing.md")]
+    mod testing {}
+}
