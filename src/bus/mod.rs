@@ -22,7 +22,7 @@ use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Rank, Rules, View,
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::store::{BoxFuture, Link, Namespace, Opening, Store, StoreResult};
-use crate::time::{Clock, Millis};
+use crate::time::{Clock, Millis, millis};
 use health::Observed;
 use std::collections::HashMap;
 use std::fmt;
@@ -209,6 +209,13 @@ impl Bus {
     /// The lane is live up to and including this time.
     pub(crate) fn live_until(&self, lane: Lane) -> Millis {
         Millis(self.cell(lane).until.load(Ordering::Acquire))
+    }
+
+    /// Everything that was acknowledged on `lane` before this is applied; zero before the first
+    /// confirmation.
+    pub(crate) fn confirmed(&self, lane: Lane) -> Millis {
+        let until = self.live_until(lane);
+        Millis(until.0.saturating_sub(millis(self.rules.lease)))
     }
 
     /// What a load on `lane` that starts now may rely on.

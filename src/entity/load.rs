@@ -174,7 +174,7 @@ where
 
         let ttl = self.ttl_of(&target.key, &outcome);
         self.keep_loaded(target, &guard, &run, start, ttl, &outcome);
-        let landed = Landed::new(&outcome, Origin::Loader, took);
+        let landed = Landed::new(&outcome, Origin::Loader, took, start);
         match run.lease {
             Some(lease) => {
                 let (this, target) = (Arc::clone(self), Arc::clone(target));

@@ -128,31 +128,24 @@ where
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
         let bus = self.0.bus();
         let hash = self.hash(key);
+        // Before the entry is fetched, as what is confirmed later may be about its removal (hole H11).
+        let confirmed = bus.confirmed(bus.space.lane_of(hash));
         if let Some((slot, now)) = self.0.level.hit(hash, key) {
             let value = slot.value.map_err(CacheError::Load)?;
-            // The lane's last confirmation, or the entry's own youth, whichever says more.
-            let confirmed = now + bus.rules.lease;
-            let by_lane = confirmed.since(bus.live_until(bus.space.lane_of(hash)));
-            let bound = by_lane.min(now.since(slot.load_start));
+            let as_of = confirmed.max(slot.load_start);
             return Ok(Served {
                 value,
                 origin: Origin::Local,
                 age: now.since(slot.loaded),
-                bound,
+                bound: now.since(as_of),
             });
         }
-        let began = bus.clock.now();
-        let Landed {
-            outcome,
-            origin,
-            age,
-        } = self.miss(key, hash).await?;
-        let bound = bus.clock.now().since(began);
+        let landed = self.miss(key, hash).await?;
         Ok(Served {
-            value: outcome?,
-            origin,
-            age,
-            bound,
+            value: landed.outcome?,
+            origin: landed.origin,
+            age: landed.age,
+            bound: bus.clock.now().since(landed.as_of),
         })
     }
 

@@ -1,6 +1,7 @@
 //! What a load gives, how long it is kept, and what a reader is told of it.
 
 use crate::error::CacheError;
+use crate::time::Millis;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub(super) struct Landed<V, E> {
     pub(super) outcome: Result<Arc<V>, CacheError<E>>,
     pub(super) origin: Origin,
     pub(super) age: Duration,
+    /// Every invalidation that was acknowledged before this is reflected.
+    pub(super) as_of: Millis,
 }
 
 impl<V, E> Clone for Landed<V, E> {
@@ -79,12 +82,18 @@ impl<V, E> Clone for Landed<V, E> {
 }
 
 impl<V, E> Landed<V, E> {
-    pub(super) fn new(outcome: &Outcome<V, E>, origin: Origin, age: Duration) -> Self {
+    pub(super) fn new(
+        outcome: &Outcome<V, E>,
+        origin: Origin,
+        age: Duration,
+        as_of: Millis,
+    ) -> Self {
         let outcome = outcome.clone().map_err(CacheError::Load);
         Self {
             outcome,
             origin,
             age,
+            as_of,
         }
     }
 
@@ -93,6 +102,7 @@ impl<V, E> Landed<V, E> {
             outcome: Err(error),
             origin: Origin::Loader,
             age: Duration::ZERO,
+            as_of: Millis::default(),
         }
     }
 }

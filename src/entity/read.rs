@@ -170,9 +170,9 @@ where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<V, E>> + Send,
     {
-        let (mut lead, waiter) = match self.board(target) {
-            Boarding::Leader(guard, waiter) => (Some(guard), waiter),
-            Boarding::Waiter(waiter) => (None, waiter),
+        let (mut lead, waiter, confirmed) = match self.board(target) {
+            (Boarding::Leader(guard, waiter), _) => (Some(guard), waiter, Millis::default()),
+            (Boarding::Waiter(waiter), confirmed) => (None, waiter, confirmed),
         };
         let waiter = seat.insert(waiter);
         loop {
@@ -186,7 +186,10 @@ where
                 }
             }
             match waiter.wait().await {
-                Flown::Landed(Landing::Done(landed)) => return landed,
+                Flown::Landed(Landing::Done(landed)) => {
+                    let as_of = landed.as_of.max(confirmed);
+                    return Landed { as_of, ..landed };
+                }
                 Flown::Landed(Landing::Aborted) => {
                     return Landed::failed(if self.bus().closing.is_cancelled() {
                         CacheError::Closed
@@ -199,7 +202,9 @@ where
         }
     }
 
-    fn board(&self, target: &Target<K>) -> Boarding<K, Landed<V, E>> {
+    /// Boards the key's flight. Also gives what the lane proves of a flight that was joined: had an
+    /// invalidation that was acknowledged before this hit it, it would be detached.
+    fn board(&self, target: &Target<K>) -> (Boarding<K, Landed<V, E>>, Millis) {
         let (bus, began) = (self.bus(), self.began(target.lane));
         let meta = FlightMeta {
             rank: began.rank().unwrap_or_default(),
@@ -208,23 +213,25 @@ where
         };
         let live_until = bus.live_until(target.lane);
         let lead_ends = self.lead_limit();
-        self.level
-            .flights
-            .board(target.hash, &target.key, meta, |flight| {
-                bus.rules.may_join(live_until, flight, began.start)
-                    && began.start < flight.start + lead_ends
-            })
+        let mut confirmed = bus.confirmed(target.lane);
+        let flights = &self.level.flights;
+        let boarding = flights.board(target.hash, &target.key, meta, |flight| {
+            if flight.uncovered {
+                confirmed = Millis::default();
+            }
+            bus.rules.may_join(live_until, flight, began.start)
+                && began.start < flight.start + lead_ends
+        });
+        (boarding, confirmed)
     }
 
     /// The leader's way: the local level again, then the store, then the right to load.
     async fn seek(&self, target: &Target<K>) -> Next<V, E> {
+        let confirmed = self.bus().confirmed(target.lane);
         if let Some((slot, now)) = self.level.hit(target.hash, &target.key) {
             // The flight before this one landed between our miss and our boarding.
-            return Next::Land(Landed::new(
-                &slot.value,
-                Origin::Local,
-                now.since(slot.loaded),
-            ));
+            let (age, as_of) = (now.since(slot.loaded), confirmed.max(slot.load_start));
+            return Next::Land(Landed::new(&slot.value, Origin::Local, age, as_of));
         }
         let Ok(link) = self.bus().link() else {
             return Next::Load(self.uncovered_run(target.lane));
@@ -407,7 +414,8 @@ where
             .bus()
             .server_now()
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
-        let landed = Landed::new(&outcome, Origin::Store, Duration::from_millis(age_ms));
+        let age = Duration::from_millis(age_ms);
+        let landed = Landed::new(&outcome, Origin::Store, age, began.start);
         let life = left.min(self.options.local_ttl);
         if !life.is_zero() {
             let slot = Slot {
