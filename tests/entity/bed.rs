@@ -93,11 +93,10 @@ impl Pod {
         self.builder(source).build().unwrap()
     }
 
-    /// Waits until everything that this pod sent behind its callers is done: no call of `operation`
-    /// is heard any more than `count`.
-    pub(crate) async fn heard(&self, operation: &'static str, count: u64) {
-        let what = format!("{count} calls of {operation}");
-        eventually(&what, async || self.wire.calls(operation) >= count).await;
+    /// Waits until what this pod does behind its callers has reached the store `count` times.
+    pub(crate) async fn done(&self, operation: &'static str, count: u64) {
+        let what = format!("{operation} number {count}");
+        eventually(&what, async || self.wire.done(operation) >= count).await;
     }
 }
 

@@ -89,7 +89,7 @@ async fn a_load_that_nobody_waits_for_is_dropped_and_its_lease_returned(bed: Bed
     readers.iter().for_each(JoinHandle::abort);
     eventually("the load is dropped", async || source.running() == 0).await;
     assert_eq!((source.ended(), a.wire.calls("fill")), (0, 0));
-    a.heard("release", 1).await;
+    a.done("release", 1).await;
     source.let_go();
     let at = a.wire.last_place();
     let hand = bed.hand().await;
@@ -97,7 +97,7 @@ async fn a_load_that_nobody_waits_for_is_dropped_and_its_lease_returned(bed: Bed
     assert_eq!(on_a.peek(&1), None);
     // Were the lease still there, this would have to outwait it and could not store its outcome.
     assert_eq!(on_b.get_with(&1).await.unwrap().origin, Origin::Loader);
-    b.heard("fill", 1).await;
+    b.done("fill", 1).await;
     assert_eq!(on_a.get_with(&1).await.unwrap().origin, Origin::Store);
 }
 
@@ -133,7 +133,7 @@ async fn a_caller_gives_up_at_the_limit_and_the_load_fills_all_the_same(bed: Bed
     assert_eq!(source.running(), 1, "the load goes on");
     source.let_go();
     eventually("it is kept here", async || on_a.peek(&1).is_some()).await;
-    a.heard("fill", 1).await;
+    a.done("fill", 1).await;
     assert_eq!(on_b.get_with(&1).await.unwrap().origin, Origin::Store);
     assert_eq!(source.loads(), 1);
 }
@@ -235,12 +235,12 @@ async fn a_dropped_call_with_its_own_loader_returns_its_lease(bed: Bed) {
             () = eventually("it loads", async || begun.load(SeqCst) == 1) => {}
         }
     }
-    a.heard("release", 1).await;
+    a.done("release", 1).await;
     let hand = bed.hand().await;
     let at = a.wire.last_place();
     eventually("the lease is gone", async || hand.look(&at).await.is_none()).await;
     assert_eq!(on_b.get_with(&1).await.unwrap().origin, Origin::Loader);
-    b.heard("fill", 1).await;
+    b.done("fill", 1).await;
 }
 
 on_both_stores!(

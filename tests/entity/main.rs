@@ -28,5 +28,7 @@ mod bed;
 mod source;
 mod wire;
 
+mod expiry;
 mod flights;
+mod outcomes;
 mod reads;

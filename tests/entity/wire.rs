@@ -21,6 +21,8 @@ pub(crate) struct Trouble {
     pub(crate) cut: bool,
     /// No hint arrives.
     pub(crate) deaf: bool,
+    /// Hints arrive late: when this is over.
+    pub(crate) slow: bool,
     /// These calls do not reach the store.
     pub(crate) hanging: Vec<&'static str>,
     /// These calls reach the store, but their answers stay away.
@@ -36,6 +38,7 @@ struct State {
     store: Arc<dyn Store>,
     trouble: watch::Sender<Trouble>,
     calls: Mutex<BTreeMap<&'static str, u64>>,
+    done: Mutex<BTreeMap<&'static str, u64>>,
     /// Where the newest read, lease or fill went.
     place: Mutex<Option<OwnedPlace>>,
     links: AtomicU64,
@@ -76,6 +79,7 @@ impl Wire {
             store,
             trouble: watch::Sender::default(),
             calls: Mutex::default(),
+            done: Mutex::default(),
             place: Mutex::default(),
             links: AtomicU64::new(0),
         }))
@@ -91,6 +95,11 @@ impl Wire {
 
     pub(crate) fn deafen(&self, deaf: bool) {
         self.change(|now| now.deaf = deaf);
+    }
+
+    /// Holds hints up; they arrive when it is over, at the next heartbeat at the latest.
+    pub(crate) fn delay_hints(&self, slow: bool) {
+        self.change(|now| now.slow = slow);
     }
 
     /// Holds up `operation` on its way to the store.
@@ -112,6 +121,12 @@ impl Wire {
     pub(crate) fn calls(&self, operation: &str) -> u64 {
         let calls = self.0.calls.lock().unwrap();
         calls.get(operation).copied().unwrap_or_default()
+    }
+
+    /// How often `operation` had its effect on the store, its answer on the way or not.
+    pub(crate) fn done(&self, operation: &str) -> u64 {
+        let done = self.0.done.lock().unwrap();
+        done.get(operation).copied().unwrap_or_default()
     }
 
     /// Where the newest call for a key went.
@@ -157,6 +172,7 @@ impl State {
         *self.calls.lock().unwrap().entry(operation).or_default() += 1;
         self.wait(operation, |now| &now.hanging).await?;
         let answer = call.await;
+        *self.done.lock().unwrap().entry(operation).or_default() += 1;
         self.wait(operation, |now| &now.unanswered).await?;
         answer
     }
@@ -186,13 +202,17 @@ struct WireHints {
 impl Hints for WireHints {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let hint = self.hints.poll_next(cx);
-            let (cut, deaf) = {
+            let (cut, deaf, slow) = {
                 let now = self.state.trouble.borrow();
-                (now.cut, now.deaf)
+                (now.cut, now.deaf, now.slow)
             };
-            match hint {
-                _ if cut => return Poll::Ready(None),
+            if cut {
+                return Poll::Ready(None);
+            }
+            if slow {
+                return Poll::Pending;
+            }
+            match self.hints.poll_next(cx) {
                 Poll::Ready(Some(_)) if deaf => {}
                 hint => return hint,
             }
