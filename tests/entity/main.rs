@@ -30,5 +30,6 @@ mod wire;
 
 mod expiry;
 mod flights;
+mod invalidation;
 mod outcomes;
 mod reads;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use tidings::Loader;
 use tokio::sync::watch;
@@ -62,6 +62,14 @@ impl Source {
 
     pub(crate) fn commit(&self, key: u64, version: u64) {
         self.answer(key, Answer::Version(version));
+    }
+
+    /// Commits the version that follows the newest one of `key`, and gives it.
+    pub(crate) fn commit_next(&self, key: u64, newest: &AtomicU64) -> u64 {
+        let mut answers = self.0.answers.lock().unwrap();
+        let version = newest.fetch_add(1, SeqCst) + 1;
+        answers.insert(key, Answer::Version(version));
+        version
     }
 
     /// From here on loads see what is committed when they begin, and end when told to.
