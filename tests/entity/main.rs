@@ -1,0 +1,35 @@
+//! What an entity promises, on the embedded store and on Redis: one test for each promise and store.
+//!
+//! Each pod is a `Cache` of its own on a shared store, behind a [`wire::Wire`] that can be cut, held up
+//! and listened to. The source is a versioned register that can be held up too, so that races happen
+//! in the order that a test says.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+/// Declares each promise as a test on the embedded store, and one on Redis.
+macro_rules! on_both_stores {
+    ($($promise:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                super::$promise($crate::bed::Bed::memory()).await;
+            })*
+        }
+        #[cfg(feature = "redis")]
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                super::$promise($crate::bed::Bed::redis()).await;
+            })*
+        }
+    };
+}
+
+mod bed;
+mod source;
+mod wire;
+
+mod expiry;
+mod flights;
+mod invalidation;
+mod outcomes;
+mod reads;

@@ -1,0 +1,366 @@
+//! What is between one pod and the store: it can be cut, held up and listened to, for this pod alone.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
+use tidings::error::{StoreError, StoreErrorKind};
+use tidings::store::{
+    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
+    Opening, Place, Polled, Store, StoreResult,
+};
+use tokio::sync::watch;
+
+/// What may be wrong. Operations are named as in errors: `"read"`, `"lease"`, `"fill"` …
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trouble {
+    /// Calls and connects fail; hint streams end.
+    pub(crate) cut: bool,
+    /// No hint arrives.
+    pub(crate) deaf: bool,
+    /// Hints arrive late: when this is over.
+    pub(crate) slow: bool,
+    /// These calls do not reach the store.
+    pub(crate) hanging: Vec<&'static str>,
+    /// These calls reach the store, but their answers stay away.
+    pub(crate) unanswered: Vec<&'static str>,
+}
+
+/// A store as one pod sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    store: Arc<dyn Store>,
+    trouble: watch::Sender<Trouble>,
+    calls: Mutex<BTreeMap<&'static str, u64>>,
+    done: Mutex<BTreeMap<&'static str, u64>>,
+    /// Where the newest read, lease or fill went.
+    place: Mutex<Option<OwnedPlace>>,
+    links: AtomicU64,
+}
+
+/// A [`Place`] to keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnedPlace {
+    lane: Lane,
+    hash: u64,
+    entity: String,
+    key: Vec<u8>,
+}
+
+impl OwnedPlace {
+    fn of(place: Place<'_>) -> Self {
+        Self {
+            lane: place.lane,
+            hash: place.hash,
+            entity: place.entity.to_owned(),
+            key: place.key.to_vec(),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place {
+            lane: self.lane,
+            hash: self.hash,
+            entity: &self.entity,
+            key: &self.key,
+        }
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self(Arc::new(State {
+            store,
+            trouble: watch::Sender::default(),
+            calls: Mutex::default(),
+            done: Mutex::default(),
+            place: Mutex::default(),
+            links: AtomicU64::new(0),
+        }))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Trouble)) {
+        self.0.trouble.send_modify(change);
+    }
+
+    pub(crate) fn cut(&self, cut: bool) {
+        self.change(|now| now.cut = cut);
+    }
+
+    pub(crate) fn deafen(&self, deaf: bool) {
+        self.change(|now| now.deaf = deaf);
+    }
+
+    /// Holds hints up; they arrive when it is over, at the next heartbeat at the latest.
+    pub(crate) fn delay_hints(&self, slow: bool) {
+        self.change(|now| now.slow = slow);
+    }
+
+    /// Holds up `operation` on its way to the store.
+    pub(crate) fn hang(&self, operation: &'static str) {
+        self.change(|now| now.hanging.push(operation));
+    }
+
+    /// Holds up the answers to `operation`.
+    pub(crate) fn hold_answers(&self, operation: &'static str) {
+        self.change(|now| now.unanswered.push(operation));
+    }
+
+    /// Nothing is wrong any more.
+    pub(crate) fn heal(&self) {
+        self.change(|now| *now = Trouble::default());
+    }
+
+    /// How often `operation` was called, in vain or not.
+    pub(crate) fn calls(&self, operation: &str) -> u64 {
+        let calls = self.0.calls.lock().unwrap();
+        calls.get(operation).copied().unwrap_or_default()
+    }
+
+    /// How often `operation` had its effect on the store, its answer on the way or not.
+    pub(crate) fn done(&self, operation: &str) -> u64 {
+        let done = self.0.done.lock().unwrap();
+        done.get(operation).copied().unwrap_or_default()
+    }
+
+    /// Where the newest call for a key went.
+    pub(crate) fn last_place(&self) -> OwnedPlace {
+        self.0.place.lock().unwrap().clone().unwrap()
+    }
+
+    /// Links that are alive.
+    pub(crate) fn links(&self) -> u64 {
+        self.0.links.load(SeqCst)
+    }
+}
+
+impl Store for Wire {
+    fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>> {
+        Box::pin(async move {
+            let connect = self.0.pass("connect", self.0.store.connect(namespace));
+            let (link, hints) = connect.await?;
+            self.0.links.fetch_add(1, SeqCst);
+            let link = WireLink {
+                link,
+                state: Arc::clone(&self.0),
+            };
+            let hints = WireHints {
+                hints,
+                state: Arc::clone(&self.0),
+            };
+            Ok((Arc::new(link) as _, Box::new(hints) as _))
+        })
+    }
+
+    fn describe(&self) -> String {
+        self.0.store.describe()
+    }
+}
+
+impl State {
+    async fn pass<T>(
+        &self,
+        operation: &'static str,
+        call: BoxFuture<'_, StoreResult<T>>,
+    ) -> StoreResult<T> {
+        *self.calls.lock().unwrap().entry(operation).or_default() += 1;
+        self.wait(operation, |now| &now.hanging).await?;
+        let answer = call.await;
+        *self.done.lock().unwrap().entry(operation).or_default() += 1;
+        self.wait(operation, |now| &now.unanswered).await?;
+        answer
+    }
+
+    async fn wait(
+        &self,
+        operation: &'static str,
+        held: impl Fn(&Trouble) -> &Vec<&'static str>,
+    ) -> StoreResult<()> {
+        let mut trouble = self.trouble.subscribe();
+        let now = trouble
+            .wait_for(|now| now.cut || !held(now).contains(&operation))
+            .await
+            .unwrap();
+        match now.cut {
+            true => Err(StoreError::new(StoreErrorKind::Unavailable, operation)),
+            false => Ok(()),
+        }
+    }
+}
+
+struct WireHints {
+    hints: Box<dyn Hints>,
+    state: Arc<State>,
+}
+
+impl Hints for WireHints {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let (cut, deaf, slow) = {
+                let now = self.state.trouble.borrow();
+                (now.cut, now.deaf, now.slow)
+            };
+            if cut {
+                return Poll::Ready(None);
+            }
+            if slow {
+                return Poll::Pending;
+            }
+            match self.hints.poll_next(cx) {
+                Poll::Ready(Some(_)) if deaf => {}
+                hint => return hint,
+            }
+        }
+    }
+}
+
+struct WireLink {
+    link: Arc<dyn Link>,
+    state: Arc<State>,
+}
+
+impl Drop for WireLink {
+    fn drop(&mut self) {
+        self.state.links.fetch_sub(1, SeqCst);
+    }
+}
+
+impl WireLink {
+    fn at<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        place: Place<'a>,
+        call: BoxFuture<'a, StoreResult<T>>,
+    ) -> BoxFuture<'a, StoreResult<T>> {
+        *self.state.place.lock().unwrap() = Some(OwnedPlace::of(place));
+        Box::pin(self.state.pass(operation, call))
+    }
+}
+
+impl Link for WireLink {
+    fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
+        Box::pin(self.state.pass("touch", self.link.touch(lanes)))
+    }
+
+    fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
+        Box::pin(self.state.pass("poll", self.link.poll()))
+    }
+
+    fn log_since(
+        &self,
+        lane: Lane,
+        from: u64,
+        limit: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<LogEntry>>> {
+        Box::pin(
+            self.state
+                .pass("log", self.link.log_since(lane, from, limit)),
+        )
+    }
+
+    fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        self.at("read", place, self.link.read(place))
+    }
+
+    fn lease<'a>(
+        &'a self,
+        place: Place<'a>,
+        request: LeaseRequest<'a>,
+    ) -> BoxFuture<'a, StoreResult<LeaseReply>> {
+        self.at("lease", place, self.link.lease(place, request))
+    }
+
+    fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
+        self.at("fill", place, self.link.fill(place, fill))
+    }
+
+    fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
+        self.at("release", place, self.link.release(place, token))
+    }
+
+    fn invalidate<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        let call = self.link.invalidate(lane, keys, hashes, nonce, opening);
+        Box::pin(self.state.pass("invalidate", call))
+    }
+
+    fn clear<'a>(
+        &'a self,
+        lane: Lane,
+        entity: &'a str,
+        hash: u64,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        let call = self.link.clear(lane, entity, hash, nonce, opening);
+        Box::pin(self.state.pass("clear", call))
+    }
+
+    fn fence(
+        &self,
+        lane: Lane,
+        expected: Epoch,
+        opening: Opening,
+    ) -> BoxFuture<'_, StoreResult<Head>> {
+        Box::pin(
+            self.state
+                .pass("fence", self.link.fence(lane, expected, opening)),
+        )
+    }
+}
+
+/// Bytes straight into and out of the store, as somebody else's program would have it.
+pub(crate) struct Hand {
+    link: Arc<dyn Link>,
+}
+
+impl Hand {
+    pub(crate) async fn on(store: &Arc<dyn Store>, namespace: &str) -> Self {
+        let namespace = Namespace {
+            name: namespace.to_owned(),
+            lanes: 16,
+        };
+        let (link, _) = store.connect(&namespace).await.unwrap();
+        Self { link }
+    }
+
+    /// What stands under a key.
+    pub(crate) async fn look(&self, at: &OwnedPlace) -> Option<Bytes> {
+        self.link.read(at.place()).await.unwrap().value
+    }
+
+    /// Replaces whatever stands under a key, behind the protocol's back.
+    pub(crate) async fn put(&self, at: &OwnedPlace, bytes: &[u8]) {
+        let found = self.look(at).await;
+        let request = LeaseRequest {
+            token: 77,
+            ttl: Duration::from_secs(60),
+            unusable: found.as_deref(),
+            opening: Opening {
+                epoch: Epoch(1),
+                nonce: Nonce(1),
+            },
+        };
+        let reply = self.link.lease(at.place(), request).await.unwrap();
+        let fill = Fill {
+            token: 77,
+            epoch: reply.head.at.epoch,
+            envelope: bytes,
+            ttl: Some(Duration::from_secs(60)),
+        };
+        let stored = self.link.fill(at.place(), fill).await.unwrap();
+        assert!(stored, "the bytes are in: {:?}", reply.state);
+    }
+}
