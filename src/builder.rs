@@ -1,7 +1,7 @@
 //! Building a [`Cache`]: every option is checked in [`CacheBuilder::build`].
 
 use crate::bus::{Bus, LEASE, Timing};
-use crate::cache::Cache;
+use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
 use crate::error::BuildError;
 use crate::key::KeySpace;
@@ -16,6 +16,16 @@ pub const STORE_VARIABLE: &str = "TIDINGS_STORE";
 /// Lanes of a namespace on one store node: enough that the invalidations of one key seldom wait for
 /// those of another, few enough that a poll reads all their heads in one small reply.
 const LANES: NonZeroU16 = NonZeroU16::new(16).expect("16 is not zero");
+
+impl Cache {
+    /// Starts building a cache for `namespace`. Pods that share a store and a namespace are peers;
+    /// two namespaces on one store do not hear each other.
+    ///
+    /// The name is 1 to 64 of `A–Z a–z 0–9 . _ -`.
+    pub fn builder(namespace: impl Into<String>) -> CacheBuilder {
+        CacheBuilder::new(namespace.into())
+    }
+}
 
 /// What to do if the store cannot be reached when the cache is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,14 +189,4 @@ fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
             "not a URL: expected `memory:` or `redis://…`",
         )),
     }
-}
-
-/// Names appear in keys, channels and logs.
-pub(crate) fn check_name(option: &'static str, name: &str) -> Result<(), BuildError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if (1..=64).contains(&name.len()) && name.chars().all(allowed) {
-        return Ok(());
-    }
-    let reason = format!("{name:?} is not 1 to 64 of A–Z a–z 0–9 . _ -");
-    Err(BuildError::new(option, reason))
 }

@@ -1,10 +1,7 @@
-//! The handle: one namespace on one store, and the modes made from it.
+//! The handle: one namespace on one store. Each mode adds its own constructor to it.
 
-use crate::builder::CacheBuilder;
 use crate::bus::{Bus, Health};
-use crate::entity::{EntityBuilder, Loader};
 use crate::error::BuildError;
-use crate::key::Key;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
@@ -49,14 +46,6 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// Starts building a cache for `namespace`. Pods that share a store and a namespace are peers;
-    /// two namespaces on one store do not hear each other.
-    ///
-    /// The name is 1 to 64 of `A–Z a–z 0–9 . _ -`.
-    pub fn builder(namespace: impl Into<String>) -> CacheBuilder {
-        CacheBuilder::new(namespace.into())
-    }
-
     pub(crate) fn new(bus: Arc<Bus>) -> Self {
         let (shutdown, closing) = (bus.shutdown.clone(), bus.closing.clone());
         Self(Arc::new(Inner {
@@ -65,19 +54,6 @@ impl Cache {
             _shutdown: shutdown.drop_guard(),
             _closing: closing.drop_guard(),
         }))
-    }
-
-    /// Starts building an entity: a two-level cache of one kind of record, read through `loader`.
-    ///
-    /// `name` is part of every key in the store, so pods that share records use the same name. It is 1
-    /// to 64 of `A–Z a–z 0–9 . _ -`. The loader is a closure from an owned key to a future, or any
-    /// type that implements [`Loader`].
-    pub fn entity<K: Key, L: Loader<K>>(
-        &self,
-        name: impl Into<String>,
-        loader: L,
-    ) -> EntityBuilder<K, L> {
-        EntityBuilder::new(self.clone(), name.into(), loader)
     }
 
     /// Takes `name` for values of type `value` with `schema`.
@@ -106,4 +82,14 @@ impl Cache {
     pub async fn close(&self) {
         self.0.bus.close(CLOSE_LIMIT).await;
     }
+}
+
+/// Names appear in keys, channels and logs.
+pub(crate) fn check_name(option: &'static str, name: &str) -> Result<(), BuildError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=64).contains(&name.len()) && name.chars().all(allowed) {
+        return Ok(());
+    }
+    let reason = format!("{name:?} is not 1 to 64 of A–Z a–z 0–9 . _ -");
+    Err(BuildError::new(option, reason))
 }

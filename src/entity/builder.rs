@@ -5,8 +5,7 @@ use super::loader::{Loader, SharedLoader};
 use super::outcome::{Kept, Ttl};
 use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
-use crate::builder::check_name;
-use crate::cache::Cache;
+use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
 use crate::error::BuildError;
 use crate::key::Key;
@@ -50,6 +49,21 @@ pub(super) struct Options<K, V, E> {
     pub(super) jitter: f64,
     pub(super) load_timeout: Duration,
     pub(super) schema: u32,
+}
+
+impl Cache {
+    /// Starts building an entity: a two-level cache of one kind of record, read through `loader`.
+    ///
+    /// `name` is part of every key in the store, so pods that share records use the same name. It is 1
+    /// to 64 of `A–Z a–z 0–9 . _ -`. The loader is a closure from an owned key to a future, or any
+    /// type that implements [`Loader`].
+    pub fn entity<K: Key, L: Loader<K>>(
+        &self,
+        name: impl Into<String>,
+        loader: L,
+    ) -> EntityBuilder<K, L> {
+        EntityBuilder::new(self.clone(), name.into(), loader)
+    }
 }
 
 /// Options of an [`Entity`]; made by [`Cache::entity`].
