@@ -106,7 +106,7 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache: connects, subscribes and syncs, which takes four round trips.
+    /// Builds the cache: connects, subscribes and syncs, which takes six to eight round trips to Redis.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `store_url` (or
