@@ -1,7 +1,7 @@
 //! A tour of Tidings in one process, with nothing to install: `cargo run --example tour`.
 //!
-//! Two caches on one embedded store are two pods. Each line that is printed is also asserted, so the
-//! tour fails where its text would be wrong.
+//! Two caches on one embedded store are two pods. What is printed is also asserted, so the tour fails
+//! where its text would be wrong.
 
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -218,6 +218,7 @@ async fn the_store_goes_away(
         "A goes on: {local} reads from memory while the bound allows it, then ({:.1?} later) one from",
         gone.elapsed()
     ));
+    assert_eq!(a.get_with(&42).await?.origin, Origin::Local);
     say("the database. From now on memory answers for one second after each load.");
 
     db.rename(42, "Barbara");

@@ -39,7 +39,19 @@ pub enum OnStoreAbsent {
     StartDegraded,
 }
 
-/// Options of a [`Cache`].
+/// Options of a [`Cache`]; made by [`Cache::builder`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tidings::error::BuildError> {
+/// use tidings::{Cache, OnStoreAbsent};
+///
+/// let cache = Cache::builder("shop")
+///     .store_url("memory:shop") // or redis://…; without it, what TIDINGS_STORE says
+///     .on_store_absent(OnStoreAbsent::StartDegraded)
+///     .build()
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct CacheBuilder {
@@ -65,7 +77,7 @@ impl CacheBuilder {
         }
     }
 
-    /// Uses this backing store. Takes precedence over a URL.
+    /// Uses this backing store. Takes precedence over a URL. No round trip before [`build`](Self::build).
     pub fn store(mut self, store: impl Store) -> Self {
         self.store = Some(Arc::new(store));
         self
@@ -104,7 +116,7 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache: connects, subscribes and syncs, which takes four round trips.
+    /// Builds the cache: connects, subscribes and syncs, which takes six to eight round trips to Redis.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
@@ -113,7 +125,7 @@ impl CacheBuilder {
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
     ///
     /// # Cancel safety
-    /// Cancel safe: nothing is left behind.
+    /// Cancel safe: the background task and its connections end with the future.
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
         if tokio::runtime::Handle::try_current().is_err() {

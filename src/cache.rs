@@ -67,7 +67,8 @@ impl Cache {
         Err(BuildError::new("entity", reason))
     }
 
-    /// How the cache is doing: store, lanes, bound, pending invalidations. No round trip.
+    /// How the cache is doing: store, lanes, bound, pending invalidations. No round trip; takes a few
+    /// locks for a moment, so it is for every second rather than for every read.
     #[must_use]
     pub fn health(&self) -> Health {
         self.0.bus.health()

@@ -33,9 +33,14 @@ impl Judge {
         }
     }
 
-    /// Takes one line of a pod's report.
+    /// Takes one line of a pod's report, or a note for whoever watches.
     pub(crate) fn take(&mut self, pod: usize, line: &str) -> Result<()> {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if verb == "note" {
+            println!("--- {rest}");
+            self.printed = 0;
+            return Ok(());
+        }
         let numbers: Vec<u64> = rest
             .split(' ')
             .map(str::parse)

@@ -101,8 +101,7 @@ async fn run(
     for index in 0..pods {
         children.push(start_pod(index, url, &source, reports.clone())?);
     }
-    drop(reports);
-    let outage = tokio::spawn(outage(server, kill, length / 2));
+    let outage = tokio::spawn(outage(server, kill, length / 2, reports));
 
     let mut judge = Judge::new(pods);
     let live = std::io::stdout().is_terminal();
@@ -167,6 +166,7 @@ async fn outage(
     server: Option<RedisServer>,
     kill: bool,
     after: Duration,
+    notes: mpsc::UnboundedSender<(usize, String)>,
 ) -> Result<Option<RedisServer>> {
     let Some(mut server) = server else {
         return Ok(None);
@@ -175,10 +175,10 @@ async fn outage(
         return Ok(Some(server));
     }
     sleep(after).await;
-    println!("--- Redis is killed");
+    notes.send((0, "note Redis is killed".to_owned()))?;
     server.kill();
     sleep(REDIS_DEAD).await;
     let server = tokio::task::spawn_blocking(move || server.restart().map(|()| server)).await??;
-    println!("--- Redis is back, and empty");
+    notes.send((0, "note Redis is back, and empty".to_owned()))?;
     Ok(Some(server))
 }

@@ -29,8 +29,15 @@ pub trait Loader<K>: Send + Sync + 'static {
     /// How a load fails.
     type Error: Send + Sync + 'static;
 
-    /// Reads the value of `key`. Runs in a task of its own, and is dropped when every caller that
-    /// waits for it is gone.
+    /// Reads the value of `key`.
+    ///
+    /// # Errors
+    /// Whatever the source says; callers get it as [`CacheError::Load`](crate::CacheError::Load).
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe. It runs in a task of its own, and is dropped when every caller that waits
+    /// for it is gone, when it takes longer than the load timeout (or its lease), and when the cache is
+    /// closed. Nothing is stored then.
     fn load(&self, key: &K) -> impl Future<Output = Result<Self::Value, Self::Error>> + Send;
 }
 

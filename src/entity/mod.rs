@@ -125,6 +125,10 @@ where
     ///
     /// # Cancel safety
     /// As [`get`](Self::get).
+    ///
+    /// # Consistency
+    /// As [`get`](Self::get); [`Served::bound`] is what holds for this one read, mostly far below the
+    /// general bound.
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
         let bus = self.0.bus();
         let hash = self.hash(key);
@@ -160,6 +164,10 @@ where
     /// # Cancel safety
     /// Cancel safe. `load` runs inside this call and is dropped with it; a waiting call then leads,
     /// with its own loader.
+    ///
+    /// # Consistency
+    /// As [`get`](Self::get), if `load` sees everything that was committed before it is polled first
+    /// (see [`Loader`]).
     pub async fn get_or_load<F, Fut>(&self, key: &K, load: F) -> Result<Arc<V>, CacheError<E>>
     where
         F: FnOnce() -> Fut + Send,
@@ -180,6 +188,9 @@ where
 
     /// Returns the value if the local level may serve it right now. Never loads, makes no round trip,
     /// and does not count as a use. A cached error is `None`.
+    ///
+    /// # Consistency
+    /// As [`get`](Self::get).
     #[must_use]
     pub fn peek(&self, key: &K) -> Option<Arc<V>> {
         self.0.level.peek(self.hash(key), key)?.value.ok()
@@ -202,18 +213,26 @@ where
     ///
     /// # Cancel safety
     /// Once polled, the invalidation happens whether or not the future is dropped.
+    ///
+    /// # Consistency
+    /// On this pod no read that begins after this returned, with either result, gives a value that was
+    /// loaded before. On the others none does that begins later than
+    /// [`Health::bound`](crate::Health::bound) after this returned a [`Stamp`].
     pub async fn invalidate(&self, key: &K) -> Result<Stamp, InvalidateError> {
         self.invalidate_many([key]).await
     }
 
     /// As [`invalidate`](Self::invalidate) for many keys: one round trip for each lane and 64 keys, all
-    /// at the same time. Keys of different lanes are not invalidated at one instant.
+    /// at the same time. Without keys it does nothing.
     ///
     /// # Errors
     /// As [`invalidate`](Self::invalidate), for all of them together.
     ///
     /// # Cancel safety
     /// As [`invalidate`](Self::invalidate).
+    ///
+    /// # Consistency
+    /// As [`invalidate`](Self::invalidate), key by key: they are not invalidated at one instant.
     pub async fn invalidate_many<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k K>,
@@ -260,6 +279,9 @@ where
     ///
     /// # Cancel safety
     /// As [`invalidate`](Self::invalidate).
+    ///
+    /// # Consistency
+    /// As [`invalidate`](Self::invalidate), lane by lane.
     pub async fn clear(&self) -> Result<Stamp, InvalidateError> {
         let call = |lane| {
             let (hashes, entity) = (vec![self.0.keys.entity_hash()], Arc::clone(&self.0.name));
@@ -320,7 +342,8 @@ where
         self.0.level.map.weight()
     }
 
-    /// Forgets every local entry of this entity in this pod alone. The store keeps its values.
+    /// Forgets every local entry of this entity in this pod alone. The store keeps its values, so the
+    /// next read of a key finds it there: to get rid of a wrong value, use [`Entity::clear`].
     pub fn clear(&self) {
         self.0.level.clear_all(self.0.bus());
     }

@@ -58,6 +58,14 @@ pub type Connected = (Arc<dyn Link>, Box<dyn Hints>);
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Opens a link for `namespace`: commands and subscription, the subscription acknowledged by the
     /// store before this returns (hole H12: what is published after it is not missed by design).
+    ///
+    /// # Errors
+    /// A [transient](StoreError::is_transient) kind where another attempt may succeed; `Auth`, `Denied`,
+    /// `Unsupported` or `Config` where only an operator can help, which ends
+    /// [`CacheBuilder::build`](crate::CacheBuilder::build) even if it may start without the store.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a connection that was being opened is closed.
     fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>>;
 
     /// How the store may be named in logs and errors: no secrets.
@@ -183,6 +191,14 @@ pub struct Logged {
 }
 
 /// A live connection to a store, for one namespace. Each method is one round trip.
+///
+/// Deadlines are the caller's: a method that hangs is dropped. What the caller cannot know is that a
+/// connection broke and was mended in between, so a link must never mend itself.
+///
+/// # Errors
+/// Each method gives the kind that says what to do: `Unavailable` if the connection broke, `Full` or
+/// `ReadOnly` if the store takes no writes, `Denied` if this user may not, `Protocol` for an answer that
+/// cannot be understood. After `Unavailable` the link is not used again.
 ///
 /// # Cancel safety
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of

@@ -29,6 +29,8 @@ pub enum Continuity {
 /// [`Link`](crate::store::Link) method of the same name.
 ///
 /// `now_ms` is the server's clock. Hints to publish are pushed onto `hints`.
+///
+/// Public for simulators, model checkers and fault injection; may change in any minor version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemoryState {
     incarnation: Incarnation,
