@@ -235,7 +235,12 @@ impl Fleet {
         history
     }
 
-    fn bound(&self) -> Duration {
+    /// How often the source was read so far.
+    pub(crate) fn loads(&self) -> u64 {
+        self.source.loads.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bound(&self) -> Duration {
         self.pods[0].health().bound
     }
 
@@ -345,7 +350,10 @@ async fn write(
                 acked,
             }
         }));
-        sleep(plan.write_every).await;
+        tokio::select! {
+            () = sleep(plan.write_every) => {}
+            () = stop.cancelled() => {}
+        }
     }
     writes
 }
