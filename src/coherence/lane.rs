@@ -290,6 +290,12 @@ impl LaneState {
         if self.followed.is_none() || (self.follow(entries, now, out) && self.target.is_none()) {
             return;
         }
+        if let Some(epoch) = self.rewritten(entries) {
+            self.target = None;
+            self.due = None;
+            out.push(Action::Fence { epoch });
+            return;
+        }
         // There is more than one read gives, or hints have overtaken it: go on from where we are, as
         // long as that gets us anywhere.
         if let Some(followed) = self.followed
@@ -311,6 +317,19 @@ impl LaneState {
                 out.push(Action::Poll);
             }
         }
+    }
+
+    /// The epoch followed, if its log has another entry at our place than the one we applied. The store
+    /// went back in time and has grown past the place since, so its numbers alone show nothing; but
+    /// what was invalidated in between is there again, in an epoch that would be believed.
+    fn rewritten(&self, entries: &[LogEntry]) -> Option<Epoch> {
+        let followed = self.followed?;
+        let same_epoch = self
+            .target
+            .is_none_or(|t| t.head.at.epoch == followed.at.epoch);
+        let ours = |e: &LogEntry| e.seq != followed.at.seq || e.nonce == followed.nonce;
+        let rewritten = same_epoch && !entries.iter().all(ours);
+        (rewritten && self.mechanisms.on(Mechanism::NonceChain)).then_some(followed.at.epoch)
     }
 
     /// Applies a piece of the log; false if it does not continue what is applied.

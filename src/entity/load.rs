@@ -220,12 +220,14 @@ where
             Ttl::For(life) => life.min(self.options.local_ttl),
             Ttl::Forever => self.options.local_ttl,
         };
-        let Some(rank) = run.rank.filter(|_| !life.is_zero()) else {
+        if life.is_zero() {
             return;
-        };
+        }
         let slot = Slot {
             value: outcome.clone(),
-            rank,
+            // Without a lane to follow it ranks below everything: any invalidation removes it, and the
+            // flush with which a lane begins. Until then its own youth is what it is served by.
+            rank: run.rank.unwrap_or_default(),
             generation: run.generation,
             load_start: start,
             loaded: start,

@@ -12,6 +12,7 @@ mod loader;
 mod outcome;
 mod read;
 mod usual;
+mod waiting;
 
 pub use builder::{
     DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,

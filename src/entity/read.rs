@@ -4,6 +4,7 @@
 use super::Inner;
 use super::load::{LeaseHeld, LoadRun};
 use super::outcome::{Landed, Origin, Outcome};
+use super::waiting::{Waiting, pause};
 use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict, View};
@@ -26,10 +27,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 const SYNC_LIMIT: Duration = Duration::from_millis(100);
 /// How often it does so before it goes to the loader.
 const SYNCS: usize = 2;
-/// Pauses between two looks at a key that another pod is loading: short enough to take over soon,
-/// jittered so that pods do not look in step.
-const HELD_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
-
 /// A one-shot loader's type, where there is none.
 pub(super) type NoLoader<V, E> = fn() -> std::future::Ready<Result<V, E>>;
 
@@ -80,8 +77,8 @@ impl Began {
 /// What the store has under a key.
 enum Look<V, E> {
     Found(Landed<V, E>),
-    /// Somebody is loading it.
-    Held,
+    /// Somebody is loading it, under the lease with this token.
+    Held(u64),
     /// Nothing that can be used; the bytes that stand there, if they are what cannot be.
     Absent(Option<Bytes>),
     /// It is ahead of what this pod has followed.
@@ -229,15 +226,14 @@ where
             return Next::Load(self.uncovered_run(target.lane));
         };
         let mut syncs = 0;
-        let mut waited: Option<Instant> = None;
-        let mut flagged = false;
+        let mut waiting = None;
         loop {
             let began = self.began(target.lane);
             let look = match self.ask_store(&*link, target, &began).await {
                 Some(look) => look,
                 None => break,
             };
-            match look {
+            let (holder, unusable) = match look {
                 Look::Found(landed) => return Next::Land(landed),
                 Look::Sync if syncs < SYNCS => {
                     syncs += 1;
@@ -245,21 +241,19 @@ where
                     continue;
                 }
                 Look::Sync => break,
-                Look::Held if flagged => {}
-                Look::Held | Look::Absent(_) => {
-                    let unusable = match &look {
-                        Look::Absent(bytes) => bytes.as_deref(),
-                        _ => None,
-                    };
-                    match self.ask_lease(&link, target, &began, unusable).await {
-                        Some(Ok(next)) => return next,
-                        Some(Err(())) => flagged = true,
-                        None => break,
-                    }
+                Look::Held(holder) => (Some(holder), None),
+                Look::Absent(unusable) => (None, unusable),
+            };
+            let waiting = waiting.get_or_insert_with(|| Waiting::new(self.patience()));
+            if waiting.found(holder) {
+                let unusable = unusable.as_deref();
+                match self.ask_lease(&link, target, &began, unusable).await {
+                    Some(Ok(next)) => return next,
+                    Some(Err(())) => {}
+                    None => break,
                 }
             }
-            let since = *waited.get_or_insert_with(Instant::now);
-            if since.elapsed() >= self.patience() {
+            if waiting.is_over() {
                 break;
             }
             self.pause(target.hash).await;
@@ -280,11 +274,8 @@ where
     /// Waits for the fill of a key that another pod is loading to be announced, or a little while.
     async fn pause(&self, hash: u64) {
         let filled = self.bus().fill_waiter(hash);
-        let (shortest, longest) = HELD_PAUSE;
-        let part = f64::from(crate::bus::random() as u32) / f64::from(u32::MAX);
-        let pause = shortest + (longest - shortest).mul_f64(part);
         // Either way the store is asked again.
-        let _ = timeout(pause, filled.notified()).await;
+        let _ = timeout(pause(), filled.notified()).await;
     }
 
     /// One read of the store; `None` if it is of no help.
@@ -335,7 +326,7 @@ where
             Verdict::Sync => return Look::Sync,
         };
         let Stored::Outcome(kind, header, payload) = stored else {
-            return Look::Held;
+            return Look::Held(lease.token);
         };
         let Some(left) = self.left_of(&header) else {
             return Look::Absent(Some(bytes));

@@ -235,7 +235,12 @@ impl Fleet {
         history
     }
 
-    fn bound(&self) -> Duration {
+    /// How often the source was read so far.
+    pub(crate) fn loads(&self) -> u64 {
+        self.source.loads.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bound(&self) -> Duration {
         self.pods[0].health().bound
     }
 
@@ -303,7 +308,8 @@ async fn read(
     (reads, failures)
 }
 
-/// Commits and invalidates, one after the other, without waiting for acknowledgements.
+/// Commits and invalidates, one after the other, without waiting for acknowledgements: mostly the key
+/// alone, sometimes with another one, now and then by a clear of everything.
 async fn write(
     pods: Vec<(usize, Versions)>,
     source: Arc<Source>,
@@ -319,7 +325,15 @@ async fn write(
         let source = Arc::clone(&source);
         writes.push(tokio::spawn(async move {
             let version = source.commit(key);
-            let outcome = versions.invalidate(&key).await;
+            let outcome = match number % 16 {
+                15 => versions.clear().await,
+                n if n % 4 == 3 => {
+                    versions
+                        .invalidate_many(&[key, (key + 1) % plan.keys])
+                        .await
+                }
+                _ => versions.invalidate(&key).await,
+            };
             let returned = Instant::now();
             let acked = match outcome {
                 Ok(_) => Some(returned),
@@ -336,7 +350,10 @@ async fn write(
                 acked,
             }
         }));
-        sleep(plan.write_every).await;
+        tokio::select! {
+            () = sleep(plan.write_every) => {}
+            () = stop.cancelled() => {}
+        }
     }
     writes
 }

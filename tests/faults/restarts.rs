@@ -92,6 +92,41 @@ async fn absent_when_the_pods_start() {
     fleet.finish().await;
 }
 
+/// While the store is away the local level is a cache of one second, and not a way around it (hole H13).
+async fn spares_the_source(mut server: RedisServer, absent: bool) {
+    let plan = Plan {
+        write_every: Duration::from_secs(60),
+        on_store_absent: OnStoreAbsent::StartDegraded,
+        ..Plan::default()
+    };
+    let per_second = plan.pods as u64 * plan.keys;
+    if absent {
+        server.kill();
+    }
+    let mut fleet = Fleet::on(server, plan).await;
+    fleet.work(500).await;
+    fleet.server.kill();
+    let before = fleet.loads();
+    fleet.work(3000).await;
+    let loads = fleet.loads() - before;
+    println!("{loads} loads in three seconds");
+    assert!(loads <= 4 * per_second, "{loads} loads in three seconds");
+    fleet.server.restart().unwrap();
+    fleet.heals().await;
+    let bound = fleet.bound();
+    fleet.history().await.check(bound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_is_spared_while_the_store_is_away() {
+    spares_the_source(RedisServer::start().unwrap(), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_is_spared_by_pods_that_start_without_the_store() {
+    spares_the_source(RedisServer::start().unwrap(), true).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_for_five_seconds() {
     let fleet = Fleet::start().await;

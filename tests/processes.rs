@@ -1,0 +1,356 @@
+//! Pods as processes of their own, killed and stopped by signals.
+//!
+//! A pod is this very program, run again for the one test [`pod`] with the address of its server in the
+//! environment. It takes commands line by line, and answers in lines that begin with [`ANSWER`].
+//! Records live under plain keys of the same server, so that all pods have one source; how a key is
+//! loaded depends on the key.
+#![cfg(feature = "redis")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashMap;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tidings::testing::RedisServer;
+use tidings::{Cache, Entity, StoreState};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::{sleep, timeout};
+
+const SERVER_VARIABLE: &str = "TIDINGS_TEST_POD";
+const ANSWER: &str = "pod> ";
+/// How long something that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Within what a pod must be at work again.
+const HEALED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Its load takes a while.
+const SLOW: u64 = 1;
+/// Its first load never ends.
+const HUNG: u64 = 2;
+/// From here on, keys have versions that change.
+const VERSIONED: u64 = 10;
+const VERSIONS: u64 = 3;
+
+type Records = Entity<u64, u64, redis::RedisError>;
+
+async fn records(url: &str) -> (Cache, Records) {
+    let cache = Cache::builder("processes").store_url(url);
+    let cache = cache.build().await.unwrap();
+    let client = redis::Client::open(url).unwrap();
+    let source = client.get_multiplexed_async_connection().await.unwrap();
+    let load = move |key: u64| load(source.clone(), key);
+    let records = cache.entity("record", load).build().unwrap();
+    (cache, records)
+}
+
+async fn load(mut source: redis::aio::MultiplexedConnection, key: u64) -> redis::RedisResult<u64> {
+    let mut count = redis::cmd("INCR");
+    let count = count.arg(format!("loads:{key}"));
+    let number: u64 = count.query_async(&mut source).await?;
+    match key {
+        HUNG if number == 1 => {
+            let mut note = redis::cmd("SET");
+            let note = note.arg("loader").arg(std::process::id());
+            note.query_async::<()>(&mut source).await?;
+            sleep(Duration::from_secs(600)).await;
+        }
+        SLOW | HUNG => sleep(Duration::from_millis(300)).await,
+        _ => {}
+    }
+    let mut get = redis::cmd("GET");
+    let get = get.arg(format!("source:{key}"));
+    let version: Option<u64> = get.query_async(&mut source).await?;
+    Ok(version.unwrap_or_default())
+}
+
+/// Nanoseconds of the clock that all processes of a machine share.
+fn now() -> u64 {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    at.tv_sec.unsigned_abs() * 1_000_000_000 + at.tv_nsec.unsigned_abs()
+}
+
+/// The pod. As a test of its own, it does nothing.
+#[test]
+fn pod() {
+    let Ok(url) = std::env::var(SERVER_VARIABLE) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(serve(&url));
+    // A load may hang.
+    runtime.shutdown_background();
+}
+
+async fn serve(url: &str) {
+    let (cache, records) = records(url).await;
+    println!("{ANSWER}ready");
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    let mut spinner = None;
+    while let Ok(Some(command)) = commands.next_line().await {
+        let words: Vec<_> = command.split(' ').collect();
+        match words[..] {
+            ["read", key, tasks] => {
+                let (key, tasks): (u64, usize) = (key.parse().unwrap(), tasks.parse().unwrap());
+                let read = |_| {
+                    let records = records.clone();
+                    tokio::spawn(async move { records.get(&key).await.is_ok() })
+                };
+                let mut good = 0;
+                for read in (0..tasks).map(read).collect::<Vec<_>>() {
+                    good += usize::from(read.await.unwrap());
+                }
+                println!("{ANSWER}{good}");
+            }
+            ["health"] => {
+                let health = cache.health();
+                let up = matches!(health.store, StoreState::Up);
+                let whole = up && health.live_lanes == health.lanes && health.pending == 0;
+                println!("{ANSWER}{}", if whole { "whole" } else { "ailing" });
+            }
+            ["spin"] => spinner = Some(Spinner::start(records.clone())),
+            ["seen"] => {
+                let seen = spinner.take().map(Spinner::stop).unwrap();
+                println!("{ANSWER}pause {}", seen.longest_pause);
+                for ((key, version), last) in seen.last {
+                    println!("{ANSWER}seen {key} {version} {last}");
+                }
+                println!("{ANSWER}end");
+            }
+            _ => panic!("unknown command {command}"),
+        }
+    }
+}
+
+/// A thread that reads without a pause.
+struct Spinner {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Seen>,
+}
+
+/// What it saw.
+#[derive(Default)]
+struct Seen {
+    /// When the last read began that gave a version of a key: the older a version is when it is
+    /// served, the worse.
+    last: HashMap<(u64, u64), u64>,
+    /// The longest time between the beginnings of two reads.
+    longest_pause: u64,
+}
+
+impl Spinner {
+    fn start(records: Records) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let runtime = tokio::runtime::Handle::current();
+        let thread = std::thread::spawn(move || {
+            let mut seen = Seen::default();
+            let mut before = now();
+            for key in (VERSIONED..VERSIONED + VERSIONS).cycle() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let start = now();
+                seen.longest_pause = seen.longest_pause.max(start - before);
+                before = start;
+                let version = *runtime.block_on(records.get(&key)).unwrap();
+                seen.last.insert((key, version), start);
+            }
+            seen
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// A pod in another process; killed on drop.
+struct Pod {
+    process: Child,
+    commands: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Pod {
+    async fn start(server: &RedisServer) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "pod", "--nocapture"]);
+        command.env(SERVER_VARIABLE, server.url());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.kill_on_drop(true).spawn().unwrap();
+        let commands = process.stdin.take().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut pod = Self {
+            process,
+            commands,
+            answers,
+        };
+        assert_eq!(pod.answer().await, "ready");
+        pod
+    }
+
+    async fn tell(&mut self, command: &str) {
+        let line = format!("{command}\n");
+        self.commands.write_all(line.as_bytes()).await.unwrap();
+    }
+
+    async fn answer(&mut self) -> String {
+        loop {
+            let line = timeout(PATIENCE, self.answers.next_line()).await;
+            let line = line.expect("the pod answers").unwrap();
+            // The test harness may have begun the line.
+            if let Some((_, answer)) = line.expect("the pod lives").split_once(ANSWER) {
+                return answer.to_owned();
+            }
+        }
+    }
+
+    async fn ask(&mut self, command: &str) -> String {
+        self.tell(command).await;
+        self.answer().await
+    }
+
+    fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+}
+
+async fn pods(server: &RedisServer, count: usize) -> Vec<Pod> {
+    let mut pods = Vec::new();
+    for _ in 0..count {
+        pods.push(Pod::start(server).await);
+    }
+    pods
+}
+
+#[tokio::test]
+async fn a_cold_key_that_all_pods_ask_for_at_once_is_loaded_once() {
+    let server = RedisServer::start().unwrap();
+    let mut pods = pods(&server, 8).await;
+    for pod in &mut pods {
+        pod.tell(&format!("read {SLOW} 50")).await;
+    }
+    for pod in &mut pods {
+        assert_eq!(pod.answer().await, "50");
+    }
+    let loads = server.cli(&["GET", &format!("loads:{SLOW}")]).unwrap();
+    assert_eq!(loads, "1");
+}
+
+#[tokio::test]
+async fn another_pod_takes_over_when_the_loading_one_is_killed() {
+    let server = RedisServer::start().unwrap();
+    let mut pods = pods(&server, 8).await;
+    for pod in &mut pods {
+        pod.tell(&format!("read {HUNG} 10")).await;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let loader = loop {
+        if let Ok(id) = server.cli(&["GET", "loader"]).unwrap().parse::<u32>() {
+            break id;
+        }
+        assert!(Instant::now() < deadline, "nobody loads");
+        sleep(Duration::from_millis(2)).await;
+    };
+    let loader = pods.iter().position(|pod| pod.id() == Some(loader));
+    let mut loader = pods.remove(loader.expect("one of them loads"));
+    loader.process.kill().await.unwrap();
+    for pod in &mut pods {
+        assert_eq!(pod.answer().await, "10", "nobody fails or times out");
+    }
+    let loads = server.cli(&["GET", &format!("loads:{HUNG}")]).unwrap();
+    assert_eq!(loads, "2", "the hung one, and the one that took over");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_stopped_serves_nothing_older_than_the_bound_when_it_goes_on() {
+    let server = RedisServer::start().unwrap();
+    let mut stopped = Pod::start(&server).await;
+    let (cache, records) = records(&server.url()).await;
+    let bound = u64::try_from(cache.health().bound.as_nanos()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write(server.url(), records, Arc::clone(&stop)));
+
+    stopped.tell("spin").await;
+    sleep(Duration::from_secs(1)).await;
+    stopped.signal(Signal::STOP);
+    sleep(Duration::from_secs(5)).await;
+    stopped.signal(Signal::CONT);
+    let deadline = Instant::now() + HEALED_WITHIN;
+    while stopped.ask("health").await != "whole" {
+        assert!(Instant::now() < deadline, "not live again");
+    }
+    sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let acked = writer.await.unwrap();
+
+    let pause = stopped.ask("seen").await;
+    let pause: u64 = pause.strip_prefix("pause ").unwrap().parse().unwrap();
+    assert!(
+        pause > 4_000_000_000,
+        "it read until it was stopped: {pause}"
+    );
+    let mut seen = 0;
+    loop {
+        let answer = stopped.answer().await;
+        let Some(line) = answer.strip_prefix("seen ") else {
+            break;
+        };
+        let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
+        let [key, version, last] = numbers[..] else {
+            panic!("unexpected answer {line}");
+        };
+        let newer = acked
+            .iter()
+            .filter(|ack| ack.key == key && ack.version > version);
+        let missed_since = newer.map(|ack| ack.at).min().unwrap_or(u64::MAX);
+        assert!(
+            last <= missed_since.saturating_add(bound),
+            "version {version} of key {key} served {} ns too long",
+            last - missed_since - bound
+        );
+        seen += 1;
+    }
+    assert!(seen > 30, "too few versions seen: {seen}");
+}
+
+struct Acked {
+    key: u64,
+    version: u64,
+    at: u64,
+}
+
+/// Commits and invalidates, until told to stop.
+async fn write(url: String, records: Records, stop: Arc<AtomicBool>) -> Vec<Acked> {
+    let client = redis::Client::open(url).unwrap();
+    let mut source = client.get_multiplexed_async_connection().await.unwrap();
+    let mut acked = Vec::new();
+    for number in 1.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = VERSIONED + number % VERSIONS;
+        let mut commit = redis::cmd("SET");
+        let commit = commit.arg(format!("source:{key}")).arg(number);
+        commit.query_async::<()>(&mut source).await.unwrap();
+        records.invalidate(&key).await.unwrap();
+        acked.push(Acked {
+            key,
+            version: number,
+            at: now(),
+        });
+        sleep(Duration::from_millis(10)).await;
+    }
+    acked
+}
