@@ -10,34 +10,31 @@
 //! `cargo bench --bench engines` takes a minute. With `-- --quick`, with `TIDINGS_BENCH_QUICK=1`, or
 //! when `cargo test` starts it, it takes some seconds and shows that the bench works, little else.
 
+#[expect(dead_code, reason = "each bench uses a part")]
+mod common;
+
 use std::env;
-use std::fs;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
-use std::process::Command;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{Random, SEED, Zipf, in_child, key, median, resident_bytes, rotated};
 use tidings::LocalEngine;
 use tidings::probe::LocalProbe;
 use xxhash_rust::xxh3::xxh3_64;
-
-const SEED: u64 = 0x5EED_0F71_D165_2026;
-const ZIPF_EXPONENT: f64 = 1.0;
 
 fn main() {
     let args: Vec<String> = env::args().collect();
     if let Some(at) = args.iter().position(|arg| arg == "--memory") {
         return memory_of_one_side(&args[at + 1], &args[at + 2]);
     }
-    let has = |wanted| args.iter().any(|arg| arg == wanted);
-    let quick = has("--quick")
-        || !has("--bench")
-        || env::var_os("TIDINGS_BENCH_QUICK").is_some_and(|on| on != "0");
-    let cores = thread::available_parallelism().map_or(1, |n| n.get());
-    println!("seed {SEED:#x}, zipf exponent {ZIPF_EXPONENT}, {cores} cores");
-    let scale = if quick { Scale::QUICK } else { Scale::FULL };
+    let scale = if common::quick() {
+        Scale::QUICK
+    } else {
+        Scale::FULL
+    };
     read_cost(&scale);
     hit_ratio(&scale);
     memory(&scale);
@@ -143,46 +140,8 @@ impl Hasher for Xxh3 {
 
 // --- traces --------------------------------------------------------------------------------------
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Uniform in `0.0..1.0`.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-/// Draws index `n` with a probability proportional to `1 / (n + 1)^exponent`.
-struct Zipf(Vec<f64>);
-
-impl Zipf {
-    fn new(items: usize) -> Self {
-        let mut sum = 0.0;
-        let cumulative = (1..=items).map(|n| {
-            sum += (n as f64).powf(-ZIPF_EXPONENT);
-            sum
-        });
-        Self(cumulative.collect())
-    }
-
-    fn draw(&self, random: &mut Random) -> usize {
-        let point = random.unit() * self.0.last().expect("at least one item");
-        self.0.partition_point(|&sum| sum <= point)
-    }
-}
-
-/// Keys of 33 bytes, as a namespace, an entity and an id make them.
 fn keys(from: usize, count: usize) -> Vec<String> {
-    (from..from + count)
-        .map(|n| format!("shop:eu-1:customer/{n:014}"))
-        .collect()
+    (from..from + count).map(key).collect()
 }
 
 fn value() -> Value {
@@ -222,7 +181,7 @@ fn read_cost(scale: &Scale) {
     let mut cells = vec![[const { Vec::new() }; 2]; SIDES.len()];
     for round in 0..=scale.rounds {
         for threads in 1..=2 {
-            for side in rotated(round) {
+            for side in rotated(SIDES.len(), round) {
                 let cost = nanos_per_read(&maps[side], &traces[..threads]);
                 if round > 0 {
                     cells[side][threads - 1].push(cost);
@@ -240,11 +199,6 @@ fn read_cost(scale: &Scale) {
         }
         println!();
     }
-}
-
-/// Each round begins with another side, so that none is always the first.
-fn rotated(round: usize) -> impl Iterator<Item = usize> {
-    (0..SIDES.len()).map(move |n| (n + round) % SIDES.len())
 }
 
 fn nanos_per_read(map: &Map, traces: &[Vec<&String>]) -> f64 {
@@ -268,11 +222,6 @@ fn nanos_per_read(map: &Map, traces: &[Vec<&String>]) -> f64 {
     });
     let total: Duration = times.iter().sum();
     total.as_nanos() as f64 / traces.iter().map(Vec::len).sum::<usize>() as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 // --- hit ratio -----------------------------------------------------------------------------------
@@ -365,47 +314,24 @@ fn memory(scale: &Scale) {
 }
 
 fn memory_in_child(side: &str, entries: usize) -> Option<f64> {
-    let child = Command::new(env::current_exe().ok()?)
-        .args(["--memory", side, &entries.to_string()])
-        .output()
-        .ok()?;
-    String::from_utf8(child.stdout).ok()?.trim().parse().ok()
+    in_child(&["--memory", side, &entries.to_string()])
 }
 
 fn memory_of_one_side(side: &str, entries: &str) {
     let entries: usize = entries.parse().expect("a number of entries");
-    let (before, value) = (resident_bytes(), value());
-    let side = SIDES.into_iter().find(|known| known.name() == side);
-    let key = |n: usize| format!("shop:eu-1:customer/{n:014}");
-    let kept: Box<dyn std::any::Any> = match side {
-        None => {
-            // Each key's text, without the `String` that the maps keep in the entry.
-            let mut texts: Vec<Box<str>> = Vec::with_capacity(entries);
-            texts.extend((0..entries).map(|n| key(n).into_boxed_str()));
-            Box::new(texts)
-        }
+    let bytes = match SIDES.into_iter().find(|known| known.name() == side) {
+        None => common::resident_bytes_of_keys(entries),
         Some(side) => {
+            let (before, value) = (resident_bytes(), value());
             let map = side.map(entries + entries / 4);
             (0..entries).for_each(|n| map.insert(&key(n), &value));
             if let Map::Local(local) = &map {
                 assert_eq!(local.len(), entries as u64, "something was evicted");
             }
-            Box::new(map)
+            let bytes = resident_bytes() - before;
+            black_box(map);
+            bytes
         }
     };
-    let vec = if side.is_none() { 16 * entries } else { 0 };
-    println!(
-        "{}",
-        (resident_bytes() - before - vec) as f64 / entries as f64
-    );
-    drop(kept);
-}
-
-/// 0 where there is no `/proc`.
-fn resident_bytes() -> usize {
-    let Ok(statm) = fs::read_to_string("/proc/self/statm") else {
-        return 0;
-    };
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    4096 * pages.unwrap_or(0_usize)
+    println!("{}", bytes as f64 / entries as f64);
 }

@@ -1,0 +1,58 @@
+//! A hit in the local level allocates nothing.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::future::ready;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use tidings::store::Memory;
+use tidings::{Cache, Key, Ttl};
+
+const HITS: usize = 10_000;
+
+/// Reads resident keys again and again, polling the future itself: nothing but the read is counted,
+/// and a read that needs a second poll is no hit.
+async fn hits_allocate_nothing<K: Key + Debug>(keys: [K; 3]) {
+    let cache = Cache::builder("no-alloc").store(Memory::new()).build();
+    let load = |_: K| ready(Ok::<_, Infallible>(7_u64));
+    let cache = cache.await.expect("the embedded store is always there");
+    let values = cache.entity("value", load).ttl(Ttl::Forever).build();
+    let values = values.expect("the options are in range");
+    for key in &keys {
+        values.get(key).await.expect("it loads");
+        assert!(values.peek(key).is_some(), "{key:?} is resident");
+    }
+    let mut context = Context::from_waker(Waker::noop());
+    let counted = allocation_counter::measure(|| {
+        for key in keys.iter().cycle().take(HITS) {
+            match pin!(values.get(key)).poll(&mut context) {
+                Poll::Ready(Ok(value)) => assert_eq!(*value, 7),
+                other => panic!("{key:?} is no hit: {other:?}"),
+            }
+        }
+    });
+    assert_eq!(counted.count_total, 0, "{HITS} hits of {:?}", keys[0]);
+    let peeked = allocation_counter::measure(|| {
+        assert!(keys.iter().all(|key| values.peek(key).is_some()));
+    });
+    assert_eq!(peeked.count_total, 0, "peeks of {:?}", keys[0]);
+    let control = allocation_counter::measure(|| drop(vec![1_u8]));
+    assert_eq!(control.count_total, 1, "allocations are counted");
+}
+
+#[tokio::test]
+async fn a_hit_of_a_string_key_allocates_nothing() {
+    hits_allocate_nothing(["a", "customer/2", "shop:eu-1:customer/3"].map(String::from)).await;
+}
+
+#[tokio::test]
+async fn a_hit_of_a_number_allocates_nothing() {
+    hits_allocate_nothing([0_u64, 42, u64::MAX]).await;
+}
+
+#[tokio::test]
+async fn a_hit_of_a_tuple_allocates_nothing() {
+    let key = |org: &str, id| (String::from(org), id, [7_u8; 16]);
+    hits_allocate_nothing([key("a/b", 1_u32), key("100%", 2), key("c", u32::MAX)]).await;
+}
