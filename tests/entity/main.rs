@@ -28,8 +28,10 @@ mod bed;
 mod source;
 mod wire;
 
+mod bytes;
 mod expiry;
 mod flights;
 mod invalidation;
 mod outcomes;
+mod races;
 mod reads;
