@@ -1,7 +1,7 @@
 //! One entity's local level: its map, its lane words and its flights, kept coherent by the bus.
 
 use super::outcome::{Landed, Outcome};
-use crate::bus::{AtomicWord, Bus, Member, lock};
+use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::flight::Flights;
 use crate::key::KeySpace;
@@ -87,14 +87,27 @@ where
         (now < slot.expires && self.rules.may_serve(word, stamp(&slot), now)).then_some(slot)
     }
 
-    /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).
-    pub(super) fn insert(&self, bus: &Bus, hash: u64, key: K, slot: Slot<Outcome<V, E>>) -> bool {
+    /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2), or has begun
+    /// in this pod, which `untouched` tells. It is asked under the lock that such an invalidation takes:
+    ///
+    /// 1. a reader sees that its load is still attached, and is stopped;
+    /// 2. an invalidation begins: it finds no entry to remove, and waits for the store;
+    /// 3. the reader inserts what the invalidation was about.
+    pub(super) fn insert(
+        &self,
+        bus: &Bus,
+        hash: u64,
+        key: K,
+        slot: Slot<Outcome<V, E>>,
+        untouched: impl FnOnce(&Stripe) -> bool,
+    ) -> bool {
         let lane = self.space.lane_of(hash);
         let stripe = bus.stripe(lane, hash);
         let existing = self.map.peek_hash(hash).map(|slot| stamp(&slot));
-        let allowed = self
-            .rules
-            .may_insert(self.word(lane), stripe.last, existing, stamp(&slot));
+        let allowed = untouched(&stripe)
+            && self
+                .rules
+                .may_insert(self.word(lane), stripe.last, existing, stamp(&slot));
         if allowed {
             self.map.insert(hash, key, slot);
         }

@@ -3,7 +3,7 @@
 use super::Inner;
 use super::outcome::{Landed, Origin, Outcome, Ttl};
 use super::read::Target;
-use crate::bus::Bus;
+use crate::bus::{Bus, Stripe};
 use crate::codec;
 use crate::coherence::{Position, Rank};
 use crate::envelope::{self, Header, Lease};
@@ -220,8 +220,7 @@ where
             Ttl::For(life) => life.min(self.options.local_ttl),
             Ttl::Forever => self.options.local_ttl,
         };
-        // Detached: an invalidation came after the load began, possibly one without a position yet.
-        let Some(rank) = run.rank.filter(|_| !life.is_zero() && !guard.is_detached()) else {
+        let Some(rank) = run.rank.filter(|_| !life.is_zero()) else {
             return;
         };
         let slot = Slot {
@@ -232,8 +231,10 @@ where
             loaded: start,
             expires: self.bus().clock.now() + life,
         };
-        self.level
-            .insert(self.bus(), target.hash, target.key.clone(), slot);
+        // Detached: an invalidation came after the load began, possibly one without a position yet.
+        let untouched = |_: &Stripe| !guard.is_detached();
+        let (hash, key) = (target.hash, target.key.clone());
+        self.level.insert(self.bus(), hash, key, slot, untouched);
     }
 
     /// Stores an outcome under its lease. Whatever fails here costs another load, nothing else.

@@ -4,7 +4,7 @@
 use super::Inner;
 use super::load::{LeaseHeld, LoadRun};
 use super::outcome::{Landed, Origin, Outcome};
-use crate::bus::Bus;
+use crate::bus::{Bus, Stripe};
 use crate::codec;
 use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict, View};
 use crate::envelope::{self, Header, Stored};
@@ -426,8 +426,10 @@ where
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 expires: now + life,
             };
-            self.level
-                .insert(self.bus(), target.hash, target.key.clone(), slot);
+            // Not if this pod began to invalidate it: the store may have answered before it knew.
+            let untouched = |stripe: &Stripe| !stripe.is_poisoned(target.hash);
+            let (hash, key) = (target.hash, target.key.clone());
+            self.level.insert(self.bus(), hash, key, slot, untouched);
         }
         landed
     }

@@ -3,9 +3,14 @@
 
 use crate::bed::{Bed, Numbers, Pod, eventually, poll_once, soon};
 use crate::source::Source;
+use std::future::Future;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 use tidings::coherence::{Mechanism, Mechanisms};
+use tidings::{Key, KeyBuf};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 fn reader(numbers: &Numbers, key: u64) -> JoinHandle<u64> {
@@ -199,7 +204,108 @@ async fn without_liveness_a_pod_that_is_cut_off_serves_the_old_value_beyond_the_
     assert_eq!(*on_b.get(&1).await.unwrap(), 0);
 }
 
+/// A key that does something while it is cloned for the `nth` time: a way into the middle of a read.
+struct Trap {
+    id: u64,
+    spring: Arc<Mutex<Spring>>,
+}
+
+struct Spring {
+    nth: usize,
+    action: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Clone for Trap {
+    fn clone(&self) -> Self {
+        let action = {
+            let mut spring = self.spring.lock().unwrap();
+            spring.nth = spring.nth.saturating_sub(1);
+            let now = spring.nth == 0;
+            now.then(|| spring.action.take()).flatten()
+        };
+        if let Some(action) = action {
+            // Some clones are made under a lock that the action wants too: do not wait for ever.
+            let (done, finished) = mpsc::channel();
+            std::thread::spawn(move || {
+                action();
+                done.send(())
+            });
+            let _ = finished.recv_timeout(Duration::from_millis(100));
+        }
+        let spring = Arc::clone(&self.spring);
+        Self { spring, ..*self }
+    }
+}
+
+impl PartialEq for Trap {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Trap {}
+
+impl Key for Trap {
+    fn encode(&self, out: &mut KeyBuf) {
+        self.id.encode(out);
+    }
+}
+
+/// At whatever moment of a read, from the store or from the loader, the invalidation comes: once it
+/// has begun, this pod serves what it found before to nobody who asks after.
+async fn an_invalidation_in_the_middle_of_a_read_is_never_missed(bed: Bed) {
+    let runtime = Handle::current();
+    for (case, nth) in (0..).zip([1, 2, 3, 4, 1, 2, 3, 4]) {
+        let from_the_store = case >= 4;
+        let source = Source::new();
+        let pod = bed.pod().await;
+        let load = {
+            let source = source.clone();
+            move |key: Trap| {
+                let source = source.clone();
+                async move { source.ask(key.id).await }
+            }
+        };
+        let traps = pod.cache.entity("trap", load).build().unwrap();
+        let spring = Spring {
+            nth: usize::MAX,
+            action: None,
+        };
+        let trap = Trap {
+            id: case,
+            spring: Arc::new(Mutex::new(spring)),
+        };
+        if from_the_store {
+            traps.get(&trap).await.unwrap();
+            pod.done("fill", 1).await;
+            traps.local().clear();
+        }
+        pod.wire.hang("invalidate");
+        let action = {
+            let (traps, trap, source) = (traps.clone(), trap.clone(), source.clone());
+            let runtime = runtime.clone();
+            move || {
+                source.commit(trap.id, 1);
+                let _context = runtime.enter();
+                let mut cx = Context::from_waker(Waker::noop());
+                assert!(pin!(traps.invalidate(&trap)).poll(&mut cx).is_pending());
+            }
+        };
+        *trap.spring.lock().unwrap() = Spring {
+            nth,
+            action: Some(Box::new(action)),
+        };
+        traps.get(&trap).await.unwrap();
+        if pod.wire.calls("invalidate") > 0 || pod.cache.health().pending > 0 {
+            assert_ne!(traps.peek(&trap).as_deref(), Some(&0), "case {case}");
+            assert_eq!(*traps.get(&trap).await.unwrap(), 1, "case {case}");
+        }
+        pod.wire.heal();
+    }
+}
+
 on_both_stores!(
+    an_invalidation_in_the_middle_of_a_read_is_never_missed,
     a_fill_that_raced_an_invalidation_is_never_stored,
     a_fill_that_raced_a_clear_is_never_served,
     a_load_that_raced_a_local_clear_is_not_kept_here,
