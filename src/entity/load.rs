@@ -29,7 +29,8 @@ const JITTER_FROM: Duration = Duration::from_secs(10);
 
 /// What a load may do with its outcome.
 pub(super) struct LoadRun {
-    /// The lane position that the outcome will reflect, if the lane is followed.
+    /// The lane position that the outcome will reflect; `None` if the store is in an epoch that is not
+    /// followed yet.
     pub(super) rank: Option<Rank>,
     pub(super) generation: u32,
     pub(super) lease: Option<GrantedLease>,
@@ -163,7 +164,7 @@ where
                 // What was known before the wait would date the load too early, which is safe but
                 // wasteful.
                 let began = self.began(target.lane);
-                (run.rank, run.generation) = (began.rank(), began.generation);
+                (run.rank, run.generation) = (Some(began.rank()), began.generation);
                 Some(permit)
             }
         };

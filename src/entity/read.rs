@@ -72,8 +72,11 @@ pub(super) struct Began {
 
 impl Began {
     /// The rank of a value that is loaded from the source from here on, whatever the store says.
-    pub(super) fn rank(&self) -> Option<Rank> {
-        self.view.map(|view| view.applied)
+    ///
+    /// The lowest while the lane is not followed: such a value may be served while it is young, and
+    /// goes with the flush from which the lane is followed.
+    pub(super) fn rank(&self) -> Rank {
+        self.view.map(|view| view.applied).unwrap_or_default()
     }
 }
 
@@ -207,7 +210,7 @@ where
     fn board(&self, target: &Target<K>) -> (Boarding<K, Landed<V, E>>, Millis) {
         let (bus, began) = (self.bus(), self.began(target.lane));
         let meta = FlightMeta {
-            rank: began.rank().unwrap_or_default(),
+            rank: began.rank(),
             start: began.start,
             uncovered: began.view.is_none(),
         };
@@ -279,7 +282,7 @@ where
     fn uncovered_run(&self, lane: Lane) -> LoadRun {
         let began = self.began(lane);
         LoadRun {
-            rank: began.rank(),
+            rank: Some(began.rank()),
             generation: began.generation,
             lease: None,
         }

@@ -29,9 +29,11 @@ mod source;
 mod wire;
 
 mod bytes;
+mod cancel;
 mod expiry;
 mod flights;
 mod invalidation;
 mod outcomes;
 mod races;
 mod reads;
+mod trouble;
