@@ -28,8 +28,12 @@ mod bed;
 mod source;
 mod wire;
 
+mod bytes;
+mod cancel;
 mod expiry;
 mod flights;
 mod invalidation;
 mod outcomes;
+mod races;
 mod reads;
+mod trouble;

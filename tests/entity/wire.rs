@@ -343,7 +343,12 @@ impl Hand {
 
     /// Replaces whatever stands under a key, behind the protocol's back.
     pub(crate) async fn put(&self, at: &OwnedPlace, bytes: &[u8]) {
+        // A lease that stands there, or what looks like one, is given back in its holder's name.
         let found = self.look(at).await;
+        if let Some(token) = found.as_deref().and_then(|found| found.get(4..12)) {
+            let token = u64::from_be_bytes(token.try_into().unwrap());
+            self.link.release(at.place(), token).await.unwrap();
+        }
         let request = LeaseRequest {
             token: 77,
             ttl: Duration::from_secs(60),
