@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tidings::testing::{Direction, Fault, MessageFault, RedisServer};
 
 /// Long enough for a confirmation to run out, a poll to be given up and a new link to be tried.
-const OUTAGE: u64 = 2500;
+const OUTAGE: u64 = 2000;
 /// How long an attempt to connect may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -143,7 +143,7 @@ async fn connections_break_in_the_middle_of_a_reply() {
 async fn messages(fault: MessageFault) -> Fleet {
     let fleet = Fleet::start().await;
     fleet.messages(fault);
-    fleet.work(2500).await;
+    fleet.work(2000).await;
     for pod in &fleet.pods {
         let health = pod.health();
         assert_eq!(health.flushes, health.lanes as u64, "{health:?}");

@@ -85,7 +85,7 @@ async fn absent_when_the_pods_start() {
         assert!(matches!(pod.health().store, StoreState::Down { .. }));
     }
     // Long enough for the pauses between attempts to have grown to their longest.
-    fleet.work(4000).await;
+    fleet.work(3000).await;
     fleet.server.restart().unwrap();
     fleet.heals().await;
     fleet.work(500).await;

@@ -92,7 +92,7 @@ async fn replaced_by(act: fn(TcpStream)) {
     fleet.work(400).await;
     fleet.server.kill();
     let impostor = Impostor::start(fleet.server.addr(), act);
-    fleet.work(1800).await;
+    fleet.work(1400).await;
     drop(impostor);
     fleet.pods.iter().for_each(|pod| pod.proxy.cut_all());
     fleet.server.restart().unwrap();
