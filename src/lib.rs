@@ -142,7 +142,7 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
-pub use time::{COARSE_CLOCK_SLACK, Clock, Millis};
+pub use time::{Clock, Millis};
 
 /// The pages beside the code, so that their examples are compiled and run.
 #[cfg(all(doctest, feature = "redis"))]

@@ -61,4 +61,6 @@ version=$("$server" --version)
 major=$(printf '%s\n' "$version" | sed -n 's/.*v=\([0-9]*\)\..*/\1/p')
 [ "${major:-0}" -ge "$oldest_major" ] || fail "needs redis-server $oldest_major or later, found: $version"
 
+# Most tests wait for servers, not for the processor.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 exec cargo test --all-features "$@"

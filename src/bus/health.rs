@@ -151,7 +151,7 @@ impl Bus {
                 Ok(_) => StoreState::Up,
                 Err(reason) => StoreState::Down { reason },
             },
-            live_lanes: untils.iter().filter(|&&until| now <= until).count(),
+            live_lanes: untils.iter().filter(|&&until| now < until).count(),
             lanes: untils.len(),
             confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),
             bound: self.bound(),
@@ -168,6 +168,6 @@ impl Bus {
 
     /// Δ: the length of a confirmation and what the coarse clock may lag.
     pub(crate) fn bound(&self) -> Duration {
-        self.rules.lease + crate::time::COARSE_CLOCK_SLACK
+        self.rules.lease + self.clock.slack()
     }
 }

@@ -59,7 +59,8 @@ impl Default for Timing {
             poll_timeout: Duration::from_millis(400),
             read_timeout: Duration::from_millis(250),
             invalidate_timeout: Duration::from_secs(2),
-            connect_timeout: Duration::from_secs(2),
+            // Short, as it is part of the time until a store that came back is in use again.
+            connect_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -206,7 +207,7 @@ impl Bus {
         &self.lanes[usize::from(lane.0)]
     }
 
-    /// The lane is live up to and including this time.
+    /// The lane is live before this time.
     pub(crate) fn live_until(&self, lane: Lane) -> Millis {
         Millis(self.cell(lane).until.load(Ordering::Acquire))
     }
@@ -359,9 +360,10 @@ impl Bus {
     }
 
     /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
-    /// give their leases back, then the link goes.
+    /// give their leases back, then the link goes. Takes `limit` at most.
     pub(crate) async fn close(&self, limit: Duration) {
-        self.drained(limit).await;
+        let half = limit / 2;
+        self.drained(half).await;
         self.closing.cancel();
         for lane in self.namespace.lanes() {
             let _state = lock(&self.cell(lane).state);
@@ -369,7 +371,7 @@ impl Bus {
         }
         self.work.close();
         // What is not done by then ends with the driver.
-        let _ = tokio::time::timeout(limit, self.work.wait()).await;
+        let _ = tokio::time::timeout(half, self.work.wait()).await;
         self.shutdown.cancel();
         self.driver.close();
         self.driver.wait().await;

@@ -35,7 +35,7 @@ impl LinkState {
     /// The longest wait before another attempt: a pod is at work again within two seconds of its
     /// store's return, and connecting takes its part of them. There is no limit to the number of
     /// attempts.
-    pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+    pub const BACKOFF_MAX: Duration = Duration::from_millis(750);
 
     /// Where the link is.
     #[must_use]
@@ -106,8 +106,8 @@ mod tests {
     fn backoff_doubles_under_full_jitter_and_is_capped() {
         let mut link = LinkState::default();
         let waits: Vec<_> = (0..12).map(|_| link.failed(u32::MAX).as_millis()).collect();
-        assert_eq!(waits[..5], [50, 100, 200, 400, 800]);
-        assert!(waits[5..].iter().all(|&wait| wait == 1000));
+        assert_eq!(waits[..5], [50, 100, 200, 400, 750]);
+        assert!(waits[5..].iter().all(|&wait| wait == 750));
         assert_eq!(link.failed(0), Duration::ZERO);
         link.up();
         assert_eq!(link.failed(u32::MAX), LinkState::BACKOFF_MIN);

@@ -23,7 +23,7 @@ impl Word {
         (self.0 >> Self::UNTIL_BITS) as u32
     }
 
-    /// The lane is live up to and including this time.
+    /// The lane is live before this time.
     #[inline]
     #[must_use]
     pub fn until(self) -> Millis {
@@ -114,11 +114,14 @@ impl Rules {
     /// within the last L was applied here and did not remove the entry. Or the entry itself is young:
     /// its load began within the last L, so whatever it misses is younger still. The second keeps a
     /// local level useful while the store is away (hole H13).
+    ///
+    /// Both end *before* L is over: times are whole milliseconds, cut off, so "at L" may be a
+    /// millisecond later.
     #[inline]
     #[must_use]
     pub fn may_serve(&self, word: Word, entry: EntryStamp, now: Millis) -> bool {
         entry.generation == word.generation()
-            && (now <= word.until() || self.is_young(entry.start, now) || !self.requires_liveness())
+            && (now < word.until() || self.is_young(entry.start, now) || !self.requires_liveness())
     }
 
     #[inline]
@@ -128,7 +131,7 @@ impl Rules {
 
     #[inline]
     fn is_young(&self, start: Millis, now: Millis) -> bool {
-        self.mechanisms.on(Mechanism::OwnAge) && now <= start + self.lease
+        self.mechanisms.on(Mechanism::OwnAge) && now < start + self.lease
     }
 
     /// **Join.** Whether a reader may wait for a load that others started, which no applied
@@ -136,8 +139,8 @@ impl Rules {
     #[must_use]
     pub fn may_join(&self, live_until: Millis, flight: &FlightMeta, now: Millis) -> bool {
         !self.mechanisms.on(Mechanism::JoinRule)
-            || now <= flight.start + self.lease
-            || (!flight.uncovered && now <= live_until)
+            || now < flight.start + self.lease
+            || (!flight.uncovered && now < live_until)
     }
 
     /// **Insert.** Whether a value may enter the local level. To be asked under the stripe's lock, with
@@ -238,10 +241,10 @@ mod tests {
     #[test]
     fn an_entry_is_served_while_its_lane_is_live_or_itself_young_and_not_a_moment_longer() {
         let word = Word::default().confirmed(Millis(5000));
-        assert!(rules().may_serve(word, entry(0, 0), Millis(5000)));
-        assert!(!rules().may_serve(word, entry(0, 0), Millis(5001)));
-        assert!(rules().may_serve(word, entry(0, 5500), Millis(6500)));
-        assert!(!rules().may_serve(word, entry(0, 5500), Millis(6501)));
+        assert!(rules().may_serve(word, entry(0, 0), Millis(4999)));
+        assert!(!rules().may_serve(word, entry(0, 0), Millis(5000)));
+        assert!(rules().may_serve(word, entry(0, 5500), Millis(6499)));
+        assert!(!rules().may_serve(word, entry(0, 5500), Millis(6500)));
         assert!(
             !rules().may_serve(word.flushed(), entry(0, 4900), Millis(4950)),
             "flushed"
@@ -274,17 +277,17 @@ mod tests {
             start: Millis(0),
             uncovered: false,
         };
-        assert!(rules().may_join(Millis(3000), &old, Millis(3000)));
-        assert!(!rules().may_join(Millis(3000), &old, Millis(3001)));
+        assert!(rules().may_join(Millis(3000), &old, Millis(2999)));
+        assert!(!rules().may_join(Millis(3000), &old, Millis(3000)));
         assert!(
-            rules().may_join(Millis(0), &old, Millis(1000)),
+            rules().may_join(Millis(0), &old, Millis(999)),
             "young enough by itself"
         );
         let uncovered = FlightMeta {
             uncovered: true,
             ..old
         };
-        assert!(!rules().may_join(Millis(3000), &uncovered, Millis(1001)));
+        assert!(!rules().may_join(Millis(3000), &uncovered, Millis(1000)));
     }
 
     #[test]
