@@ -175,12 +175,12 @@ impl LaneState {
             if !self.dead.contains(&hint.epoch) {
                 out.push(Action::Poll);
             }
-            out.extend(hint.entry.hashes.iter().map(|&hash| Action::Drop { hash }));
+            announce_without_place(&hint.entry, out);
             return;
         };
         announce(&hint.entry, rank, out);
         if self.is_current(hint.epoch) && !self.advance(&hint.entry, now, out) {
-            self.due.get_or_insert(now + Self::GRACE);
+            self.catch_up_soon(now);
         }
     }
 
@@ -212,7 +212,7 @@ impl LaneState {
         } else if head.at.epoch == followed.at.epoch {
             self.on_head_of_followed(followed, head, sent, now, out);
         } else if self.is_over(head.at.epoch) {
-            // A reply from a dead timeline that was overtaken.
+            self.on_head_of_dead(head, sent, out);
         } else if head.fork && head.prev_epoch == followed.at.epoch {
             self.target = Some(Target { head, sent });
             self.due = None;
@@ -244,7 +244,29 @@ impl LaneState {
             out.push(Action::Confirm { sent });
         } else {
             self.target = Some(Target { head, sent });
-            self.due = Some(now + Self::GRACE);
+            self.catch_up_soon(now);
+        }
+    }
+
+    /// Has the log read once the grace is over. It counts from when the gap was first noticed: polls
+    /// that follow each other faster than the grace would put the read off for ever.
+    fn catch_up_soon(&mut self, now: Millis) {
+        self.due.get_or_insert(now + Self::GRACE);
+    }
+
+    /// An answer that was overtaken is of no interest. One that was asked for after we had moved on
+    /// says that the store is in an epoch that we took for over:
+    ///
+    /// 1. Two answers are on their way: of epoch A, and of its successor B.
+    /// 2. B's is taken first, then A's, which nothing marks as the older one. B is taken for over.
+    /// 3. From now on every poll answers B.
+    ///
+    /// Or else the store went back in time. The two look alike, so the lane is fenced.
+    fn on_head_of_dead(&self, head: Head, sent: Millis, out: &mut Vec<Action>) {
+        if sent > self.moved_at {
+            out.push(Action::Fence {
+                epoch: head.at.epoch,
+            });
         }
     }
 
@@ -269,7 +291,7 @@ impl LaneState {
             ..head
         };
         self.target = Some(Target { head, sent });
-        self.due = Some(now + Self::GRACE);
+        self.catch_up_soon(now);
     }
 
     /// Time passed.
@@ -353,6 +375,8 @@ impl LaneState {
                     return false;
                 }
                 anchored = true;
+            } else if entry.seq > followed.at.seq && self.ends_epoch(entry) {
+                return false;
             }
             let Some(followed) = self.followed else {
                 return false;
@@ -387,8 +411,7 @@ impl LaneState {
         let Some(ordinal) = followed.ordinal.checked_add(1) else {
             return false;
         };
-        let orphans = self.ring.take_orphans(followed.at.epoch, head.fork_seq);
-        out.extend(orphans.into_iter().map(Action::Reissue));
+        self.reissue_lost(head, out);
         self.past = Some(Position {
             epoch: followed.at.epoch,
             seq: head.fork_seq,
@@ -422,12 +445,12 @@ impl LaneState {
                     announce(entry, rank, out);
                 }
                 if self.is_current(epoch) && !self.advance(entry, now, out) {
-                    self.due.get_or_insert(now + Self::GRACE);
+                    self.catch_up_soon(now);
                 }
                 self.ring.push(at, Arc::clone(call), now);
             }
             Ack::Unknown(_) => {
-                out.extend(entry.hashes.iter().map(|&hash| Action::Drop { hash }));
+                announce_without_place(entry, out);
                 out.push(Action::Poll);
             }
             Ack::Lost => {}
@@ -465,7 +488,16 @@ impl LaneState {
         followed.nonce = entry.nonce;
         self.moved_at = now;
         self.reach_target(out);
-        true
+        self.followed.is_some()
+    }
+
+    /// Whether `entry` opens another epoch than the one followed, which its number alone does not say:
+    ///
+    /// 1. A poll answers that entry 6 is the newest; the pod has applied 5.
+    /// 2. The server restarts with a log up to 5, and a touch opens a new epoch in it as entry 6.
+    /// 3. The pod reads the log. Entry 6 chains on to 5, but the 6 it was promised is lost.
+    fn ends_epoch(&self, entry: &LogEntry) -> bool {
+        matches!(entry.kind, Kind::Fork | Kind::Fence) && self.mechanisms.on(Mechanism::NonceChain)
     }
 
     /// Confirms the poll that waited for what is applied now.
@@ -473,11 +505,22 @@ impl LaneState {
         let (Some(target), Some(followed)) = (self.target, self.followed) else {
             return;
         };
-        if target.head.at.epoch == followed.at.epoch && target.head.at.seq <= followed.at.seq {
+        if target.head.at.epoch != followed.at.epoch || target.head.at.seq > followed.at.seq {
+            return;
+        }
+        let kept = target.head.nonce == followed.nonce || target.head.at.seq < followed.at.seq;
+        if kept || !self.mechanisms.on(Mechanism::NonceChain) {
             self.target = None;
             self.due = None;
             out.push(Action::Confirm { sent: target.sent });
+            return;
         }
+        // Another entry stands where the poll saw one: the store lost it without our noticing.
+        out.push(Action::Fence {
+            epoch: followed.at.epoch,
+        });
+        self.forget(out);
+        out.push(Action::Poll);
     }
 
     /// Takes `head` as it stands: nothing that was known before continues in it.
@@ -489,7 +532,16 @@ impl LaneState {
             nonce: head.nonce,
         });
         self.moved_at = now;
+        self.reissue_lost(&head, out);
         out.push(Action::Confirm { sent });
+    }
+
+    /// Logs again what a successor does not know, however this pod came to follow it: the way from one
+    /// epoch to the next may be lost (a trimmed log, an epoch that came and went) while the calls are
+    /// still remembered.
+    fn reissue_lost(&mut self, head: &Head, out: &mut Vec<Action>) {
+        let lost = self.ring.take_lost(head);
+        out.extend(lost.into_iter().map(Action::Reissue));
     }
 
     /// Back to cold. The ranks start again from nothing, which is safe because the flush voids
@@ -540,6 +592,14 @@ fn announce(entry: &LogEntry, rank: Rank, out: &mut Vec<Action>) {
         Kind::Invalidate => out.extend(hashes.map(|&hash| Action::Evict { hash, rank })),
         Kind::Clear => out.extend(hashes.map(|&entity| Action::Clear { entity, rank })),
         Kind::Fork | Kind::Fence | Kind::Filled | Kind::Unknown(_) => {}
+    }
+}
+
+/// What an entry of an epoch that is not followed says. Only the hashes of an invalidation are those of
+/// keys; whatever else it may be, coming to know its epoch covers it.
+fn announce_without_place(entry: &LogEntry, out: &mut Vec<Action>) {
+    if entry.kind == Kind::Invalidate {
+        out.extend(entry.hashes.iter().map(|&hash| Action::Drop { hash }));
     }
 }
 

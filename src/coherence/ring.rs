@@ -1,6 +1,6 @@
 //! What this pod had logged lately, so that it can be logged again if the log's tail was lost.
 
-use super::{Epoch, Kind, Position};
+use super::{Head, Kind, Position};
 use crate::time::Millis;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -43,13 +43,22 @@ impl Ring {
         self.0.push_back((at, now, call));
     }
 
-    /// Forgets everything, giving back what was logged in `epoch` after `fork_seq`: the calls that a
-    /// successor who forked off there does not know.
-    pub fn take_orphans(&mut self, epoch: Epoch, fork_seq: u64) -> Vec<Arc<Call>> {
-        self.0
-            .drain(..)
-            .filter(|(at, _, _)| at.epoch == epoch && at.seq > fork_seq)
-            .map(|(_, _, call)| call)
-            .collect()
+    /// Keeps the calls that are on the timeline of `head`, and gives back those that its store lost.
+    ///
+    /// After a fence nothing that they removed can come back, so nothing is given back.
+    pub fn take_lost(&mut self, head: &Head) -> Vec<Arc<Call>> {
+        let mut lost = Vec::new();
+        self.0.retain_mut(|(at, _, call)| {
+            let shared = head.fork && at.epoch == head.prev_epoch && at.seq <= head.fork_seq;
+            if shared {
+                at.epoch = head.at.epoch;
+            }
+            let kept = at.epoch == head.at.epoch;
+            if !kept && head.fork {
+                lost.push(Arc::clone(call));
+            }
+            kept
+        });
+        lost
     }
 }

@@ -118,7 +118,7 @@ pub struct Polled {
 }
 
 /// The answer to [`Link::read`]. All three were read in one atomic step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Found {
     /// The lane's head.
     pub head: Option<Head>,
@@ -144,7 +144,7 @@ pub struct LeaseRequest<'a> {
 }
 
 /// The answer to [`Link::lease`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseReply {
     /// The lane's head.
     pub head: Head,
@@ -157,7 +157,7 @@ pub struct LeaseReply {
 }
 
 /// Who has a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LeaseState {
     /// The caller, until the lease ends.
     Granted,

@@ -122,6 +122,14 @@ fn a_lost_last_hint_is_read_from_the_log_after_the_grace() {
 }
 
 #[test]
+fn polls_in_quick_succession_do_not_put_off_the_read_of_the_log() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 6), 100, 101);
+    lane.head(head(E, 6), 106, 107);
+    assert_eq!(lane.timer(111), [Action::ReadLog { from: 5 }]);
+}
+
+#[test]
 fn a_hint_out_of_order_evicts_at_once_and_advances_nothing() {
     let mut lane = Bench::at(5);
     assert_eq!(lane.hint(E, 7, 50), [evict(7, 1)]);
@@ -215,6 +223,57 @@ fn a_head_without_known_history_flushes_and_is_taken_as_it_stands() {
         lane.hint(Epoch(3), 6, 102),
         [Action::Poll, Action::Drop { hash: 600 }]
     );
+}
+
+#[test]
+fn a_clear_in_an_unknown_epoch_is_not_taken_for_the_keys_of_its_hashes() {
+    let mut lane = Bench::at(5);
+    let mut clear = hint(Epoch(3), 6);
+    clear.entry.kind = Kind::Clear;
+    let actions = lane.run(|lane, out| lane.on_hint(&clear, Millis(50), out));
+    assert_eq!(actions, [Action::Poll]);
+}
+
+#[test]
+fn a_store_in_an_epoch_that_was_taken_for_over_is_fenced() {
+    let mut lane = Bench::at(5);
+    lane.head(head(Epoch(0xF), 1), 100, 101);
+    assert_eq!(lane.head(head(E, 5), 101, 102), [], "merely overtaken");
+    let fence = Action::Fence { epoch: E };
+    assert_eq!(lane.head(head(E, 5), 102, 103), [fence]);
+}
+
+#[test]
+fn an_epoch_that_the_log_opens_in_place_of_a_promised_entry_confirms_nothing() {
+    let mut lane = Bench::at(5);
+    lane.head(head(E, 6), 100, 101);
+    let opened = LogEntry {
+        kind: Kind::Fence,
+        nonce: Nonce(60),
+        hashes: vec![],
+        ..entry(6)
+    };
+    let actions = lane.log(5, &[entry(5), opened], 102);
+    assert_eq!(
+        actions,
+        [Action::Flush, confirm(100)],
+        "flushed: nothing missed"
+    );
+    assert_eq!(lane.0.applied(), Some(head(E, 6).at), "the promised one");
+}
+
+#[test]
+fn another_entry_in_the_place_of_a_promised_one_flushes_and_fences() {
+    let mut lane = Bench::at(5);
+    let promised = Head {
+        nonce: Nonce(66),
+        ..head(E, 6)
+    };
+    lane.head(promised, 100, 101);
+    let actions = lane.hint(E, 6, 102);
+    let fence = Action::Fence { epoch: E };
+    assert_eq!(actions, [evict(6, 1), fence, Action::Flush, Action::Poll]);
+    assert_eq!(lane.0.applied(), None);
 }
 
 #[test]
@@ -315,4 +374,30 @@ fn a_fork_that_is_ahead_of_what_is_applied_brings_the_shared_prefix_first() {
         lane.0.view().map(|view| view.applied),
         Some(Rank::new(2, 7))
     );
+}
+
+#[test]
+fn a_fork_whose_log_is_gone_is_flushed_but_what_it_lost_is_reissued() {
+    let mut lane = Bench::at(5);
+    lane.ack(E, 6);
+    lane.ack(E, 7);
+    let fork = Head {
+        prev_epoch: E,
+        fork_seq: 6,
+        fork: true,
+        ..head(Epoch(0xF), 8)
+    };
+    assert_eq!(lane.head(fork, 100, 101), [Action::ReadLog { from: 6 }]);
+    let actions = lane.log(6, &[], 102);
+    assert_eq!(actions[0], Action::Flush);
+    assert!(matches!(&actions[1], Action::Reissue(call) if call.hashes == [700]));
+    assert_eq!(actions[2..], [confirm(100)]);
+}
+
+#[test]
+fn a_fence_needs_nothing_reissued() {
+    let mut lane = Bench::at(5);
+    lane.ack(E, 6);
+    let actions = lane.head(head(Epoch(0xF), 8), 100, 101);
+    assert_eq!(actions, [Action::Flush, confirm(100)]);
 }

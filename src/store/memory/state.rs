@@ -311,6 +311,13 @@ impl MemoryState {
         self.change(lane, |lane| lane.log.clear());
     }
 
+    /// Stores a value whatever stands there: the fill of a store that knows no leases.
+    pub fn plant(&mut self, place: Place<'_>, fill: Fill<'_>, now_ms: u64) {
+        let mut hints = Vec::new();
+        let mut step = self.step(place.lane, now_ms, &mut hints);
+        step.store(place.key, Bytes::copy_from_slice(fill.envelope), fill.ttl);
+    }
+
     /// The server evicts what stands under a key; whether there was anything.
     pub fn evict(&mut self, lane: Lane, key: &[u8]) -> bool {
         let mut evicted = false;

@@ -1,0 +1,254 @@
+//! A pod's own invalidations, as `src/bus/calls.rs` sees them through: poison, reach the store, be
+//! acknowledged on the timeline that the pod follows; else again.
+
+use super::{
+    Config, ENTITY, ENTITY_HASH, Event, Key, LANE, Pod, Version, World, hash, key_of, physical,
+    spend, take,
+};
+use std::sync::Arc;
+use tidings::coherence::{Ack, Call, Epoch, Kind, LogEntry, Nonce, Rank};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Invalidation {
+    call: Arc<Call>,
+    /// What its acknowledgement says: key by key, the newest version when it was called.
+    covers: Vec<(Key, Version)>,
+    stage: Stage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    /// Committed to the source; the writer is about to invalidate.
+    Committed,
+    /// Carried out here; to be logged.
+    Begun,
+    /// Logged; the answer is on its way, or waits for the lane to learn of the epoch.
+    Logged {
+        entry: LogEntry,
+        epoch: Epoch,
+        tries: u8,
+    },
+}
+
+impl Invalidation {
+    fn of(call: Call) -> Self {
+        Self {
+            call: Arc::new(call),
+            covers: Vec::new(),
+            stage: Stage::Committed,
+        }
+    }
+
+    /// One that the store lost. Nobody waits for it.
+    pub(super) fn again(call: Arc<Call>) -> Self {
+        Self {
+            call,
+            covers: Vec::new(),
+            stage: Stage::Begun,
+        }
+    }
+}
+
+impl World {
+    pub(super) fn enabled_calls(&self, pod: &Pod, n: u8, config: &Config, out: &mut Vec<Event>) {
+        if config.writers & (1 << n) != 0 {
+            if self.left.writes > 0 {
+                out.extend((0..config.keys).map(|key| Event::Commit(n, key)));
+            }
+            if self.left.clears > 0 {
+                out.push(Event::Clear(n));
+            }
+        }
+        for (at, invalidation) in pod.invalidations.iter().enumerate() {
+            let at = at as u8;
+            if invalidation.stage != Stage::Begun || pod.driver.is_usable() {
+                out.push(Event::Invalidation(n, at));
+            }
+            if matches!(invalidation.stage, Stage::Logged { .. }) && self.left.losses > 0 {
+                out.push(Event::LoseAnswer(n, at));
+            }
+        }
+    }
+
+    pub(super) fn commit(&mut self, _: &Config, n: u8, key: Key) -> bool {
+        if self.running(n).is_none() || !spend(&mut self.left.writes) {
+            return false;
+        }
+        self.source[usize::from(key)] += 1;
+        let call = Call {
+            kind: Kind::Invalidate,
+            hashes: vec![hash(key)],
+            keys: vec![physical(key)],
+            entity: ENTITY.into(),
+        };
+        let pod = &mut self.pods[usize::from(n)];
+        pod.invalidations.push(Invalidation::of(call));
+        true
+    }
+
+    pub(super) fn begin_clear(&mut self, _: &Config, n: u8) -> bool {
+        if self.running(n).is_none() || !spend(&mut self.left.clears) {
+            return false;
+        }
+        self.source.iter_mut().for_each(|version| *version += 1);
+        let call = Call {
+            kind: Kind::Clear,
+            hashes: vec![ENTITY_HASH],
+            keys: Vec::new(),
+            entity: ENTITY.into(),
+        };
+        let pod = &mut self.pods[usize::from(n)];
+        pod.invalidations.push(Invalidation::of(call));
+        true
+    }
+
+    pub(super) fn step_invalidation(&mut self, config: &Config, n: u8, at: u8) -> bool {
+        let Some(pod) = self.running(n) else {
+            return false;
+        };
+        let usable = pod.driver.is_usable();
+        let Some(invalidation) = pod.invalidations.get(usize::from(at)).cloned() else {
+            return false;
+        };
+        let Invalidation { call, stage, .. } = invalidation;
+        match stage {
+            Stage::Committed => self.begin(n, at, &call),
+            Stage::Begun if !usable => return false,
+            Stage::Begun => {
+                let (entry, epoch) = self.log(config, &call);
+                self.set_stage(
+                    n,
+                    at,
+                    Stage::Logged {
+                        entry,
+                        epoch,
+                        tries: 2,
+                    },
+                );
+            }
+            Stage::Logged {
+                entry,
+                epoch,
+                tries,
+            } => {
+                let now = self.now;
+                let ack = self.learn(config, n, |lane, out| {
+                    lane.on_ack(&call, &entry, epoch, now, out)
+                });
+                match ack {
+                    Ack::Acknowledged(_) => self.acknowledged(n, at),
+                    Ack::Unknown(_) if tries > 1 => {
+                        let tries = tries - 1;
+                        self.set_stage(
+                            n,
+                            at,
+                            Stage::Logged {
+                                entry,
+                                epoch,
+                                tries,
+                            },
+                        );
+                    }
+                    Ack::Unknown(_) if !spend(&mut self.left.attempts) => {}
+                    Ack::Unknown(_) | Ack::Lost => self.set_stage(n, at, Stage::Begun),
+                }
+            }
+        }
+        true
+    }
+
+    fn begin(&mut self, n: u8, at: u8, call: &Call) {
+        let covered = |key: &Key| call.kind == Kind::Clear || call.hashes.contains(&hash(*key));
+        let keys = (0..self.source.len() as u8).filter(covered);
+        let covers = keys
+            .map(|key| (key, self.source[usize::from(key)]))
+            .collect();
+        let pod = &mut self.pods[usize::from(n)];
+        pod.poison(call);
+        pod.invalidations[usize::from(at)].covers = covers;
+        self.set_stage(n, at, Stage::Begun);
+    }
+
+    fn set_stage(&mut self, n: u8, at: u8, stage: Stage) {
+        self.pods[usize::from(n)].invalidations[usize::from(at)].stage = stage;
+    }
+
+    fn log(&mut self, config: &Config, call: &Call) -> (LogEntry, Epoch) {
+        let opening = self.opening(config);
+        let nonce = Nonce(self.drawn);
+        let (server, now, mut hints) = (&mut self.server, self.now.0, Vec::new());
+        let logged = if call.kind == Kind::Clear {
+            server.clear(LANE, ENTITY, ENTITY_HASH, nonce, opening, now, &mut hints)
+        } else {
+            server.invalidate(
+                LANE,
+                &call.keys,
+                &call.hashes,
+                nonce,
+                opening,
+                now,
+                &mut hints,
+            )
+        };
+        self.publish(hints);
+        let entry = LogEntry {
+            seq: logged.at.seq,
+            kind: call.kind,
+            prev: logged.prev,
+            nonce,
+            hashes: call.hashes.clone(),
+        };
+        (entry, logged.at.epoch)
+    }
+
+    fn acknowledged(&mut self, n: u8, at: u8) {
+        let pod = &mut self.pods[usize::from(n)];
+        let Some(Invalidation { call, covers, .. }) = take(&mut pod.invalidations, at) else {
+            return;
+        };
+        pod.heal(&call);
+        for (key, version) in covers {
+            let own = &mut pod.own[usize::from(key)];
+            *own = version.max(*own);
+            self.acks[usize::from(key)].push((version, self.now));
+        }
+    }
+
+    pub(super) fn lose_answer(&mut self, n: u8, at: u8) -> bool {
+        let logged = self.running(n).is_some_and(|pod| {
+            let invalidation = pod.invalidations.get(usize::from(at));
+            invalidation.is_some_and(|it| matches!(it.stage, Stage::Logged { .. }))
+        });
+        if !logged || !spend(&mut self.left.losses) {
+            return false;
+        }
+        self.set_stage(n, at, Stage::Begun);
+        true
+    }
+}
+
+impl Pod {
+    /// Fences a call off: nothing loaded before is served or kept, and what the store holds is not
+    /// believed until it has acknowledged.
+    pub(super) fn poison(&mut self, call: &Call) {
+        if call.kind == Kind::Clear {
+            self.clearing += 1;
+            self.flush();
+            return;
+        }
+        for &hash in &call.hashes {
+            self.stripes[key_of(hash)].poisoned += 1;
+            self.evict(key_of(hash), Rank(u64::MAX));
+        }
+    }
+
+    fn heal(&mut self, call: &Call) {
+        if call.kind == Kind::Clear {
+            self.clearing -= 1;
+            return;
+        }
+        for &hash in &call.hashes {
+            self.stripes[key_of(hash)].poisoned -= 1;
+        }
+    }
+}

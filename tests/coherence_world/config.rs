@@ -1,0 +1,132 @@
+//! How large a world is, what may befall it, and which protections are off.
+
+use std::time::Duration;
+use tidings::coherence::{Mechanism, Mechanisms, Rules};
+use tidings::store::memory::Continuity;
+
+/// A budget that is never used up.
+pub(crate) const ENDLESS: u8 = u8::MAX;
+
+/// How often each thing may happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    pub writes: u8,
+    pub clears: u8,
+    pub flights: u8,
+    /// How often somebody who waits for another's load looks again.
+    pub retries: u8,
+    /// How often a call is repeated whose epoch nobody has come to know.
+    pub attempts: u8,
+    pub looks: u8,
+    pub polls: u8,
+    pub connects: u8,
+    pub losses: u8,
+    pub repeats: u8,
+    pub disconnects: u8,
+    pub pauses: u8,
+    pub evictions: u8,
+    pub snapshots: u8,
+    pub restarts: u8,
+    pub empty_restarts: u8,
+    pub promotions: u8,
+    pub flushes: u8,
+    pub trims: u8,
+    pub heads_lost: u8,
+    pub floors_lost: u8,
+}
+
+/// What is left of a [`Budget`].
+pub(crate) type Left = Budget;
+
+impl Budget {
+    pub(super) fn new(config: &Config) -> Self {
+        config.budget
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub pods: u8,
+    pub keys: u8,
+    /// L.
+    pub lease_ms: u64,
+    /// How long a right to fill lasts.
+    pub fill_ttl_ms: u64,
+    /// The steps in which time passes.
+    pub ticks: Vec<u16>,
+    /// How much time passes at most.
+    pub until: u64,
+    pub budget: Budget,
+    /// Start with every pod connected, live and holding version 0.
+    pub warm: bool,
+    /// Loads may go without the store although it is there.
+    pub bypass: bool,
+    /// Hints may overtake each other.
+    pub reorder: bool,
+    /// How many readers of a pod may be between two steps.
+    pub readers: u8,
+    /// Which pods write: bit mask.
+    pub writers: u8,
+    /// Which pods load: bit mask.
+    pub loaders: u8,
+    /// Which pods poll before the end: bit mask.
+    pub pollers: u8,
+    pub continuity: Continuity,
+    /// The server may lose acknowledged calls and claim continuity: then only repair is promised.
+    pub lossy: bool,
+    pub off: Option<Mechanism>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pods: 2,
+            keys: 1,
+            lease_ms: 100,
+            fill_ttl_ms: 300,
+            ticks: vec![1, 4, 10, 40, 120],
+            until: u64::MAX,
+            budget: Budget::default(),
+            warm: true,
+            bypass: false,
+            reorder: false,
+            readers: 0,
+            writers: u8::MAX,
+            loaders: u8::MAX,
+            pollers: u8::MAX,
+            continuity: Continuity::Fence,
+            lossy: false,
+            off: None,
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn mechanisms(&self) -> Mechanisms {
+        self.off.map_or_else(Mechanisms::default, |off| {
+            Mechanisms::default().without(off)
+        })
+    }
+
+    pub(crate) fn on(&self, mechanism: Mechanism) -> bool {
+        self.off != Some(mechanism)
+    }
+
+    pub(crate) fn without(self, off: Mechanism) -> Self {
+        Self {
+            off: Some(off),
+            ..self
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        Rules {
+            lease: self.lease(),
+            mechanisms: self.mechanisms(),
+        }
+    }
+}

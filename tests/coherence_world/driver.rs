@@ -1,0 +1,432 @@
+//! What `src/bus/driver.rs` does for one pod: subscribe, touch, poll, hear, read the log; and how a
+//! lane's [`Action`]s are carried out.
+
+use super::calls::Invalidation;
+use super::{Config, Event, LANE, Pod, World, key_of, spend, take};
+use tidings::Millis;
+use tidings::coherence::{Action, Epoch, Head, Hint, LaneState, LogEntry, Rank};
+use tidings::store::Opening;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Driver {
+    pub(super) link: Option<Link>,
+    poll_wanted: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Link {
+    pub(super) broken: bool,
+    /// Touched and polled: reads and calls may use it.
+    pub(super) published: bool,
+    calls: Vec<Call>,
+    inbox: Vec<Hint>,
+}
+
+/// A call of the driver: on its way there, or back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Call {
+    Touch {
+        sent: Millis,
+        opening: Opening,
+    },
+    Poll {
+        sent: Millis,
+    },
+    Log {
+        from: u64,
+    },
+    Fence {
+        sent: Millis,
+        epoch: Epoch,
+        opening: Opening,
+    },
+    Head {
+        sent: Millis,
+        head: Head,
+    },
+    Polled {
+        sent: Millis,
+        head: Option<Head>,
+    },
+    Read {
+        from: u64,
+        entries: Vec<LogEntry>,
+    },
+}
+
+impl Call {
+    fn is_answered(&self) -> bool {
+        matches!(
+            self,
+            Self::Head { .. } | Self::Polled { .. } | Self::Read { .. }
+        )
+    }
+
+    fn is_poll(&self) -> bool {
+        matches!(self, Self::Poll { .. } | Self::Polled { .. })
+    }
+}
+
+impl Driver {
+    pub(super) fn hear(&mut self, hint: &Hint) {
+        if let Some(link) = self.link.as_mut().filter(|link| !link.broken) {
+            link.inbox.push(hint.clone());
+        }
+    }
+
+    /// Whether reads and calls can reach the store.
+    pub(super) fn is_usable(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.published && !link.broken)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            link.published && !link.broken && link.calls.is_empty() && link.inbox.is_empty()
+        }) && !self.poll_wanted
+    }
+
+    /// Its first poll, without which it is of no use, is still to come.
+    fn is_new(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| !link.published)
+    }
+
+    pub(super) fn wants_link(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.broken)
+    }
+
+    pub(super) fn inbox(&self) -> usize {
+        self.link.as_ref().map_or(0, |link| link.inbox.len())
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.link.as_ref().map_or(0, |link| link.calls.len())
+    }
+
+    fn may_poll(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            let touched = link.published || link.calls.is_empty();
+            touched && !link.broken && !link.calls.iter().any(Call::is_poll)
+        })
+    }
+}
+
+impl World {
+    /// What may happen to `pod` even while it stands still.
+    pub(super) fn enabled_on_the_way(&self, pod: &Pod, n: u8, _: &Config, out: &mut Vec<Event>) {
+        let Some(link) = &pod.driver.link else {
+            return;
+        };
+        if link.broken {
+            return;
+        }
+        let sent = link.calls.iter().enumerate();
+        let sent = sent.filter(|(_, call)| !call.is_answered());
+        out.extend(sent.map(|(at, _)| Event::AtStore(n, at as u8)));
+        if self.left.disconnects > 0 {
+            out.push(Event::Disconnect(n));
+        }
+        if !link.inbox.is_empty() {
+            if self.left.losses > 0 {
+                out.push(Event::Lose(n));
+            }
+            if self.left.repeats > 0 {
+                out.push(Event::Repeat(n));
+            }
+        }
+    }
+
+    pub(super) fn enabled_driver(&self, pod: &Pod, n: u8, config: &Config, out: &mut Vec<Event>) {
+        if pod.driver.wants_link() && self.left.connects > 0 {
+            out.push(Event::Connect(n));
+        }
+        let polls = config.pollers & (1 << n) != 0 || pod.driver.is_new();
+        if polls && pod.driver.may_poll() && self.left.polls > 0 {
+            out.push(Event::Poll(n));
+        }
+        let Some(link) = &pod.driver.link else {
+            return;
+        };
+        let answered = link.calls.iter().enumerate();
+        let answered = answered.filter(|(_, call)| call.is_answered());
+        out.extend(answered.map(|(at, _)| Event::Answer(n, at as u8)));
+        let reach = if config.reorder { link.inbox.len() } else { 1 };
+        let waiting = link.inbox.len().min(reach) as u8;
+        out.extend((0..waiting).map(|at| Event::Deliver(n, at)));
+        if !link.broken && pod.lane.due().is_some_and(|due| due <= self.now) {
+            out.push(Event::Timer(n));
+        }
+    }
+
+    /// Subscribed from here on; then touch, and only then poll (hole H12).
+    pub(super) fn connect(&mut self, config: &Config, n: u8) -> bool {
+        if !self.running(n).is_some_and(|pod| pod.driver.wants_link())
+            || !spend(&mut self.left.connects)
+        {
+            return false;
+        }
+        let touch = Call::Touch {
+            sent: self.now,
+            opening: self.opening(config),
+        };
+        self.pods[usize::from(n)].driver.link = Some(Link {
+            calls: vec![touch],
+            ..Link::default()
+        });
+        true
+    }
+
+    /// What has arrived can still be read; what has not will not.
+    pub(super) fn disconnect(&mut self, n: u8) -> bool {
+        let Some(link) = self
+            .pods
+            .get_mut(usize::from(n))
+            .and_then(|pod| pod.driver.link.as_mut())
+            .filter(|link| !link.broken)
+        else {
+            return false;
+        };
+        link.broken = true;
+        link.calls.retain(Call::is_answered);
+        true
+    }
+
+    pub(super) fn poll(&mut self, n: u8) -> bool {
+        let now = self.now;
+        let may = self.running(n).is_some_and(|pod| pod.driver.may_poll());
+        if !may || !spend(&mut self.left.polls) {
+            return false;
+        }
+        let driver = &mut self.pods[usize::from(n)].driver;
+        driver.poll_wanted = false;
+        if let Some(link) = &mut driver.link {
+            link.calls.push(Call::Poll { sent: now });
+        }
+        true
+    }
+
+    /// The store carries out a call.
+    pub(super) fn at_store(&mut self, _: &Config, n: u8, at: u8) -> bool {
+        let Some(link) = self
+            .pods
+            .get(usize::from(n))
+            .and_then(|pod| pod.driver.link.as_ref())
+            .filter(|link| !link.broken)
+        else {
+            return false;
+        };
+        let Some(call) = link
+            .calls
+            .get(usize::from(at))
+            .filter(|call| !call.is_answered())
+        else {
+            return false;
+        };
+        let (call, now) = (call.clone(), self.now.0);
+        let (server, mut hints) = (&mut self.server, Vec::new());
+        let answer = match call {
+            Call::Touch { sent, opening } => {
+                let heads = server.touch(&[(LANE, opening)], now, &mut hints);
+                Call::Head {
+                    sent,
+                    head: heads[0],
+                }
+            }
+            Call::Poll { sent } => Call::Polled {
+                sent,
+                head: server.poll(1, now).heads[0],
+            },
+            Call::Log { from } => Call::Read {
+                from,
+                entries: server.log_since(LANE, from, 1000),
+            },
+            Call::Fence {
+                sent,
+                epoch,
+                opening,
+            } => Call::Head {
+                sent,
+                head: server.fence(LANE, epoch, opening, now, &mut hints),
+            },
+            answered => answered,
+        };
+        if let Some(link) = &mut self.pods[usize::from(n)].driver.link {
+            link.calls[usize::from(at)] = answer;
+        }
+        self.publish(hints);
+        true
+    }
+
+    /// The driver takes an answer.
+    pub(super) fn answer(&mut self, config: &Config, n: u8, at: u8) -> bool {
+        let now = self.now;
+        let Some(link) = self.running(n).and_then(|pod| pod.driver.link.as_mut()) else {
+            return false;
+        };
+        if !link
+            .calls
+            .get(usize::from(at))
+            .is_some_and(Call::is_answered)
+        {
+            return false;
+        }
+        let Some(call) = take(&mut link.calls, at) else {
+            return false;
+        };
+        let polled = call.is_poll();
+        self.learn(config, n, |lane, out| match call {
+            Call::Head { sent, head } => lane.on_head(Some(head), sent, now, out),
+            Call::Polled { sent, head } => lane.on_head(head, sent, now, out),
+            Call::Read { from, entries } => lane.on_log(from, &entries, now, out),
+            Call::Touch { .. } | Call::Poll { .. } | Call::Log { .. } | Call::Fence { .. } => {}
+        });
+        if let Some(link) = self.pods[usize::from(n)]
+            .driver
+            .link
+            .as_mut()
+            .filter(|_| polled)
+        {
+            link.published = true;
+        }
+        true
+    }
+
+    pub(super) fn deliver(&mut self, config: &Config, n: u8, at: u8) -> bool {
+        let now = self.now;
+        let Some(hint) = self
+            .running(n)
+            .and_then(|pod| pod.driver.link.as_mut())
+            .and_then(|link| take(&mut link.inbox, at))
+        else {
+            return false;
+        };
+        self.learn(config, n, |lane, out| lane.on_hint(&hint, now, out));
+        true
+    }
+
+    pub(super) fn lose(&mut self, n: u8) -> bool {
+        let link = self.pods[usize::from(n)].driver.link.as_mut();
+        link.is_some_and(|link| take(&mut link.inbox, 0).is_some())
+    }
+
+    pub(super) fn repeat(&mut self, n: u8) -> bool {
+        let link = self.pods[usize::from(n)].driver.link.as_mut();
+        link.is_some_and(|link| {
+            let first = link.inbox.first().cloned();
+            link.inbox.extend(first);
+            !link.inbox.is_empty()
+        })
+    }
+
+    pub(super) fn timer(&mut self, config: &Config, n: u8) -> bool {
+        let now = self.now;
+        let due = |pod: &mut Pod| pod.lane.due().is_some_and(|due| due <= now);
+        if !self.running(n).is_some_and(due) {
+            return false;
+        }
+        self.learn(config, n, |lane, out| lane.on_timer(now, out));
+        true
+    }
+
+    /// Runs one step of a lane, and carries out in order what it asks for, as `Bus::step` and
+    /// `Session::ask_store` do.
+    pub(super) fn learn<T>(
+        &mut self,
+        config: &Config,
+        n: u8,
+        step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
+    ) -> T {
+        let mut actions = Vec::new();
+        let pod = &mut self.pods[usize::from(n)];
+        let result = step(&mut pod.lane, &mut actions);
+        for action in &actions {
+            pod.carry_out(config, action);
+        }
+        for action in actions {
+            self.ask_store(config, n, action);
+        }
+        result
+    }
+
+    fn ask_store(&mut self, config: &Config, n: u8, action: Action) {
+        let sent = self.now;
+        let call = match action {
+            Action::ReadLog { from } => Call::Log { from },
+            Action::Touch => Call::Touch {
+                sent,
+                opening: self.opening(config),
+            },
+            Action::Fence { epoch } => Call::Fence {
+                sent,
+                epoch,
+                opening: self.opening(config),
+            },
+            Action::Reissue(call) => {
+                let pod = &mut self.pods[usize::from(n)];
+                pod.poison(&call);
+                pod.invalidations.push(Invalidation::again(call));
+                return;
+            }
+            Action::Poll => {
+                self.pods[usize::from(n)].driver.poll_wanted = true;
+                return;
+            }
+            _ => return,
+        };
+        if let Some(link) = &mut self.pods[usize::from(n)].driver.link
+            && !link.broken
+        {
+            link.calls.push(call);
+        }
+    }
+}
+
+impl Pod {
+    /// The actions that concern only the pod, as `Bus::carry_out` has them.
+    fn carry_out(&mut self, config: &Config, action: &Action) {
+        match *action {
+            Action::Evict { hash, rank } => {
+                let stripe = &mut self.stripes[key_of(hash)];
+                stripe.last = stripe.last.max(rank);
+                self.evict(key_of(hash), rank);
+            }
+            Action::Drop { hash } => self.evict(key_of(hash), Rank(u64::MAX)),
+            Action::Clear { rank, .. } if self.cleared < rank => {
+                self.cleared = rank;
+                self.flush();
+            }
+            Action::Flush => {
+                self.flush();
+                self.cleared = Rank::default();
+                for stripe in &mut self.stripes {
+                    stripe.last = Rank::default();
+                }
+            }
+            Action::Confirm { sent } => self.word = self.word.confirmed(sent + config.lease()),
+            _ => {}
+        }
+    }
+
+    pub(super) fn want_poll(&mut self) {
+        self.driver.poll_wanted = true;
+    }
+
+    /// Removes what ranks below `below`, and detaches such flights.
+    pub(super) fn evict(&mut self, key: usize, below: Rank) {
+        self.entries[key].take_if(|entry| entry.stamp.rank < below);
+        for flight in &mut self.flights {
+            if usize::from(flight.key) == key && flight.meta.rank < below {
+                flight.detached = true;
+            }
+        }
+    }
+
+    /// A new generation; nobody joins a flight of the old one.
+    pub(super) fn flush(&mut self) {
+        self.word = self.word.flushed();
+        for flight in &mut self.flights {
+            flight.detached = true;
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! One load per key and pod, in steps: read the store, judge, take the lease, load, land, fill.
+
+use super::{Config, Entry, Event, Key, Pod, Version, World, physical, place, spend, take};
+use bytes::Bytes;
+use std::time::Duration;
+use tidings::coherence::rules::rank_of_head;
+use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Rank, Verdict, View};
+use tidings::store::{self, Found, LeaseReply, LeaseRequest, LeaseState};
+
+/// The front of stored bytes, as `docs/wire-format.md` has it.
+const FRONT_LEN: usize = 28;
+const VALUE: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flight {
+    pub(super) key: Key,
+    pub(super) meta: FlightMeta,
+    /// Later readers start another one.
+    pub(super) detached: bool,
+    generation: u32,
+    view: Option<View>,
+    stage: Stage,
+    /// The oldest version that all aboard may be given.
+    wants: Version,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    Begun,
+    /// The answer to the read is on its way.
+    Found(Found),
+    /// There was nothing to use.
+    Absent {
+        unusable: Option<Bytes>,
+    },
+    /// The answer to the lease is on its way.
+    Leased {
+        token: u64,
+        reply: LeaseReply,
+    },
+    Loading(Option<Lease>),
+    Loaded(Option<Lease>, Version),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Lease {
+    token: u64,
+    epoch: Epoch,
+    seq: u64,
+}
+
+/// A fill on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Fill {
+    key: Key,
+    lease: Lease,
+    version: Version,
+}
+
+impl World {
+    pub(super) fn enabled_flights(&self, pod: &Pod, n: u8, config: &Config, out: &mut Vec<Event>) {
+        for key in 0..config.keys {
+            if self.would_board(config, pod, n, key) {
+                out.push(Event::Miss(n, key));
+            }
+        }
+        for (at, flight) in pod.flights.iter().enumerate() {
+            let at = at as u8;
+            let usable = pod.driver.is_usable();
+            let asks = matches!(flight.stage, Stage::Begun | Stage::Absent { .. });
+            if usable || !asks {
+                out.push(Event::Flight(n, at));
+            }
+            if asks && (config.bypass || !usable) {
+                out.push(Event::Bypass(n, at));
+            }
+        }
+    }
+
+    fn would_board(&self, config: &Config, pod: &Pod, n: u8, key: Key) -> bool {
+        let servable = self.servable(config, pod, usize::from(key)).is_some();
+        if servable || config.loaders & (1 << n) == 0 {
+            return false;
+        }
+        match self.joinable(config, pod, key) {
+            Some(flight) => self.joiner_wants(config, pod, key) > pod.flights[flight].wants,
+            None => self.left.flights > 0,
+        }
+    }
+
+    fn joinable(&self, config: &Config, pod: &Pod, key: Key) -> Option<usize> {
+        let (until, now) = (pod.word.until(), self.clock(config, pod));
+        pod.flights.iter().position(|flight| {
+            flight.key == key
+                && !flight.detached
+                && config.rules().may_join(until, &flight.meta, now)
+        })
+    }
+
+    /// Who joins may be given what an entry could have given it.
+    fn joiner_wants(&self, config: &Config, pod: &Pod, key: Key) -> Version {
+        let own = pod.own[usize::from(key)];
+        own.max(self.required(config, usize::from(key), self.now))
+    }
+
+    /// A reader found nothing to serve.
+    pub(super) fn miss(&mut self, config: &Config, n: u8, key: Key) -> bool {
+        if self.running(n).is_none()
+            || !self.would_board(config, &self.pods[usize::from(n)], n, key)
+        {
+            return false;
+        }
+        let pod = &self.pods[usize::from(n)];
+        if let Some(at) = self.joinable(config, pod, key) {
+            let wants = self.joiner_wants(config, pod, key);
+            self.pods[usize::from(n)].flights[at].wants = wants;
+            return true;
+        }
+        if !spend(&mut self.left.flights) {
+            return false;
+        }
+        // Whoever asks the store or the source misses nothing that was acknowledged before.
+        let wants = self.acked(usize::from(key));
+        let start = self.clock(config, &self.pods[usize::from(n)]);
+        let pod = &mut self.pods[usize::from(n)];
+        for flight in pod.flights.iter_mut().filter(|flight| flight.key == key) {
+            flight.detached = true;
+        }
+        let mut flight = Flight {
+            key,
+            meta: FlightMeta {
+                rank: Rank::default(),
+                start,
+                uncovered: true,
+            },
+            detached: false,
+            generation: 0,
+            view: None,
+            stage: Stage::Begun,
+            wants,
+        };
+        flight.begin(pod);
+        pod.flights.push(flight);
+        true
+    }
+
+    pub(super) fn step_flight(&mut self, config: &Config, n: u8, at: u8) -> bool {
+        let Some(pod) = self.running(n) else {
+            return false;
+        };
+        let usable = pod.driver.is_usable();
+        let Some(flight) = pod.flights.get(usize::from(at)).cloned() else {
+            return false;
+        };
+        let stage = match flight.stage.clone() {
+            Stage::Begun | Stage::Absent { .. } if !usable => return false,
+            Stage::Begun => {
+                let key = physical(flight.key);
+                Stage::Found(self.server.read(place(flight.key, &key), self.now.0))
+            }
+            Stage::Found(found) => return self.judge(config, n, at, &found),
+            Stage::Absent { unusable } => self.lease(config, flight.key, unusable.as_deref()),
+            Stage::Leased { token, reply } => return self.take_lease(config, n, at, token, &reply),
+            Stage::Loading(lease) => Stage::Loaded(lease, self.source[usize::from(flight.key)]),
+            Stage::Loaded(lease, version) => {
+                if let Some(lease) = lease {
+                    let key = flight.key;
+                    self.fills.push(Fill {
+                        key,
+                        lease,
+                        version,
+                    });
+                }
+                return self.land(config, n, at, version);
+            }
+        };
+        self.pods[usize::from(n)].flights[usize::from(at)].stage = stage;
+        true
+    }
+
+    /// The store is away, slow, or has given the key to somebody else: load without it.
+    pub(super) fn bypass(&mut self, config: &Config, n: u8, at: u8) -> bool {
+        let Some(pod) = self.running(n) else {
+            return false;
+        };
+        let usable = pod.driver.is_usable();
+        let Some(flight) = pod.flights.get_mut(usize::from(at)) else {
+            return false;
+        };
+        let asks = matches!(flight.stage, Stage::Begun | Stage::Absent { .. });
+        let may = asks && (config.bypass || !usable);
+        if may {
+            flight.stage = Stage::Loading(None);
+        }
+        may
+    }
+
+    fn judge(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = &mut pod.flights[usize::from(at)];
+        let poisoned = pod.clearing > 0 || pod.stripes[usize::from(flight.key)].poisoned > 0;
+        let value = found.value.as_deref().and_then(read_value);
+        let place = value.map(|(epoch, seq, _)| (epoch, seq));
+        let verdict = config
+            .rules()
+            .judge(flight.view, found.head.as_ref(), place, found.floor);
+        match (verdict, value) {
+            (Verdict::Usable(rank), Some((_, _, version))) if !poisoned => {
+                flight.meta.rank = flight.meta.rank.max(rank);
+                return self.land(config, n, at, version);
+            }
+            (Verdict::Sync, _) => {
+                // Learn where the store is, and look again from there.
+                let mut flight = flight.clone();
+                flight.begin(pod);
+                flight.stage = Stage::Begun;
+                pod.flights[usize::from(at)] = flight;
+                pod.want_poll();
+            }
+            _ => {
+                let unusable = value.and(found.value.clone());
+                flight.stage = Stage::Absent { unusable };
+            }
+        }
+        true
+    }
+
+    fn lease(&mut self, config: &Config, key: Key, unusable: Option<&[u8]>) -> Stage {
+        let opening = self.opening(config);
+        let token = self.drawn;
+        let request = LeaseRequest {
+            token,
+            ttl: Duration::from_millis(config.fill_ttl_ms),
+            unusable,
+            opening,
+        };
+        let (name, mut hints) = (physical(key), Vec::new());
+        let reply = self
+            .server
+            .lease(place(key, &name), request, self.now.0, &mut hints);
+        self.publish(hints);
+        Stage::Leased { token, reply }
+    }
+
+    fn take_lease(
+        &mut self,
+        config: &Config,
+        n: u8,
+        at: u8,
+        token: u64,
+        reply: &LeaseReply,
+    ) -> bool {
+        if let LeaseState::Present(bytes) = &reply.state {
+            let found = Found {
+                head: Some(reply.head),
+                value: Some(bytes.clone()),
+                floor: Some(reply.floor),
+            };
+            return self.judge(config, n, at, &found);
+        }
+        let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
+        flight.stage = match reply.state {
+            LeaseState::Granted => {
+                if let Some(rank) = rank_of_head(flight.view, &reply.head) {
+                    flight.meta.rank = flight.meta.rank.max(rank);
+                }
+                Stage::Loading(Some(Lease {
+                    token,
+                    epoch: reply.head.at.epoch,
+                    seq: reply.head.at.seq,
+                }))
+            }
+            // Waits for the fill as long as it likes, then looks again or loads by itself.
+            _ if spend(&mut self.left.retries) => Stage::Begun,
+            _ => Stage::Loading(None),
+        };
+        true
+    }
+
+    /// Everybody aboard gets `version`; it is kept if the rules allow it.
+    fn land(&mut self, config: &Config, n: u8, at: u8, version: Version) -> bool {
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = pod.flights.remove(usize::from(at));
+        let key = usize::from(flight.key);
+        let stamp = EntryStamp {
+            rank: flight.meta.rank,
+            generation: flight.generation,
+            start: flight.meta.start,
+        };
+        let stripe = pod.stripes[key];
+        let existing = pod.entries[key].map(|entry| entry.stamp);
+        let poisoned = pod.clearing > 0 || stripe.poisoned > 0;
+        // A detached flight has been replaced, or has missed something that was noticed here.
+        let detached = flight.detached && config.on(Mechanism::InsertStamp);
+        if !poisoned
+            && !detached
+            && config
+                .rules()
+                .may_insert(pod.word, stripe.last, existing, stamp)
+        {
+            pod.entries[key] = Some(Entry { version, stamp });
+        }
+        if version < flight.wants {
+            self.turn_red(
+                config,
+                super::Red::Load(n, flight.key, version, flight.wants),
+            );
+        }
+        true
+    }
+
+    pub(super) fn fill(&mut self, config: &Config, at: u8) -> bool {
+        let Some(Fill {
+            key,
+            lease,
+            version,
+        }) = take(&mut self.fills, at)
+        else {
+            return false;
+        };
+        let (name, envelope, mut hints) = (physical(key), write_value(lease, version), Vec::new());
+        let fill = store::Fill {
+            token: lease.token,
+            epoch: lease.epoch,
+            envelope: &envelope,
+            ttl: None,
+        };
+        if config.on(Mechanism::LeaseFence) {
+            self.server
+                .fill(place(key, &name), fill, self.now.0, &mut hints);
+        } else {
+            self.server.plant(place(key, &name), fill, self.now.0);
+        }
+        self.publish(hints);
+        true
+    }
+
+    /// The version that a reader who asks the store now would use.
+    pub(super) fn in_store(&self, config: &Config, pod: &Pod, key: Key) -> Option<Version> {
+        let name = physical(key);
+        let found = self.server.read(place(key, &name), self.now.0);
+        let (epoch, seq, version) = read_value(found.value.as_deref()?)?;
+        let (view, place) = (pod.lane.view(), Some((epoch, seq)));
+        let verdict = config
+            .rules()
+            .judge(view, found.head.as_ref(), place, found.floor);
+        matches!(verdict, Verdict::Usable(_)).then_some(version)
+    }
+}
+
+impl Flight {
+    /// The generation first: if a flush comes between the two, the view may be of the new generation,
+    /// never the other way round.
+    fn begin(&mut self, pod: &Pod) {
+        self.generation = pod.word.generation();
+        self.view = pod.lane.view();
+        self.meta.rank = self.view.map_or(Rank::default(), |view| view.applied);
+        self.meta.uncovered = self.view.is_none();
+    }
+}
+
+fn write_value(lease: Lease, version: Version) -> Vec<u8> {
+    let mut out = vec![0xD7, 1, VALUE, 0];
+    for word in [lease.token, lease.epoch.0, lease.seq] {
+        out.extend(word.to_be_bytes());
+    }
+    out.extend(version.to_be_bytes());
+    out
+}
+
+fn read_value(bytes: &[u8]) -> Option<(Epoch, u64, Version)> {
+    let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let version = bytes.get(FRONT_LEN..)?.try_into().ok()?;
+    let value = (Epoch(word(12)?), word(20)?, Version::from_be_bytes(version));
+    (bytes[2] == VALUE).then_some(value)
+}

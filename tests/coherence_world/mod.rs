@@ -1,0 +1,487 @@
+//! A whole deployment as one value: pods, their local levels, the store, the source, and everything
+//! that is on its way between them. [`World::enabled`] says what may happen next, [`World::apply`]
+//! makes it happen, and every promise of the protocol is checked after each step.
+//!
+//! The parts are the crate's own: [`LaneState`], [`Rules`], [`Word`] and [`MemoryState`]. What is
+//! written here is only what production does between them (`src/bus`), in the same order, cut where
+//! something else can get in between. The simulator draws events at random, the model checker tries
+//! them all.
+//!
+//! A pause, a slow network and a slow loader need no events of their own: any step may be put off for
+//! any time. [`Event::Pause`] only makes long ones likely.
+
+mod calls;
+mod check;
+mod config;
+mod driver;
+mod flights;
+mod readers;
+mod settle;
+
+pub(crate) use check::Red;
+pub(crate) use config::{Budget, Config, ENDLESS};
+
+use bytes::Bytes;
+use calls::Invalidation;
+use config::Left;
+use driver::Driver;
+use flights::{Fill, Flight};
+use readers::Reader;
+use std::fmt;
+use tidings::Millis;
+use tidings::coherence::{
+    EntryStamp, Epoch, Hint, Incarnation, Kind, Lane, LaneState, Mechanism, Nonce, Rank, Word,
+};
+use tidings::store::memory::MemoryState;
+use tidings::store::{Opening, Place};
+
+/// The only lane.
+const LANE: Lane = Lane(0);
+const ENTITY: &str = "e";
+const ENTITY_HASH: u64 = 0xE;
+const RETENTION: usize = 32;
+
+type PodId = u8;
+type Key = u8;
+/// What the source holds under a key: how often it was written.
+type Version = u16;
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    /// So many milliseconds pass, everywhere.
+    Advance(u16),
+    /// A reader that finds nothing to serve joins the flight of its key, or starts one.
+    Miss(PodId, Key),
+    /// A flight takes its next step: read the store, judge, take a lease, load, land.
+    Flight(PodId, u8),
+    /// A flight goes on without the store.
+    Bypass(PodId, u8),
+    /// A fill reaches the store.
+    Fill(u8),
+    /// A fill is lost on its way.
+    LoseFill(u8),
+    /// A reader loads the lane word.
+    Look(PodId, Key),
+    /// A reader takes its next step: fetch the entry, read the clock and decide.
+    Read(PodId, u8),
+    /// A writer commits to the source, and is about to invalidate.
+    Commit(PodId, Key),
+    /// Somebody writes every key, and is about to clear the entity.
+    Clear(PodId),
+    /// An invalidation takes its next step: poison, reach the store, be acknowledged.
+    Invalidation(PodId, u8),
+    /// The answer to an invalidation is lost: it must be repeated.
+    LoseAnswer(PodId, u8),
+    /// Subscribe, and touch the lane.
+    Connect(PodId),
+    /// The link breaks; what has arrived can still be read.
+    Disconnect(PodId),
+    /// Send a poll.
+    Poll(PodId),
+    /// A call of the driver reaches the store.
+    AtStore(PodId, u8),
+    /// The answer to a call of the driver is processed.
+    Answer(PodId, u8),
+    /// The n-th waiting hint is processed.
+    Deliver(PodId, u8),
+    /// The first waiting hint is lost.
+    Lose(PodId),
+    /// The first waiting hint comes a second time.
+    Repeat(PodId),
+    /// The time that the lane set itself has come.
+    Timer(PodId),
+    /// The pod stands still.
+    Pause(PodId),
+    /// It goes on.
+    Resume(PodId),
+    /// The pod evicts an entry.
+    EvictLocal(PodId, Key),
+    /// The server writes its data to disk.
+    Snapshot,
+    /// The server restarts with what it last wrote to disk.
+    Restart,
+    /// The server restarts and has lost everything.
+    RestartEmpty,
+    /// A replica that has everything is promoted.
+    Promote,
+    /// Somebody removes everything from the server.
+    FlushAll,
+    /// The log is lost.
+    TrimLog,
+    /// The head is evicted.
+    DropHead,
+    /// The floor of the entity is evicted.
+    DropFloor,
+    /// A value or lease is evicted.
+    Evict(Key),
+}
+
+/// An entry of a local level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    pub version: Version,
+    pub stamp: EntryStamp,
+}
+
+/// The stripe of one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Stripe {
+    last: Rank,
+    poisoned: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pod {
+    lane: LaneState,
+    word: Word,
+    stripes: Vec<Stripe>,
+    entries: Vec<Option<Entry>>,
+    /// The newest clear that was carried out.
+    cleared: Rank,
+    /// Clears that the store has not acknowledged.
+    clearing: u8,
+    flights: Vec<Flight>,
+    readers: Vec<Reader>,
+    invalidations: Vec<Invalidation>,
+    driver: Driver,
+    paused: bool,
+    /// What a ticker thread last published.
+    ticked: Millis,
+    /// By key: the newest version whose invalidation this pod had acknowledged.
+    own: Vec<Version>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub now: Millis,
+    pub pods: Vec<Pod>,
+    server: MemoryState,
+    snapshot: MemoryState,
+    source: Vec<Version>,
+    fills: Vec<Fill>,
+    /// By key: versions whose invalidation was acknowledged, and when.
+    acks: Vec<Vec<(Version, Millis)>>,
+    left: Left,
+    /// No time passes beyond this.
+    end: Millis,
+    /// Nonces, epochs, tokens and incarnations are all drawn from here.
+    drawn: u64,
+    pub red: Option<Red>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World")
+            .field("now", &self.now.0)
+            .field("source", &self.source)
+            .field("red", &self.red)
+            .finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// Cold pods, an empty store, version 0 of everything in the source.
+    pub(crate) fn new(config: &Config) -> Self {
+        let keys = usize::from(config.keys);
+        let pod = Pod {
+            lane: LaneState::new(config.mechanisms()),
+            word: Word::default(),
+            stripes: vec![Stripe::default(); keys],
+            entries: vec![None; keys],
+            cleared: Rank::default(),
+            clearing: 0,
+            flights: Vec::new(),
+            readers: Vec::new(),
+            invalidations: Vec::new(),
+            driver: Driver::default(),
+            paused: false,
+            ticked: Millis(0),
+            own: vec![0; keys],
+        };
+        let server = MemoryState::new(Incarnation(1))
+            .with_retention(RETENTION)
+            .with_continuity(config.continuity);
+        let mut world = Self {
+            now: Millis(0),
+            pods: vec![pod; usize::from(config.pods)],
+            snapshot: server.clone(),
+            server,
+            source: vec![0; keys],
+            fills: Vec::new(),
+            acks: vec![Vec::new(); keys],
+            left: Left::new(config),
+            end: Millis(config.until),
+            drawn: 1,
+            red: None,
+        };
+        if config.warm {
+            world.warm_up(config);
+        }
+        world.end = Millis(world.now.0.saturating_add(config.until));
+        world
+    }
+
+    /// What may happen next.
+    pub(crate) fn enabled(&self, config: &Config) -> Vec<Event> {
+        let mut out = Vec::with_capacity(32);
+        if self.red.is_some() {
+            return out;
+        }
+        let in_time = |ms: &&u16| self.now.0 + u64::from(**ms) <= self.end.0;
+        out.extend(
+            config
+                .ticks
+                .iter()
+                .filter(in_time)
+                .map(|&ms| Event::Advance(ms)),
+        );
+        for at in 0..self.pods.len() {
+            let (pod, n) = (&self.pods[at], at as u8);
+            self.enabled_on_the_way(pod, n, config, &mut out);
+            if pod.paused {
+                out.push(Event::Resume(n));
+                continue;
+            }
+            if self.left.pauses > 0 {
+                out.push(Event::Pause(n));
+            }
+            if self.left.evictions > 0 {
+                let held = (0..config.keys).filter(|&key| pod.entries[usize::from(key)].is_some());
+                out.extend(held.map(|key| Event::EvictLocal(n, key)));
+            }
+            self.enabled_flights(pod, n, config, &mut out);
+            self.enabled_readers(pod, n, config, &mut out);
+            self.enabled_calls(pod, n, config, &mut out);
+            self.enabled_driver(pod, n, config, &mut out);
+        }
+        for fill in 0..self.fills.len() as u8 {
+            out.push(Event::Fill(fill));
+            if self.left.losses > 0 {
+                out.push(Event::LoseFill(fill));
+            }
+        }
+        self.enabled_disasters(config, &mut out);
+        out
+    }
+
+    fn enabled_disasters(&self, config: &Config, out: &mut Vec<Event>) {
+        let left = &self.left;
+        let mut offer = |left: u8, event: Event| {
+            if left > 0 {
+                out.push(event);
+            }
+        };
+        if left.restarts > 0 && self.snapshot != self.server {
+            offer(left.snapshots, Event::Snapshot);
+        }
+        offer(left.restarts, Event::Restart);
+        offer(left.empty_restarts, Event::RestartEmpty);
+        offer(left.promotions, Event::Promote);
+        offer(left.flushes, Event::FlushAll);
+        offer(left.trims, Event::TrimLog);
+        offer(left.heads_lost, Event::DropHead);
+        offer(left.floors_lost, Event::DropFloor);
+        for key in 0..config.keys {
+            offer(left.evictions, Event::Evict(key));
+        }
+    }
+
+    /// Makes `event` happen; false if it cannot happen now. What was promised is checked afterwards.
+    pub(crate) fn apply(&mut self, config: &Config, event: Event) -> bool {
+        let done = self.happen(config, event);
+        if done && self.red.is_none() {
+            self.check(config);
+        }
+        done
+    }
+
+    fn happen(&mut self, config: &Config, event: Event) -> bool {
+        use Event as E;
+        match event {
+            E::Advance(ms) => self.advance(config, u64::from(ms)),
+            E::Miss(pod, key) => self.miss(config, pod, key),
+            E::Flight(pod, at) => self.step_flight(config, pod, at),
+            E::Bypass(pod, at) => self.bypass(config, pod, at),
+            E::Fill(at) => self.fill(config, at),
+            E::LoseFill(at) => spend(&mut self.left.losses) && take(&mut self.fills, at).is_some(),
+            E::Look(pod, key) => self.look(config, pod, key),
+            E::Read(pod, at) => self.step_reader(config, pod, at),
+            E::Commit(pod, key) => self.commit(config, pod, key),
+            E::Clear(pod) => self.begin_clear(config, pod),
+            E::Invalidation(pod, at) => self.step_invalidation(config, pod, at),
+            E::LoseAnswer(pod, at) => self.lose_answer(pod, at),
+            E::Connect(pod) => self.connect(config, pod),
+            E::Disconnect(pod) => spend(&mut self.left.disconnects) && self.disconnect(pod),
+            E::Poll(pod) => self.poll(pod),
+            E::AtStore(pod, at) => self.at_store(config, pod, at),
+            E::Answer(pod, at) => self.answer(config, pod, at),
+            E::Deliver(pod, at) => self.deliver(config, pod, at),
+            E::Lose(pod) => spend(&mut self.left.losses) && self.lose(pod),
+            E::Repeat(pod) => spend(&mut self.left.repeats) && self.repeat(pod),
+            E::Timer(pod) => self.timer(config, pod),
+            E::Pause(pod) => spend(&mut self.left.pauses) && self.set_paused(pod, true),
+            E::Resume(pod) => self.set_paused(pod, false),
+            E::EvictLocal(pod, key) => {
+                let Some(pod) = self.running(pod) else {
+                    return false;
+                };
+                let evicted = pod.entries[usize::from(key)].take().is_some();
+                spend(&mut self.left.evictions) && evicted
+            }
+            E::Snapshot => {
+                spend(&mut self.left.snapshots) && {
+                    self.snapshot = self.server.clone();
+                    true
+                }
+            }
+            E::Restart => {
+                spend(&mut self.left.restarts) && self.restart(config, Some(self.snapshot.clone()))
+            }
+            E::RestartEmpty => spend(&mut self.left.empty_restarts) && self.restart(config, None),
+            E::Promote => {
+                spend(&mut self.left.promotions) && self.restart(config, Some(self.server.clone()))
+            }
+            E::FlushAll => spend(&mut self.left.flushes) && self.befall(MemoryState::flush_all),
+            E::TrimLog => {
+                spend(&mut self.left.trims) && self.befall(|server| server.trim_log(LANE))
+            }
+            E::DropHead => {
+                spend(&mut self.left.heads_lost) && self.befall(|server| server.drop_head(LANE))
+            }
+            E::DropFloor => {
+                spend(&mut self.left.floors_lost)
+                    && self.befall(|server| server.drop_floor(LANE, ENTITY))
+            }
+            E::Evict(key) => {
+                spend(&mut self.left.evictions) && self.server.evict(LANE, &physical(key))
+            }
+        }
+    }
+
+    fn advance(&mut self, config: &Config, ms: u64) -> bool {
+        if self.now.0 + ms > self.end.0 {
+            return false;
+        }
+        self.now = Millis(self.now.0 + ms);
+        for pod in self.pods.iter_mut().filter(|pod| !pod.paused) {
+            pod.ticked = self.now;
+        }
+        self.forget_old_acks(config);
+        true
+    }
+
+    /// The server begins a new life, with `data` or without any. No connection survives it.
+    fn restart(&mut self, config: &Config, data: Option<MemoryState>) -> bool {
+        let life = if config.on(Mechanism::FenceOnRestart) {
+            Incarnation(self.draw())
+        } else {
+            Incarnation(1)
+        };
+        match data {
+            Some(data) => self.server.restart_from(data, life),
+            None => self.server.restart_empty(life),
+        }
+        for pod in 0..self.pods.len() {
+            self.disconnect(pod as u8);
+        }
+        true
+    }
+
+    fn befall(&mut self, disaster: impl FnOnce(&mut MemoryState)) -> bool {
+        disaster(&mut self.server);
+        true
+    }
+
+    fn set_paused(&mut self, pod: u8, paused: bool) -> bool {
+        let Some(pod) = self.pods.get_mut(usize::from(pod)) else {
+            return false;
+        };
+        std::mem::replace(&mut pod.paused, paused) != paused
+    }
+
+    /// A pod that is not paused.
+    fn running(&mut self, pod: u8) -> Option<&mut Pod> {
+        self.pods
+            .get_mut(usize::from(pod))
+            .filter(|pod| !pod.paused)
+    }
+
+    /// What a reader on `pod` takes for the time.
+    fn clock(&self, config: &Config, pod: &Pod) -> Millis {
+        if config.on(Mechanism::KernelClock) {
+            self.now
+        } else {
+            pod.ticked
+        }
+    }
+
+    /// Sends hints to whoever is subscribed. Announced fills only wake those who wait for them, and
+    /// here nobody waits longer than it likes.
+    fn publish(&mut self, hints: Vec<Hint>) {
+        for hint in hints {
+            if hint.entry.kind == Kind::Filled {
+                continue;
+            }
+            for pod in &mut self.pods {
+                pod.driver.hear(&hint);
+            }
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.drawn
+    }
+
+    /// What a new epoch would be made of.
+    fn opening(&mut self, config: &Config) -> Opening {
+        let drawn = self.draw();
+        let epoch = if config.on(Mechanism::RandomEpoch) {
+            0xE000 + drawn
+        } else {
+            1
+        };
+        Opening {
+            epoch: Epoch(epoch),
+            nonce: Nonce(0xA000 + drawn),
+        }
+    }
+}
+
+fn place<'a>(key: Key, physical: &'a [u8]) -> Place<'a> {
+    Place {
+        lane: LANE,
+        hash: hash(key),
+        entity: ENTITY,
+        key: physical,
+    }
+}
+
+fn hash(key: Key) -> u64 {
+    100 + u64::from(key)
+}
+
+fn key_of(hash: u64) -> usize {
+    (hash - 100) as usize
+}
+
+fn physical(key: Key) -> Bytes {
+    const NAMES: &[u8] = b"abcdefgh";
+    let at = usize::from(key);
+    Bytes::from_static(&NAMES[at..=at])
+}
+
+/// Takes one from a budget that is not endless; false if nothing is left.
+fn spend(left: &mut u8) -> bool {
+    let some = *left > 0;
+    if some && *left < ENDLESS {
+        *left -= 1;
+    }
+    some
+}
+
+fn take<T>(list: &mut Vec<T>, at: u8) -> Option<T> {
+    let at = usize::from(at);
+    (at < list.len()).then(|| list.remove(at))
+}

@@ -1,0 +1,139 @@
+//! The end of a history: nothing breaks any more, everything is delivered.
+
+use super::{Budget, Config, ENDLESS, Event, Red, World};
+use tidings::Millis;
+
+/// More than enough: what needs more rounds than this is stuck.
+const ROUNDS: usize = 40;
+const ROUND_MS: u64 = 15;
+
+impl World {
+    /// Lets everything come to rest, waits Δ, and checks that every level agrees with the source.
+    pub(crate) fn settle(&mut self, config: &Config) {
+        if self.red.is_some() {
+            return;
+        }
+        self.quiesce(config);
+        self.now = Millis(self.now.0 + config.lease_ms + 1);
+        for _ in 0..3 {
+            self.now = Millis(self.now.0 + ROUND_MS);
+            self.round(config);
+        }
+        self.check(config);
+        for n in 0..self.pods.len() {
+            self.check_settled(config, n);
+        }
+    }
+
+    fn check_settled(&mut self, config: &Config, n: usize) {
+        let pod = &self.pods[n];
+        let at = n as u8;
+        let mut reds = Vec::new();
+        if !pod.invalidations.is_empty() {
+            reds.push(Red::Stuck(at));
+        }
+        if pod.word.until() < self.now || !pod.driver.is_usable() {
+            reds.push(Red::Dead(at));
+        }
+        for key in 0..config.keys {
+            let wants = self.source[usize::from(key)];
+            let local = self.servable(config, pod, usize::from(key));
+            let stored = self.in_store(config, pod, key);
+            let local = local.filter(|got| *got != wants);
+            let stored = stored.filter(|got| *got != wants);
+            reds.extend(local.map(|got| Red::LocalDiverged(at, key, got, wants)));
+            reds.extend(stored.map(|got| Red::StoreDiverged(at, key, got, wants)));
+        }
+        for red in reds {
+            self.turn_red(config, red);
+        }
+    }
+
+    fn quiesce(&mut self, config: &Config) {
+        self.left = Budget {
+            polls: ENDLESS,
+            connects: ENDLESS,
+            attempts: ENDLESS,
+            ..Budget::default()
+        };
+        for _ in 0..ROUNDS {
+            self.round(config);
+            let resting = self.pods.iter().all(|pod| {
+                pod.driver.is_idle()
+                    && pod.invalidations.is_empty()
+                    && pod.flights.is_empty()
+                    && !pod.lane.is_behind()
+            });
+            if (resting && self.fills.is_empty()) || self.red.is_some() {
+                return;
+            }
+            self.now = Millis(self.now.0 + ROUND_MS);
+        }
+    }
+
+    /// Everybody takes a turn at everything.
+    fn round(&mut self, config: &Config) {
+        for pod in &mut self.pods {
+            pod.paused = false;
+            pod.ticked = self.now;
+        }
+        for n in 0..self.pods.len() as u8 {
+            self.happen(config, Event::Connect(n));
+            self.happen(config, Event::Poll(n));
+            self.turn(config, n);
+            // Once more after the touch, which comes before any poll.
+            self.happen(config, Event::Poll(n));
+            for _ in 0..8 {
+                if !self.turn(config, n) {
+                    break;
+                }
+            }
+        }
+        while self.happen(config, Event::Fill(0)) {}
+        self.check(config);
+    }
+
+    /// Whether there was anything to do.
+    fn turn(&mut self, config: &Config, n: u8) -> bool {
+        let pod = &self.pods[usize::from(n)];
+        let (calls, flights) = (pod.driver.calls() as u8, pod.flights.len() as u8);
+        let invalidations = pod.invalidations.len() as u8;
+        let mut busy = false;
+        for _ in 0..pod.driver.inbox() {
+            busy |= self.happen(config, Event::Deliver(n, 0));
+        }
+        for at in (0..calls).rev() {
+            self.happen(config, Event::AtStore(n, at));
+            busy |= self.happen(config, Event::Answer(n, at));
+        }
+        busy |= self.happen(config, Event::Timer(n));
+        for at in (0..invalidations).rev() {
+            busy |= self.happen(config, Event::Invalidation(n, at));
+        }
+        for at in (0..flights).rev() {
+            busy |= self.happen(config, Event::Flight(n, at))
+                || self.happen(config, Event::Bypass(n, at));
+        }
+        while self.happen(config, Event::Read(n, 0)) {
+            busy = true;
+        }
+        busy
+    }
+
+    /// Connects every pod, and lets each load every key.
+    pub(super) fn warm_up(&mut self, config: &Config) {
+        self.quiesce(config);
+        self.left.flights = ENDLESS;
+        for n in 0..self.pods.len() as u8 {
+            for key in 0..config.keys {
+                self.apply(config, Event::Miss(n, key));
+                for _ in 0..6 {
+                    self.apply(config, Event::Flight(n, 0));
+                }
+                self.apply(config, Event::Fill(0));
+            }
+        }
+        self.left = config.budget;
+        self.snapshot = self.server.clone();
+    }
+}
