@@ -18,16 +18,33 @@ pub enum Phase {
 }
 
 /// The state of a link, and when to give up on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LinkState {
     phase: Phase,
     failures: u32,
     heard: bool,
     deaf_polls: u32,
+    /// Deaf polls in a row after which the subscription is replaced.
+    patience: u32,
+}
+
+impl Default for LinkState {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Down,
+            failures: 0,
+            heard: false,
+            deaf_polls: 0,
+            patience: DEAF_POLLS,
+        }
+    }
 }
 
 /// Polls in a row that had to read the log although no hint came before the subscription is replaced.
 const DEAF_POLLS: u32 = 2;
+/// The same where replacing it has not helped: something on the way swallows hints, and polling alone
+/// is as coherent.
+const DEAF_POLLS_MAX: u32 = 256;
 
 impl LinkState {
     /// The shortest mean wait before another attempt.
@@ -63,6 +80,7 @@ impl LinkState {
     pub fn up(&mut self) {
         *self = Self {
             phase: Phase::Up,
+            patience: self.patience,
             ..Self::default()
         };
     }
@@ -74,6 +92,7 @@ impl LinkState {
         let cap = cap.min(Self::BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         self.phase = Phase::Down;
+        self.deaf_polls = 0;
         cap.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
@@ -81,6 +100,7 @@ impl LinkState {
     pub fn heard(&mut self) {
         self.heard = true;
         self.deaf_polls = 0;
+        self.patience = DEAF_POLLS;
     }
 
     /// A poll ended; `fell_behind` if its heads had moved on and no hint brought the difference in
@@ -94,7 +114,12 @@ impl LinkState {
             0
         };
         self.heard = false;
-        self.deaf_polls >= DEAF_POLLS && mechanisms.on(Mechanism::RecycleSubscription)
+        let deaf =
+            self.deaf_polls >= self.patience && mechanisms.on(Mechanism::RecycleSubscription);
+        if deaf {
+            self.patience = (self.patience * 2).min(DEAF_POLLS_MAX);
+        }
+        deaf
     }
 }
 
@@ -125,5 +150,27 @@ mod tests {
         assert!(!link.polled(true, Mechanisms::default()));
         assert!(!link.polled(false, Mechanisms::default()));
         assert!(!link.polled(true, Mechanisms::default()));
+    }
+
+    #[test]
+    fn a_new_subscription_that_is_deaf_too_is_given_twice_as_long() {
+        let mut link = LinkState::default();
+        let polls_until_replaced = |link: &mut LinkState| {
+            (1..)
+                .find(|_| link.polled(true, Mechanisms::default()))
+                .expect("endless")
+        };
+        assert_eq!(polls_until_replaced(&mut link), 2);
+        for polls in [4, 8, 16] {
+            link.failed(0);
+            link.up();
+            assert_eq!(polls_until_replaced(&mut link), polls);
+        }
+        link.heard();
+        assert!(
+            !link.polled(false, Mechanisms::default()),
+            "what was heard counts once"
+        );
+        assert_eq!(polls_until_replaced(&mut link), 2);
     }
 }
