@@ -179,6 +179,11 @@ impl Default for Calls {
 }
 
 impl Calls {
+    /// Lets everybody who waits know that nothing will come.
+    pub(super) fn abandon(&self) {
+        lock(&self.waiting).clear();
+    }
+
     /// How many calls are not acknowledged, and since when the oldest waits.
     pub(super) fn pending(&self) -> (usize, Option<Millis>) {
         let begun = lock(&self.begun);

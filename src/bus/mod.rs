@@ -368,6 +368,7 @@ impl Bus {
     /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
     /// give their leases back, then the link goes.
     pub(crate) async fn close(&self, limit: Duration) {
+        let end = tokio::time::Instant::now() + limit;
         self.drained(limit).await;
         self.closing.cancel();
         for lane in self.namespace.lanes() {
@@ -376,10 +377,11 @@ impl Bus {
         }
         self.work.close();
         // What is not done by then ends with the driver.
-        let _ = tokio::time::timeout(limit, self.work.wait()).await;
+        let _ = tokio::time::timeout_at(end, self.work.wait()).await;
         self.shutdown.cancel();
         self.driver.close();
         self.driver.wait().await;
+        self.calls.abandon();
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

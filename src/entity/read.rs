@@ -200,6 +200,7 @@ where
                         CacheError::LoadAborted
                     });
                 }
+                Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(guard),
             }
         }
