@@ -3,10 +3,11 @@
 use crate::bus::{Bus, LEASE, Timing};
 use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
-use crate::error::BuildError;
+use crate::error::{BuildError, StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::store::{Memory, Namespace, Store};
 use crate::time::Clock;
+use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -52,7 +53,6 @@ pub enum OnStoreAbsent {
 ///     .await?;
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct CacheBuilder {
     namespace: String,
@@ -62,6 +62,18 @@ pub struct CacheBuilder {
     timing: Timing,
     clock: Clock,
     mechanisms: Mechanisms,
+}
+
+impl fmt::Debug for CacheBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("namespace", &self.namespace)
+            .field("store", &self.store)
+            // It may hold a password.
+            .field("store_url", &self.store_url.as_ref().map(|_| "…"))
+            .field("on_store_absent", &self.on_store_absent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CacheBuilder {
@@ -151,15 +163,21 @@ impl CacheBuilder {
         let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
         let cache = Cache::new(Arc::clone(&bus));
         match bus.start().await {
+            Ok(()) => Ok(cache),
             Err(error)
-                if !(self.on_store_absent == OnStoreAbsent::StartDegraded
-                    && error.is_transient()) =>
+                if self.on_store_absent == OnStoreAbsent::StartDegraded && is_absence(&error) =>
             {
-                Err(BuildError::store("store", &named, error))
+                Ok(cache)
             }
-            _ => Ok(cache),
+            Err(error) => Err(BuildError::store("store", &named, error)),
         }
     }
+}
+
+/// Whether the store may yet come, rather than be something else or refuse. A server that has never
+/// spoken the protocol is taken for another kind of server.
+fn is_absence(error: &StoreError) -> bool {
+    error.is_transient() && error.kind() != StoreErrorKind::Protocol
 }
 
 /// The store that the URL names, or else the environment, or else the embedded one.

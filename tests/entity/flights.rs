@@ -1,7 +1,10 @@
 //! One load for everybody who asks at the same time, whoever drops out.
 
-use crate::bed::{Bed, Numbers, eventually, soon};
+use crate::bed::{Bed, Numbers, eventually, poll_once, soon};
 use crate::source::{Answer, Refused, Source};
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tidings::{CacheError, Origin};
@@ -12,6 +15,22 @@ type Got = Result<u64, CacheError<Refused>>;
 fn reader(numbers: &Numbers, key: u64) -> JoinHandle<Got> {
     let numbers = numbers.clone();
     tokio::spawn(async move { numbers.get(&key).await.map(|value| *value) })
+}
+
+/// Readers that have all joined the load under way.
+async fn on_board(
+    numbers: &Numbers,
+    key: u64,
+    readers: usize,
+) -> Vec<Pin<Box<dyn Future<Output = Result<Arc<u64>, CacheError<Refused>>> + Send>>> {
+    let mut on_board = Vec::new();
+    for _ in 0..readers {
+        let numbers = numbers.clone();
+        let mut reader = Box::pin(async move { numbers.get(&key).await }) as Pin<Box<_>>;
+        poll_once(&mut reader).await;
+        on_board.push(reader as _);
+    }
+    on_board
 }
 
 async fn a_thousand_readers_of_one_pod_cause_one_load(bed: Bed) {
@@ -67,13 +86,12 @@ async fn the_load_goes_on_for_the_others_when_its_leader_is_dropped(bed: Bed) {
     source.hold();
     let leader = reader(&numbers, 1);
     eventually("the load runs", async || source.running() == 1).await;
-    let others: Vec<_> = (0..5).map(|_| reader(&numbers, 1)).collect();
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    let others = on_board(&numbers, 1, 5).await;
     leader.abort();
     assert!(leader.await.unwrap_err().is_cancelled());
     source.let_go();
     for other in others {
-        assert_eq!(other.await.unwrap().unwrap(), 11);
+        assert_eq!(*other.await.unwrap(), 11);
     }
     assert_eq!(source.loads(), 1, "it was not started again");
 }
@@ -107,12 +125,13 @@ async fn a_loader_that_panics_frees_everybody_once(bed: Bed) {
     let pod = bed.pod().await;
     let numbers = pod.numbers(&source);
     source.hold();
-    let readers: Vec<_> = (0..20).map(|_| reader(&numbers, 1)).collect();
+    let leader = reader(&numbers, 1);
     eventually("the load runs", async || source.running() == 1).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let others = on_board(&numbers, 1, 20).await;
     source.let_go();
-    for reader in readers {
-        let error = soon("a waiter", reader).await.unwrap().unwrap_err();
+    soon("the leader", leader).await.unwrap().unwrap_err();
+    for other in others {
+        let error = soon("a waiter", other).await.unwrap_err();
         assert!(matches!(error, CacheError::LoadAborted), "{error:?}");
     }
     assert_eq!(source.loads(), 1);
@@ -179,14 +198,13 @@ async fn a_call_with_its_own_loader_shares_the_flight(bed: Bed) {
     let first = reader(&numbers, 1);
     eventually("the load runs", async || source.running() == 1).await;
     let own = AtomicUsize::new(0);
-    let second = numbers.get_or_load(&1, async || {
+    let mut second = pin!(numbers.get_or_load(&1, async || {
         own.fetch_add(1, SeqCst);
         Ok(99)
-    });
-    let (second, ()) = tokio::join!(second, async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        source.let_go();
-    });
+    }));
+    poll_once(&mut second).await;
+    source.let_go();
+    let second = second.await;
     assert_eq!((*second.unwrap(), own.load(SeqCst)), (11, 0));
     assert_eq!(first.await.unwrap().unwrap(), 11);
 }
@@ -195,7 +213,7 @@ async fn the_next_caller_leads_with_its_own_loader_when_a_leading_call_is_droppe
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
     let (on_a, on_b) = (a.numbers(&source), b.numbers(&source));
-    let begun = std::sync::Arc::new(AtomicUsize::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
     let leader = tokio::spawn({
         let (on_a, begun) = (on_a.clone(), begun.clone());
         async move {
@@ -207,13 +225,10 @@ async fn the_next_caller_leads_with_its_own_loader_when_a_leading_call_is_droppe
         }
     });
     eventually("the first loader runs", async || begun.load(SeqCst) == 1).await;
-    let next = tokio::spawn({
-        let on_a = on_a.clone();
-        async move { *on_a.get_or_load(&1, async || Ok(22)).await.unwrap() }
-    });
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut next = pin!(on_a.get_or_load(&1, async || Ok(22)));
+    poll_once(&mut next).await;
     leader.abort();
-    assert_eq!(soon("the next caller", next).await.unwrap(), 22);
+    assert_eq!(*soon("the next caller", next).await.unwrap(), 22);
     assert_eq!(begun.load(SeqCst), 1);
     assert_eq!(*soon("the other pod", on_b.get(&1)).await.unwrap(), 22);
     assert_eq!(source.loads(), 0);

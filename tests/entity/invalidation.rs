@@ -4,7 +4,7 @@ use crate::bed::{Bed, Numbers, Pod, eventually};
 use crate::source::Source;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use tidings::Origin;
 use tokio::task::JoinSet;

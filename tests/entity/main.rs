@@ -28,8 +28,10 @@ mod bed;
 mod source;
 mod wire;
 
+mod build;
 mod bytes;
 mod cancel;
+mod closing;
 mod expiry;
 mod flights;
 mod invalidation;
