@@ -55,7 +55,7 @@ fn customer(n: usize) -> Customer {
 
 fn main() {
     let quick = common::quick();
-    let (rounds, reads) = if quick { (3, 300) } else { (41, 4_000) };
+    let (rounds, reads) = if quick { (3, 300) } else { (101, 1_000) };
     if !RedisServer::available() {
         println!("skipped: there is no redis-server");
         return;

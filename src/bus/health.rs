@@ -59,14 +59,39 @@ pub struct Health {
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     failure: Mutex<Option<StoreError>>,
-    /// The server's clock and the local one at the newest poll.
-    server_clock: Mutex<Option<(u64, Millis)>>,
+    server_clock: ServerClock,
     poll_wanted: AtomicBool,
     flushes: AtomicU64,
     pub(super) hints: AtomicU64,
     pub(super) rubbish: AtomicU64,
     pub(super) catch_ups: AtomicU64,
     pub(super) unusable: AtomicU64,
+}
+
+/// How far the server's clock is ahead of the local one, in wrapping milliseconds: one word, because
+/// each read of the store asks for it.
+#[derive(Debug)]
+struct ServerClock(AtomicU64);
+
+impl ServerClock {
+    /// Half of all time ahead or behind: no clock is.
+    const UNKNOWN: u64 = 1 << 63;
+
+    fn set(&self, server_ms: u64, local: Millis) {
+        let ahead = server_ms.wrapping_sub(local.0);
+        self.0.store(ahead, Ordering::Release);
+    }
+
+    fn at(&self, now: Millis) -> Option<u64> {
+        let ahead = self.0.load(Ordering::Acquire);
+        (ahead != Self::UNKNOWN).then(|| now.0.wrapping_add(ahead))
+    }
+}
+
+impl Default for ServerClock {
+    fn default() -> Self {
+        Self(AtomicU64::new(Self::UNKNOWN))
+    }
 }
 
 impl Observed {
@@ -81,12 +106,12 @@ impl Observed {
     }
 
     pub(super) fn polled(&self, server_ms: u64, sent: Millis) {
-        *lock(&self.server_clock) = Some((server_ms, sent));
+        // The server read its clock after the poll was sent, so counting from then errs late.
+        self.server_clock.set(server_ms, sent);
     }
 
     pub(super) fn server_now(&self, now: Millis) -> Option<u64> {
-        // The server read its clock after the poll was sent, so counting from then errs late.
-        lock(&self.server_clock).map(|(server_ms, sent)| server_ms + (now.0.saturating_sub(sent.0)))
+        self.server_clock.at(now)
     }
 
     pub(super) fn ask_for_poll(&self) {

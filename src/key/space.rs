@@ -109,6 +109,8 @@ impl EntityKeys {
 
     /// Appends `entity:key` in printable ASCII: at most [`MAX_PLAIN`] bytes after the colon.
     pub(crate) fn push_name(&self, key: HashedKey<'_>, out: &mut String) {
+        // As much as a key of plain bytes takes, so that it is neither moved nor cut to size.
+        out.reserve_exact(self.prefix.len() + key.bytes.len().min(MAX_PLAIN));
         out.push_str(&self.prefix);
         if key.is_abridged() {
             // A plain key never begins with `#`.

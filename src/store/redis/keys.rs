@@ -62,6 +62,10 @@ impl LaneKeys {
         }
     }
 
+    pub(super) fn head(&self) -> Key<'_> {
+        Key(&self.head, b"")
+    }
+
     pub(super) fn value<'a>(&'a self, key: &'a [u8]) -> Key<'a> {
         Key(&self.value, key)
     }

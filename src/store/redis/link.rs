@@ -1,5 +1,6 @@
 //! The link: one multiplexed connection for commands.
 
+use super::batch::Reads;
 use super::error;
 use super::keys::{Key, Keys, LaneKeys};
 use super::reply::{self, Reply};
@@ -13,13 +14,15 @@ use crate::store::{
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A connection for one namespace. Never reconnects.
 pub(super) struct RedisLink {
     connection: MultiplexedConnection,
-    keys: Keys,
+    keys: Arc<Keys>,
+    reads: Reads,
     /// The life of the server as last seen. It can change under a living connection: the server
     /// draws a new replication id when its first replica attaches.
     incarnation: AtomicU64,
@@ -33,7 +36,9 @@ impl RedisLink {
         incarnation: Incarnation,
     ) -> Self {
         let poll = poll_commands(&keys);
+        let keys = Arc::new(keys);
         Self {
+            reads: Reads::new(connection.clone(), Arc::clone(&keys)),
             connection,
             keys,
             incarnation: AtomicU64::new(incarnation.0),
@@ -149,19 +154,7 @@ impl Link for RedisLink {
     }
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
-        Box::pin(async move {
-            let keys = self.keys.lane(place.lane)?;
-            let (value, floor) = (keys.value(place.key), keys.floor(place.entity));
-            let len = "MGET".len() + value.len() + keys.head.len() + floor.len();
-            let mut cmd = Cmd::with_capacity(4, len);
-            cmd.arg("MGET").arg(value).arg(&keys.head).arg(floor);
-            let [value, head, floor] = self.command("read", &cmd).await?.items()?;
-            Ok(Found {
-                head: reply::head(head),
-                value: reply::stored(value),
-                floor: reply::number(floor),
-            })
-        })
+        Box::pin(self.reads.read(place))
     }
 
     fn lease<'a>(

@@ -16,6 +16,7 @@
 //!
 //! Hints go through the channel `{ns}c`.
 
+mod batch;
 mod error;
 mod hints;
 mod keys;

@@ -21,7 +21,7 @@ impl Reply {
         }
     }
 
-    fn malformed(operation: &'static str) -> StoreError {
+    pub(super) fn malformed(operation: &'static str) -> StoreError {
         StoreError::new(StoreErrorKind::Protocol, operation)
             .with_detail("the answer does not have the expected form")
     }
@@ -145,14 +145,27 @@ pub(super) fn stored(value: Value) -> Option<Bytes> {
 
 /// A head, if that is what the bytes are.
 pub(super) fn head(value: Value) -> Option<Head> {
-    Head::decode(&bytes(value)?)
+    head_of(&value)
+}
+
+/// As [`head`], of a value that is needed again.
+pub(super) fn head_of(value: &Value) -> Option<Head> {
+    match value {
+        Value::BulkString(bytes) => Head::decode(bytes),
+        _ => None,
+    }
 }
 
 /// A number that is not negative: an integer, or a string of decimal digits.
 pub(super) fn number(value: Value) -> Option<u64> {
+    number_of(&value)
+}
+
+/// As [`number`], of a value that is needed again.
+pub(super) fn number_of(value: &Value) -> Option<u64> {
     match value {
-        Value::Int(number) => u64::try_from(number).ok(),
-        Value::BulkString(digits) => decimal(&digits),
+        Value::Int(number) => u64::try_from(*number).ok(),
+        Value::BulkString(digits) => decimal(digits),
         _ => None,
     }
 }

@@ -1,0 +1,316 @@
+//! Reads that are under way at the same time share commands.
+//!
+//! One command per read costs as much in the client, the kernel and the server's loop as the read
+//! itself. So a read that comes while another is under way boards a *carrier*, a task of its own that
+//! gives its neighbours in the scheduler one turn to come along (as a DataLoader [1] does, without a
+//! timer) and then asks for all of them in one `MGET`, with each lane's head and each entity's floor
+//! once. The more there is to do, the longer a turn and the larger the batches. A read that comes alone
+//! goes alone, in its caller's future, and waits for nothing. `docs/decisions/read-batching.md` has the
+//! figures.
+//!
+//! One `MGET` is one atomic step, so every read of it still gets value, head and floor of one moment;
+//! and a read joins only a command that is not sent yet, so whatever its caller knew beforehand was
+//! known before the server was asked.
+//!
+//! [1]: <https://github.com/graphql/dataloader>
+
+use super::error;
+use super::keys::{Key, Keys};
+use super::reply::{self, Reply};
+use crate::coherence::Lane;
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{Found, Place, StoreResult};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, Value};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Commands under way at the same time. With a server far away this many spread over one round trip,
+/// so that a read waits for a small part of one until the next carrier leaves. At least two: see
+/// [`Alone`].
+const COMMANDS: usize = 8;
+/// Reads of one command at most: the server answers nothing else meanwhile.
+const BATCH: usize = 128;
+
+/// What of a link reads; carriers end with it.
+pub(super) struct Reads {
+    shared: Arc<Shared>,
+    ended: CancellationToken,
+    _end: DropGuard,
+}
+
+struct Shared {
+    connection: MultiplexedConnection,
+    keys: Arc<Keys>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// There is a carrier that has not left yet: what waits will go with it.
+    boarding: bool,
+    /// Commands that were sent and not answered.
+    under_way: usize,
+}
+
+/// A read that waits for a carrier.
+struct Waiting {
+    lane: Lane,
+    entity: Box<str>,
+    key: Box<[u8]>,
+    answer: oneshot::Sender<StoreResult<Found>>,
+}
+
+/// How a read goes.
+enum Way {
+    Alone(Alone),
+    Shared(oneshot::Receiver<StoreResult<Found>>, Option<Carrier>),
+}
+
+impl Reads {
+    pub(super) fn new(connection: MultiplexedConnection, keys: Arc<Keys>) -> Self {
+        let ended = CancellationToken::new();
+        Self {
+            shared: Arc::new(Shared {
+                connection,
+                keys,
+                queue: Mutex::default(),
+            }),
+            _end: ended.clone().drop_guard(),
+            ended,
+        }
+    }
+
+    /// Cancel safe: a read that nobody waits for any more is left out, or answered in vain.
+    pub(super) async fn read(&self, place: Place<'_>) -> StoreResult<Found> {
+        let (answer, carrier) = match self.shared.way(place) {
+            Way::Alone(_alone) => return self.shared.ask_for_one(place).await,
+            Way::Shared(answer, carrier) => (answer, carrier),
+        };
+        if let Some(carrier) = carrier {
+            let ended = self.ended.clone();
+            // Not part of this caller's future, which may be dropped, or never polled again.
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = carrier.run() => {}
+                }
+            });
+        }
+        answer.await.unwrap_or_else(|_| {
+            Err(StoreError::new(StoreErrorKind::Unavailable, "read")
+                .with_detail("the connection was given up"))
+        })
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn way(self: &Arc<Self>, place: Place<'_>) -> Way {
+        let mut queue = self.queue();
+        if !queue.boarding && queue.under_way == 0 {
+            queue.under_way = 1;
+            return Way::Alone(Alone(Arc::clone(self)));
+        }
+        let (sender, answer) = oneshot::channel();
+        queue.waiting.push(Waiting {
+            lane: place.lane,
+            entity: place.entity.into(),
+            key: place.key.into(),
+            answer: sender,
+        });
+        let carrier = (!queue.boarding && queue.under_way < COMMANDS).then(|| {
+            queue.boarding = true;
+            Carrier {
+                shared: Arc::clone(self),
+                stage: Stage::Boarding,
+            }
+        });
+        Way::Shared(answer, carrier)
+    }
+
+    async fn ask_for_one(&self, place: Place<'_>) -> StoreResult<Found> {
+        let keys = self.keys.lane(place.lane)?;
+        let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
+        let [value, head, floor] = self.get(&names).await?.items()?;
+        Ok(Found {
+            head: reply::head(head),
+            value: reply::stored(value),
+            floor: reply::number(floor),
+        })
+    }
+
+    async fn ask_for_all(&self, batch: &[Waiting]) -> StoreResult<Vec<Found>> {
+        let plan = Plan::new(&self.keys, batch)?;
+        let mut values = self.get(&plan.names).await?.array()?;
+        plan.hand_out(&mut values)
+    }
+
+    async fn get(&self, names: &[Key<'_>]) -> StoreResult<Reply> {
+        let len = names.iter().map(Key::len).sum::<usize>();
+        let mut cmd = Cmd::with_capacity(1 + names.len(), "MGET".len() + len);
+        cmd.arg("MGET").arg(names);
+        let answer = self.connection.clone().send_packed_command(&cmd).await;
+        Reply::new(
+            "read",
+            answer.map_err(|failed| error::of_client("read", &failed))?,
+        )
+    }
+}
+
+/// The command of a read that goes alone; to drop it is to give it up.
+///
+/// It need not look at what waits: that is only left waiting while all commands are under way, and so
+/// those of carriers.
+struct Alone(Arc<Shared>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.0.queue().under_way -= 1;
+    }
+}
+
+/// Asks for what waits, until nothing does or another carrier boards.
+struct Carrier {
+    shared: Arc<Shared>,
+    stage: Stage,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Boarding,
+    UnderWay,
+    Ended,
+}
+
+impl Carrier {
+    async fn run(mut self) {
+        while self.stage == Stage::Boarding {
+            // Whoever was woken by the same news as our first read has his own ready in a moment.
+            yield_now().await;
+            let batch = self.leave();
+            if batch.is_empty() {
+                return;
+            }
+            match self.shared.ask_for_all(&batch).await {
+                Ok(found) => {
+                    for (read, found) in batch.into_iter().zip(found) {
+                        // Nobody waits any more: nothing is lost.
+                        let _ = read.answer.send(Ok(found));
+                    }
+                }
+                Err(failed) => {
+                    for read in batch {
+                        let _ = read.answer.send(Err(failed.clone()));
+                    }
+                }
+            }
+            self.arrive();
+        }
+    }
+
+    /// Takes what waits; if nothing does any more, this carrier ends.
+    fn leave(&mut self) -> Vec<Waiting> {
+        let mut queue = self.shared.queue();
+        queue.waiting.retain(|read| !read.answer.is_closed());
+        queue.boarding = false;
+        if queue.waiting.is_empty() {
+            self.stage = Stage::Ended;
+            return Vec::new();
+        }
+        queue.under_way += 1;
+        self.stage = Stage::UnderWay;
+        let full = queue.waiting.len().min(BATCH);
+        let rest = queue.waiting.split_off(full);
+        std::mem::replace(&mut queue.waiting, rest)
+    }
+
+    /// Ends, or boards again if reads wait that nobody else will take. Under one lock:
+    ///
+    /// 1. a carrier finds nothing to take, and is about to end;
+    /// 2. a read finds all commands under way, this carrier's among them, and waits;
+    /// 3. the carrier ends, and the read waits for ever.
+    fn arrive(&mut self) {
+        let mut queue = self.shared.queue();
+        queue.under_way -= 1;
+        self.stage = Stage::Ended;
+        if !queue.boarding && !queue.waiting.is_empty() {
+            queue.boarding = true;
+            self.stage = Stage::Boarding;
+        }
+    }
+}
+
+impl Drop for Carrier {
+    /// Dropped before its end, with the link or the runtime: what waits must not wait for ever.
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue();
+        match self.stage {
+            Stage::Boarding => queue.boarding = false,
+            Stage::UnderWay => queue.under_way -= 1,
+            Stage::Ended => return,
+        }
+        let abandoned = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        drop(abandoned);
+    }
+}
+
+/// One command for many reads: their values, then the heads of their lanes, then the floors.
+struct Plan<'a> {
+    names: Vec<Key<'a>>,
+    /// For each read, where its head and its floor are.
+    places: Vec<(usize, usize)>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(keys: &'a Keys, batch: &'a [Waiting]) -> StoreResult<Self> {
+        let mut names = Vec::with_capacity(batch.len() + 2 * batch.len().min(keys.lanes().len()));
+        for read in batch {
+            names.push(keys.lane(read.lane)?.value(&read.key));
+        }
+        let mut heads: Vec<Option<usize>> = vec![None; keys.lanes().len()];
+        let mut floors: Vec<(&Waiting, usize)> = Vec::new();
+        let mut places = Vec::with_capacity(batch.len());
+        for read in batch {
+            let lane = keys.lane(read.lane)?;
+            let head = *heads[usize::from(read.lane.0)].get_or_insert_with(|| {
+                names.push(lane.head());
+                names.len() - 1
+            });
+            let same = |other: &Waiting| other.lane == read.lane && other.entity == read.entity;
+            let known = floors.iter().find(|(other, _)| same(other));
+            let floor = known.map(|&(_, at)| at).unwrap_or_else(|| {
+                names.push(lane.floor(&read.entity));
+                floors.push((read, names.len() - 1));
+                names.len() - 1
+            });
+            places.push((head, floor));
+        }
+        Ok(Self { names, places })
+    }
+
+    /// What each read found, in the order of the batch.
+    fn hand_out(&self, answers: &mut [Value]) -> StoreResult<Vec<Found>> {
+        if answers.len() != self.names.len() {
+            return Err(Reply::malformed("read"));
+        }
+        let (values, shared) = answers.split_at_mut(self.places.len());
+        let first = values.len();
+        let found = values.iter_mut().zip(&self.places).map(|(value, places)| {
+            let (head, floor) = places;
+            Found {
+                value: reply::stored(std::mem::replace(value, Value::Nil)),
+                head: reply::head_of(&shared[head - first]),
+                floor: reply::number_of(&shared[floor - first]),
+            }
+        });
+        Ok(found.collect())
+    }
+}
