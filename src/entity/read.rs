@@ -38,8 +38,10 @@ pub(super) struct Target<K> {
     pub(super) key: K,
     pub(super) hash: u64,
     pub(super) lane: Lane,
-    /// Canonical bytes.
-    bytes: Bytes,
+    /// Canonical bytes, where the physical key does not end with them.
+    bytes: Option<Bytes>,
+    /// How many bytes of the physical key come before the canonical ones.
+    before: usize,
     /// Physical key within the lane.
     pub(super) name: Bytes,
 }
@@ -48,7 +50,10 @@ impl<K> Target<K> {
     pub(super) fn hashed(&self) -> HashedKey<'_> {
         HashedKey {
             hash: self.hash,
-            bytes: &self.bytes,
+            bytes: match &self.bytes {
+                Some(bytes) => bytes,
+                None => &self.name[self.before..],
+            },
         }
     }
 
@@ -88,6 +93,14 @@ enum Look<V, E> {
     Sync,
 }
 
+/// What a leader's first look gives.
+enum Glance<V, E> {
+    Land(Landed<V, E>),
+    /// What is known so far; no look if the store was of no help.
+    Seek(Began, Option<Look<V, E>>),
+    NoLink,
+}
+
 /// What a leader must do.
 enum Next<V, E> {
     Land(Landed<V, E>),
@@ -101,21 +114,21 @@ where
     E: Send + Sync + 'static,
 {
     pub(super) fn target(&self, key: &K, hash: u64) -> Target<K> {
-        let bytes = key.with_bytes(Bytes::copy_from_slice);
         let mut name = String::new();
-        self.keys.push_name(
-            HashedKey {
-                hash,
-                bytes: &bytes,
-            },
-            &mut name,
-        );
+        let (before, bytes) = key.with_bytes(|bytes| {
+            self.keys.push_name(HashedKey { hash, bytes }, &mut name);
+            // Most keys are plain text, which the name repeats.
+            let before = name.len().saturating_sub(bytes.len());
+            let repeated = &name.as_bytes()[before..] == bytes;
+            (before, (!repeated).then(|| Bytes::copy_from_slice(bytes)))
+        });
         let lane = self.bus().space.lane_of(hash);
         Target {
             key: key.clone(),
             hash,
             lane,
             bytes,
+            before,
             name: Bytes::from(name),
         }
     }
@@ -144,40 +157,54 @@ where
         if self.bus().closing.is_cancelled() {
             return Err(CacheError::Closed);
         }
-        let target = Arc::new(self.target(key, hash));
-        let mut seat = None;
         let limit = self.options.load_timeout;
-        match timeout_at(Instant::now() + limit, self.fly(&target, once, &mut seat)).await {
+        let end = Instant::now() + limit;
+        let target = Arc::new(self.target(key, hash));
+        let (mut lead, mut waiter) = match self.board(&target) {
+            Boarding::Leader(guard, waiter) => (Some(guard), waiter),
+            Boarding::Waiter(waiter) => (None, waiter),
+        };
+        let mut glance = None;
+        if let Some(guard) = lead.take() {
+            // Most reads end here, with one call of the store that has a time limit of its own: the
+            // timer of the hard limit is set for what comes after it.
+            match self.glance(&target, limit).await {
+                Glance::Land(landed) => {
+                    guard.land(landed.clone());
+                    return Ok(landed);
+                }
+                Glance::Seek(began, look) => glance = Some((began, look)),
+                Glance::NoLink => {}
+            }
+            lead = Some(guard);
+        }
+        let flight = self.fly(&target, once, lead, glance, &mut waiter);
+        match timeout_at(end, flight).await {
             Ok(landed) => Ok(landed),
             Err(_) => {
                 // The caller gives up, the load does not: it may still fill.
-                if let Some(seat) = seat {
-                    Waiter::leave_running(seat);
-                }
+                waiter.leave_running();
                 Err(CacheError::Timeout { after: limit })
             }
         }
     }
 
-    /// Boards the key's flight and stays on it, as its leader if need be, until it lands.
+    /// Stays on the key's flight, as its leader if need be, until it lands.
     async fn fly<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
         mut once: Option<F>,
-        seat: &mut Option<Waiter<K, Landed<V, E>>>,
+        mut lead: Option<Guard<K, Landed<V, E>>>,
+        mut glance: Option<(Began, Option<Look<V, E>>)>,
+        waiter: &mut Waiter<K, Landed<V, E>>,
     ) -> Landed<V, E>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<V, E>> + Send,
     {
-        let (mut lead, waiter) = match self.board(target) {
-            Boarding::Leader(guard, waiter) => (Some(guard), waiter),
-            Boarding::Waiter(waiter) => (None, waiter),
-        };
-        let waiter = seat.insert(waiter);
         loop {
             if let Some(guard) = lead.take() {
-                match self.seek(target).await {
+                match self.seek(target, glance.take()).await {
                     Next::Land(landed) => guard.land(landed),
                     Next::Load(run) => match once.take() {
                         Some(load) => self.load_here(target, guard, run, load()).await,
@@ -216,15 +243,39 @@ where
             })
     }
 
-    /// The leader's way: the local level again, then the store, then the right to load.
-    async fn seek(&self, target: &Target<K>) -> Next<V, E> {
-        if let Some((slot, now)) = self.level.hit(target.hash, &target.key) {
-            // The flight before this one landed between our miss and our boarding.
-            return Next::Land(Landed::new(
-                &slot.value,
-                Origin::Local,
-                now.since(slot.loaded),
-            ));
+    /// A leader's first look: the local level again, then the store, once.
+    async fn glance(&self, target: &Target<K>, limit: Duration) -> Glance<V, E> {
+        if let Some(landed) = self.landed_meanwhile(target) {
+            return Glance::Land(landed);
+        }
+        let Ok(link) = self.bus().link() else {
+            return Glance::NoLink;
+        };
+        let began = self.began(target.lane);
+        match self.ask_store(&*link, target, &began, limit).await {
+            Some(Look::Found(landed)) => Glance::Land(landed),
+            look => Glance::Seek(began, look),
+        }
+    }
+
+    /// What the flight before ours left, if it landed between our miss and our boarding.
+    fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
+        let (slot, now) = self.level.hit(target.hash, &target.key)?;
+        let age = now.since(slot.loaded);
+        Some(Landed::new(&slot.value, Origin::Local, age))
+    }
+
+    /// The leader's way: the local level again, then the store, then the right to load. What a glance
+    /// has seen of the first two is not looked at again.
+    async fn seek(
+        &self,
+        target: &Target<K>,
+        mut glance: Option<(Began, Option<Look<V, E>>)>,
+    ) -> Next<V, E> {
+        if glance.is_none()
+            && let Some(landed) = self.landed_meanwhile(target)
+        {
+            return Next::Land(landed);
         }
         let Ok(link) = self.bus().link() else {
             return Next::Load(self.uncovered_run(target.lane));
@@ -233,10 +284,16 @@ where
         let mut waited: Option<Instant> = None;
         let mut flagged = false;
         loop {
-            let began = self.began(target.lane);
-            let look = match self.ask_store(&*link, target, &began).await {
-                Some(look) => look,
-                None => break,
+            let (began, look) = match glance.take() {
+                Some(seen) => seen,
+                None => {
+                    let began = self.began(target.lane);
+                    let look = self.ask_store(&*link, target, &began, Duration::MAX).await;
+                    (began, look)
+                }
+            };
+            let Some(look) = look else {
+                break;
             };
             match look {
                 Look::Found(landed) => return Next::Land(landed),
@@ -288,20 +345,20 @@ where
         let _ = timeout(pause, filled.notified()).await;
     }
 
-    /// One read of the store; `None` if it is of no help.
+    /// One read of the store, no longer than `limit`; `None` if it is of no help.
     async fn ask_store(
         &self,
         link: &dyn Link,
         target: &Target<K>,
         began: &Began,
+        limit: Duration,
     ) -> Option<Look<V, E>> {
         if self.is_poisoned(target) {
             return None;
         }
+        let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
-        let found = Bus::within(self.bus().timing.read_timeout, "read", read)
-            .await
-            .ok()?;
+        let found = Bus::within(limit, "read", read).await.ok()?;
         Some(self.judge(target, began, found))
     }
 

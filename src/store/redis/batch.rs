@@ -59,9 +59,20 @@ struct Queue {
 /// A read that waits for a carrier.
 struct Waiting {
     lane: Lane,
-    entity: Box<str>,
-    key: Box<[u8]>,
+    /// The key, then the entity: one allocation.
+    names: Box<[u8]>,
+    key_len: usize,
     answer: oneshot::Sender<StoreResult<Found>>,
+}
+
+impl Waiting {
+    fn key(&self) -> &[u8] {
+        &self.names[..self.key_len]
+    }
+
+    fn entity(&self) -> &[u8] {
+        &self.names[self.key_len..]
+    }
 }
 
 /// How a read goes.
@@ -121,8 +132,8 @@ impl Shared {
         let (sender, answer) = oneshot::channel();
         queue.waiting.push(Waiting {
             lane: place.lane,
-            entity: place.entity.into(),
-            key: place.key.into(),
+            names: [place.key, place.entity.as_bytes()].concat().into(),
+            key_len: place.key.len(),
             answer: sender,
         });
         let carrier = (!queue.boarding && queue.under_way < COMMANDS).then(|| {
@@ -273,7 +284,7 @@ impl<'a> Plan<'a> {
     fn new(keys: &'a Keys, batch: &'a [Waiting]) -> StoreResult<Self> {
         let mut names = Vec::with_capacity(batch.len() + 2 * batch.len().min(keys.lanes().len()));
         for read in batch {
-            names.push(keys.lane(read.lane)?.value(&read.key));
+            names.push(keys.lane(read.lane)?.value(read.key()));
         }
         let mut heads: Vec<Option<usize>> = vec![None; keys.lanes().len()];
         let mut floors: Vec<(&Waiting, usize)> = Vec::new();
@@ -284,10 +295,10 @@ impl<'a> Plan<'a> {
                 names.push(lane.head());
                 names.len() - 1
             });
-            let same = |other: &Waiting| other.lane == read.lane && other.entity == read.entity;
+            let same = |other: &Waiting| other.lane == read.lane && other.entity() == read.entity();
             let known = floors.iter().find(|(other, _)| same(other));
             let floor = known.map(|&(_, at)| at).unwrap_or_else(|| {
-                names.push(lane.floor(&read.entity));
+                names.push(lane.floor_of(read.entity()));
                 floors.push((read, names.len() - 1));
                 names.len() - 1
             });

@@ -71,7 +71,11 @@ impl LaneKeys {
     }
 
     pub(super) fn floor<'a>(&'a self, entity: &'a str) -> Key<'a> {
-        Key(&self.floor, entity.as_bytes())
+        self.floor_of(entity.as_bytes())
+    }
+
+    pub(super) fn floor_of<'a>(&'a self, entity: &'a [u8]) -> Key<'a> {
+        Key(&self.floor, entity)
     }
 }
 
