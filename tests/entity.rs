@@ -8,16 +8,8 @@ use tidings::{Cache, store::Memory};
 async fn two_pods() {
     let store = Memory::new();
     let loads = Arc::new(AtomicUsize::new(0));
-    let a = Cache::builder("t")
-        .store(store.clone())
-        .build()
-        .await
-        .unwrap();
-    let b = Cache::builder("t")
-        .store(store.clone())
-        .build()
-        .await
-        .unwrap();
+    let a = Cache::builder("t").store(store.clone()).build().await.unwrap();
+    let b = Cache::builder("t").store(store.clone()).build().await.unwrap();
     let mk = |c: &Cache| {
         let loads = loads.clone();
         c.entity("n", move |k: u64| {
