@@ -4,6 +4,7 @@
 
 mod server;
 
+mod batches;
 mod connect;
 mod leases;
 mod logs;

@@ -97,6 +97,7 @@ impl Reads {
 
     /// Cancel safe: a read that nobody waits for any more is left out, or answered in vain.
     pub(super) async fn read(&self, place: Place<'_>) -> StoreResult<Found> {
+        self.shared.keys.lane(place.lane)?; // or it would fail those that it goes with
         let (answer, carrier) = match self.shared.way(place) {
             Way::Alone(_alone) => return self.shared.ask_for_one(place).await,
             Way::Shared(answer, carrier) => (answer, carrier),

@@ -86,12 +86,6 @@ impl RedisLink {
         let answers = answers.await;
         answers.map_err(|failed| error::of_client(operation, &failed))
     }
-
-    async fn command(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Reply> {
-        let answer = self.connection.clone().send_packed_command(cmd).await;
-        let answer = answer.map_err(|failed| error::of_client(operation, &failed))?;
-        Reply::new(operation, answer)
-    }
 }
 
 impl Link for RedisLink {
