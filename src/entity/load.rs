@@ -2,7 +2,7 @@
 
 use super::Inner;
 use super::outcome::{Landed, Origin, Outcome, Ttl};
-use super::read::Target;
+use super::target::Target;
 use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{Position, Rank};

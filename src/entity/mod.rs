@@ -11,6 +11,7 @@ mod load;
 mod loader;
 mod outcome;
 mod read;
+mod target;
 mod usual;
 mod waiting;
 
@@ -182,9 +183,10 @@ where
         read.await.and_then(|landed| landed.outcome)
     }
 
-    /// Boxed, so that the future of a hit stays small.
     async fn miss(&self, key: &K, hash: u64) -> Result<Landed<V, E>, CacheError<E>> {
-        Box::pin(Arc::clone(&self.0).read(key, hash, None::<NoLoader<V, E>>)).await
+        Arc::clone(&self.0)
+            .read(key, hash, None::<NoLoader<V, E>>)
+            .await
     }
 
     /// Returns the value if the local level may serve it right now. Never loads, makes no round trip,

@@ -4,16 +4,17 @@
 use super::Inner;
 use super::load::{LeaseHeld, LoadRun};
 use super::outcome::{Landed, Origin, Outcome};
+use super::target::{Began, Target};
 use super::waiting::{Waiting, pause};
 use crate::bus::Bus;
 use crate::codec;
-use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict, View};
+use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
-use crate::key::{HashedKey, Key};
+use crate::key::Key;
 use crate::local::Slot;
-use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link, Place};
+use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link};
 use crate::time::Millis;
 use bytes::Bytes;
 use serde::Serialize;
@@ -29,55 +30,6 @@ const SYNC_LIMIT: Duration = Duration::from_millis(100);
 const SYNCS: usize = 2;
 /// A one-shot loader's type, where there is none.
 pub(super) type NoLoader<V, E> = fn() -> std::future::Ready<Result<V, E>>;
-
-/// A key on its way through the store, with everything that is derived from it.
-pub(super) struct Target<K> {
-    pub(super) key: K,
-    pub(super) hash: u64,
-    pub(super) lane: Lane,
-    /// Canonical bytes, where the physical key does not end with them.
-    bytes: Option<Bytes>,
-    /// How many bytes of the physical key come before the canonical ones.
-    before: usize,
-    /// Physical key within the lane.
-    pub(super) name: Bytes,
-}
-
-impl<K> Target<K> {
-    pub(super) fn hashed(&self) -> HashedKey<'_> {
-        HashedKey {
-            hash: self.hash,
-            bytes: match &self.bytes {
-                Some(bytes) => bytes,
-                None => &self.name[self.before..],
-            },
-        }
-    }
-
-    pub(super) fn place<'a>(&'a self, entity: &'a str) -> Place<'a> {
-        Place {
-            lane: self.lane,
-            hash: self.hash,
-            entity,
-            key: &self.name,
-        }
-    }
-}
-
-/// What was known before the store or the source was asked.
-#[derive(Clone, Copy)]
-pub(super) struct Began {
-    pub(super) view: Option<View>,
-    pub(super) generation: u32,
-    pub(super) start: Millis,
-}
-
-impl Began {
-    /// The rank of a value that is loaded from the source from here on, whatever the store says.
-    pub(super) fn rank(&self) -> Option<Rank> {
-        self.view.map(|view| view.applied)
-    }
-}
 
 /// What the store has under a key.
 enum Look<V, E> {
@@ -110,36 +62,6 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(super) fn target(&self, key: &K, hash: u64) -> Target<K> {
-        let mut name = String::new();
-        let (before, bytes) = key.with_bytes(|bytes| {
-            self.keys.push_name(HashedKey { hash, bytes }, &mut name);
-            // Most keys are plain text, which the name repeats.
-            let before = name.len().saturating_sub(bytes.len());
-            let repeated = &name.as_bytes()[before..] == bytes;
-            (before, (!repeated).then(|| Bytes::copy_from_slice(bytes)))
-        });
-        let lane = self.bus().space.lane_of(hash);
-        Target {
-            key: key.clone(),
-            hash,
-            lane,
-            bytes,
-            before,
-            name: Bytes::from(name),
-        }
-    }
-
-    pub(super) fn began(&self, lane: Lane) -> Began {
-        // The generation first: a flush between the two must show.
-        let generation = self.level.word(lane).generation();
-        Began {
-            view: self.bus().view(lane),
-            generation,
-            start: self.bus().clock.now(),
-        }
-    }
-
     /// Everything after a local miss, within the hard limit.
     pub(super) async fn read<F, Fut>(
         self: Arc<Self>,
@@ -157,7 +79,8 @@ where
         let limit = self.options.load_timeout;
         let end = Instant::now() + limit;
         let target = Arc::new(self.target(key, hash));
-        let (mut lead, mut waiter) = match self.board(&target) {
+        let began = self.began(target.lane);
+        let (mut lead, mut waiter) = match self.board(&target, &began) {
             Boarding::Leader(guard, waiter) => (Some(guard), waiter),
             Boarding::Waiter(waiter) => (None, waiter),
         };
@@ -165,7 +88,7 @@ where
         if let Some(guard) = lead.take() {
             // Most reads end here, with one call of the store that has a time limit of its own: the
             // timer of the hard limit is set for what comes after it.
-            match self.glance(&target, limit).await {
+            match self.glance(&target, began, limit).await {
                 Glance::Land(landed) => {
                     guard.land(landed.clone());
                     return Ok(landed);
@@ -175,7 +98,8 @@ where
             }
             lead = Some(guard);
         }
-        let flight = self.fly(&target, once, lead, glance, &mut waiter);
+        // Boxed, so that the future of those reads fits where allocators are quick (under 1 KiB).
+        let flight = Box::pin(self.fly(&target, once, lead, glance, &mut waiter));
         match timeout_at(end, flight).await {
             Ok(landed) => Ok(landed),
             Err(_) => {
@@ -224,8 +148,8 @@ where
         }
     }
 
-    fn board(&self, target: &Target<K>) -> Boarding<K, Landed<V, E>> {
-        let (bus, began) = (self.bus(), self.began(target.lane));
+    fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
+        let bus = self.bus();
         let meta = FlightMeta {
             rank: began.rank().unwrap_or_default(),
             start: began.start,
@@ -242,14 +166,13 @@ where
     }
 
     /// A leader's first look: the local level again, then the store, once.
-    async fn glance(&self, target: &Target<K>, limit: Duration) -> Glance<V, E> {
+    async fn glance(&self, target: &Target<K>, began: Began, limit: Duration) -> Glance<V, E> {
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
         let Ok(link) = self.bus().link() else {
             return Glance::NoLink;
         };
-        let began = self.began(target.lane);
         match self.ask_store(&*link, target, &began, limit).await {
             Some(Look::Found(landed)) => Glance::Land(landed),
             look => Glance::Seek(began, look),

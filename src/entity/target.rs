@@ -1,0 +1,94 @@
+//! A key on its way through the store, and what was known before the store was asked.
+
+use super::Inner;
+use crate::coherence::{Lane, Rank, View};
+use crate::key::{HashedKey, Key};
+use crate::store::Place;
+use crate::time::Millis;
+use bytes::Bytes;
+
+/// A key on its way through the store, with everything that is derived from it.
+pub(super) struct Target<K> {
+    pub(super) key: K,
+    pub(super) hash: u64,
+    pub(super) lane: Lane,
+    /// Canonical bytes, where the physical key does not end with them.
+    bytes: Option<Bytes>,
+    /// How many bytes of the physical key come before the canonical ones.
+    before: usize,
+    /// Physical key within the lane.
+    pub(super) name: Bytes,
+}
+
+impl<K> Target<K> {
+    pub(super) fn hashed(&self) -> HashedKey<'_> {
+        HashedKey {
+            hash: self.hash,
+            bytes: match &self.bytes {
+                Some(bytes) => bytes,
+                None => &self.name[self.before..],
+            },
+        }
+    }
+
+    pub(super) fn place<'a>(&'a self, entity: &'a str) -> Place<'a> {
+        Place {
+            lane: self.lane,
+            hash: self.hash,
+            entity,
+            key: &self.name,
+        }
+    }
+}
+
+/// What was known before the store or the source was asked.
+#[derive(Clone, Copy)]
+pub(super) struct Began {
+    pub(super) view: Option<View>,
+    pub(super) generation: u32,
+    pub(super) start: Millis,
+}
+
+impl Began {
+    /// The rank of a value that is loaded from the source from here on, whatever the store says.
+    pub(super) fn rank(&self) -> Option<Rank> {
+        self.view.map(|view| view.applied)
+    }
+}
+
+impl<K, V, E> Inner<K, V, E>
+where
+    K: Key,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(super) fn target(&self, key: &K, hash: u64) -> Target<K> {
+        let mut name = String::new();
+        let (before, bytes) = key.with_bytes(|bytes| {
+            self.keys.push_name(HashedKey { hash, bytes }, &mut name);
+            // Most keys are plain text, which the name repeats.
+            let before = name.len().saturating_sub(bytes.len());
+            let repeated = &name.as_bytes()[before..] == bytes;
+            (before, (!repeated).then(|| Bytes::copy_from_slice(bytes)))
+        });
+        let lane = self.bus().space.lane_of(hash);
+        Target {
+            key: key.clone(),
+            hash,
+            lane,
+            bytes,
+            before,
+            name: Bytes::from(name),
+        }
+    }
+
+    pub(super) fn began(&self, lane: Lane) -> Began {
+        // The generation first: a flush between the two must show.
+        let generation = self.level.word(lane).generation();
+        Began {
+            view: self.bus().view(lane),
+            generation,
+            start: self.bus().clock.now(),
+        }
+    }
+}
