@@ -34,9 +34,9 @@ pub enum OnStoreAbsent {
     /// [`CacheBuilder::build`] fails. The default: a wrong address shows at once.
     #[default]
     Fail,
-    /// The cache starts without it: reads go to the loaders under their concurrency limit, and
-    /// everything heals when the store comes. A store that answers but refuses (wrong password, wrong
-    /// kind of server) is an error all the same.
+    /// The cache starts without it: reads go to the loaders under their concurrency limit, what they
+    /// give is kept locally for a second, and everything heals when the store comes. A store that
+    /// answers but refuses (wrong password, wrong kind of server) is an error all the same.
     StartDegraded,
 }
 

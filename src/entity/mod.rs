@@ -98,7 +98,8 @@ where
     /// then loads (one round trip more for the lease, and one behind the caller for the fill).
     /// Concurrent calls for one key share one load in this pod, and pods share one through the lease.
     /// While the store is away, reads go on from the local level within the bound and then from the
-    /// loader.
+    /// loader. A local hit is ready at once and does not yield to the runtime: a loop of nothing but
+    /// hits must yield by itself.
     ///
     /// # Errors
     /// [`CacheError::Load`] if the loader failed, now or when its error was cached;
