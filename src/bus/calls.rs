@@ -159,9 +159,10 @@ pub(super) struct Calls {
     ids: AtomicU64,
     /// Calls between two attempts. The same call made again meanwhile needs no attempts of its own.
     waiting: Mutex<HashMap<CallKey, Vec<Waiting>>>,
-    /// Entities being cleared; their number is read without the lock.
+    /// Entities being cleared.
     clearing: Mutex<Vec<(Lane, u64)>>,
-    clears: AtomicUsize,
+    /// Keys and entities under way together: mostly none, which spares readers the locks.
+    poisons: AtomicUsize,
     retries: Semaphore,
 }
 
@@ -172,7 +173,7 @@ impl Default for Calls {
             ids: AtomicU64::new(0),
             waiting: Mutex::default(),
             clearing: Mutex::default(),
-            clears: AtomicUsize::new(0),
+            poisons: AtomicUsize::new(0),
             retries: Semaphore::new(PARALLEL_RETRIES),
         }
     }
@@ -352,10 +353,12 @@ impl Bus {
     /// Fences the call off locally: nothing that was loaded before is served or kept, and what the
     /// store holds is not believed until it has acknowledged.
     fn poison(&self, lane: Lane, call: &Call) {
+        self.calls
+            .poisons
+            .fetch_add(call.hashes.len(), Ordering::AcqRel);
         for &hash in &call.hashes {
             if call.kind == Kind::Clear {
                 lock(&self.calls.clearing).push((lane, hash));
-                self.calls.clears.fetch_add(1, Ordering::AcqRel);
                 self.each_member(|member| {
                     if member.entity() == hash {
                         member.flush(lane);
@@ -373,19 +376,21 @@ impl Bus {
         for &hash in &call.hashes {
             if call.kind == Kind::Clear {
                 remove_one(&mut lock(&self.calls.clearing), &(lane, hash));
-                self.calls.clears.fetch_sub(1, Ordering::AcqRel);
             } else {
                 remove_one(&mut self.stripe(lane, hash).poisoned, &hash);
             }
         }
+        self.calls
+            .poisons
+            .fetch_sub(call.hashes.len(), Ordering::AcqRel);
     }
 
     /// Whether this pod has an invalidation of the key under way, so that what the store holds is not
     /// to be believed.
     pub(crate) fn is_poisoned(&self, lane: Lane, hash: u64, entity: u64) -> bool {
-        let clearing = self.calls.clears.load(Ordering::Acquire) > 0
-            && lock(&self.calls.clearing).contains(&(lane, entity));
-        clearing || self.stripe(lane, hash).is_poisoned(hash)
+        self.calls.poisons.load(Ordering::Acquire) > 0
+            && (lock(&self.calls.clearing).contains(&(lane, entity))
+                || self.stripe(lane, hash).is_poisoned(hash))
     }
 
     fn acknowledged(&self, key: &CallKey, waiting: Vec<Waiting>, position: Position) {

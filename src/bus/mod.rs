@@ -225,11 +225,14 @@ impl Bus {
 
     /// The link in use, if there is one.
     pub(crate) fn link(&self) -> StoreResult<Arc<dyn Link>> {
-        if self.shutdown.is_cancelled() {
-            return Err(StoreError::new(StoreErrorKind::Closed, "use"));
-        }
         let link = self.link.read().unwrap_or_else(PoisonError::into_inner);
-        link.clone().ok_or_else(|| self.observed.why_down())
+        link.clone().ok_or_else(|| {
+            if self.shutdown.is_cancelled() {
+                StoreError::new(StoreErrorKind::Closed, "use")
+            } else {
+                self.observed.why_down()
+            }
+        })
     }
 
     /// Runs one store call under a time limit.
