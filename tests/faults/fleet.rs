@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Within what everything must be well again once a fault has ended.
-pub(crate) const HEALED_WITHIN: Duration = Duration::from_secs(2);
+const HEALED_WITHIN: Duration = Duration::from_secs(2);
 /// How long something that must happen, at no stated time, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const READERS: u64 = 2;
@@ -176,15 +176,14 @@ impl Fleet {
 
     /// Waits until every pod is fully at work, which must be soon.
     pub(crate) async fn heals(&self) {
-        self.heals_within(HEALED_WITHIN).await;
-    }
-
-    pub(crate) async fn heals_within(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + HEALED_WITHIN;
         for (number, pod) in self.pods.iter().enumerate() {
             while let Some(ailment) = pod.ailment() {
                 let late = Instant::now() >= deadline;
-                assert!(!late, "pod {number} not healed in {limit:?}: {ailment}");
+                assert!(
+                    !late,
+                    "pod {number} not healed in {HEALED_WITHIN:?}: {ailment}"
+                );
                 sleep(Duration::from_millis(2)).await;
             }
         }
