@@ -63,7 +63,7 @@ pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sen
 async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
     state.connecting();
     let connect = bus.store.connect(&bus.namespace);
-    let (link, hints) = match Bus::within(bus.timing.connect_timeout, "connect", connect).await {
+    let (link, hints) = match Bus::within(bus.store.connect_timeout(), "connect", connect).await {
         Ok(connected) => connected,
         Err(error) => return error,
     };
@@ -301,7 +301,7 @@ impl Session<'_> {
     }
 
     fn touch(&mut self, lanes: Vec<Lane>) {
-        let (link, limit) = (Arc::clone(&self.link), self.bus.timing.connect_timeout);
+        let (link, limit) = (Arc::clone(&self.link), self.bus.timing.touch_timeout);
         let lanes: Vec<_> = lanes
             .into_iter()
             .map(|lane| (lane, self.bus.opening()))

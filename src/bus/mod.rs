@@ -48,8 +48,8 @@ pub(crate) struct Timing {
     pub(crate) read_timeout: Duration,
     /// How long a caller waits for its invalidation to be acknowledged, and one attempt may take.
     pub(crate) invalidate_timeout: Duration,
-    /// How long opening a connection may take.
-    pub(crate) connect_timeout: Duration,
+    /// How long it may take to make sure of every lane.
+    pub(crate) touch_timeout: Duration,
 }
 
 impl Default for Timing {
@@ -59,8 +59,7 @@ impl Default for Timing {
             poll_timeout: Duration::from_millis(400),
             read_timeout: Duration::from_millis(250),
             invalidate_timeout: Duration::from_secs(2),
-            // Short, as it is part of the time until a store that came back is in use again.
-            connect_timeout: Duration::from_secs(1),
+            touch_timeout: Duration::from_secs(1),
         }
     }
 }

@@ -71,6 +71,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// How the store may be named in logs and errors: no secrets.
     fn describe(&self) -> String;
 
+    /// How long [`connect`](Self::connect) may take; then the attempt has failed, and the next one
+    /// follows soon. Short, as it is part of the time until a store that came back is in use again.
+    fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
     /// Whether links of this store give hints. A store that only answers polls is as coherent, within
     /// the same bound; others just learn of an invalidation a heartbeat later.
     fn pushes(&self) -> bool {

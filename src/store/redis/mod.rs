@@ -39,8 +39,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long connecting may take: a server that does not answer within two seconds serves no cache.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long connecting may take: a server that does not answer within a second serves no cache.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Commands that may wait for the connection's writer before their callers have to.
 const COMMANDS_QUEUED: usize = 512;
@@ -93,7 +93,7 @@ impl Redis {
         })
     }
 
-    /// How long connecting may take as a whole, handshakes and subscription included. Default: 2 s.
+    /// How long connecting may take as a whole, handshakes and subscription included. Default: 1 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -128,6 +128,10 @@ impl Store for Redis {
                 Err(_elapsed) => Err(StoreError::new(StoreErrorKind::Timeout, "connect")),
             }
         })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     fn describe(&self) -> String {
