@@ -123,6 +123,7 @@ mod flight;
 mod golden;
 mod key;
 mod local;
+mod random;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

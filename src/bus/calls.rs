@@ -4,6 +4,7 @@
 use super::{Bus, lock};
 use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
+use crate::random::random_part;
 use crate::store::{Link, Logged, StoreResult};
 use crate::time::Millis;
 use std::collections::{BTreeMap, HashMap};
@@ -434,5 +435,5 @@ fn remove_one<T: PartialEq>(list: &mut Vec<T>, item: &T) {
 
 /// Between half of `mean` and one and a half of it.
 fn jittered(mean: Duration) -> Duration {
-    mean / 2 + mean.mul_f64((super::random() as u32 as f64) / f64::from(u32::MAX))
+    mean / 2 + mean.mul_f64(random_part())
 }

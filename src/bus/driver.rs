@@ -8,6 +8,7 @@
 use super::{Bus, lock};
 use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
+use crate::random::{random, random_part};
 use crate::store::{Hints, Link, Polled, StoreResult};
 use crate::time::Millis;
 use std::convert::Infallible;
@@ -50,7 +51,7 @@ pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sen
             // Nobody listens any more once the cache is built.
             let _ = first.send(error);
         }
-        let wait = state.failed(super::random() as u32);
+        let wait = state.failed(random() as u32);
         tokio::select! {
             () = bus.shutdown.cancelled() => break,
             () = tokio::time::sleep(wait) => {}
@@ -322,7 +323,7 @@ impl Session<'_> {
         let now = Instant::now();
         self.poll_sent = Some(now);
         self.last_poll = now;
-        let jitter = 0.9 + 0.2 * f64::from(super::random() as u32) / f64::from(u32::MAX);
+        let jitter = 0.9 + 0.2 * random_part();
         self.next_poll = now + self.bus.timing.heartbeat.mul_f64(jitter);
         self.calls.spawn(async move {
             Done::Polled(sent, Bus::within(limit, "poll", link.poll()).await)

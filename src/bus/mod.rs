@@ -21,12 +21,12 @@ pub use health::{Health, StoreState};
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
+use crate::random::random;
 use crate::store::{BoxFuture, Link, Namespace, Opening, Store, StoreResult};
 use crate::time::{Clock, Millis};
 use health::Observed;
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -411,9 +411,4 @@ impl AtomicWord {
 /// between any two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// 64 bits that nobody can foresee: the standard library's own keyed hash, keyed afresh each time.
-pub(crate) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

@@ -199,7 +199,7 @@ where
         };
         match ttl {
             Ttl::For(life) if life > JITTER_FROM => {
-                let random = f64::from(crate::bus::random() as u32) / f64::from(u32::MAX);
+                let random = crate::random::random_part();
                 let factor = 1.0 + self.options.jitter * (2.0 * random - 1.0);
                 Ttl::For(Duration::try_from_secs_f64(life.as_secs_f64() * factor).unwrap_or(life))
             }

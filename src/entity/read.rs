@@ -411,7 +411,7 @@ where
         began: &Began,
         unusable: Option<&[u8]>,
     ) -> Option<Result<Next<V, E>, ()>> {
-        let token = crate::bus::random();
+        let token = crate::random::random();
         let request = LeaseRequest {
             token,
             ttl: self.lease_ttl(),

@@ -1,6 +1,6 @@
 //! Waiting for the load of another pod.
 
-use crate::bus::random;
+use crate::random::random_part;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 /// How long to wait until the next look, unless the fill is announced before.
 pub(super) fn pause() -> Duration {
     let (shortest, longest) = PAUSE;
-    let part = f64::from(random() as u32) / f64::from(u32::MAX);
+    let part = random_part();
     shortest + (longest - shortest).mul_f64(part)
 }
 

@@ -22,7 +22,6 @@ use bytes::Bytes;
 use link::{HINT_QUEUE, MemoryHints, MemoryLink};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
@@ -185,7 +184,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             name: None,
-            incarnation: Incarnation(random()),
+            incarnation: Incarnation(crate::random::random()),
             settings: Mutex::new(Settings {
                 clock: None,
                 max_entries: DEFAULT_MAX_ENTRIES,
@@ -218,11 +217,6 @@ impl Inside {
 /// own, and must not take every other cache of the process with it.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A number that differs with each call and each process: std seeds its hashers at random.
-pub(crate) fn random() -> u64 {
-    RandomState::new().hash_one(SystemTime::now())
 }
 
 #[cfg(test)]

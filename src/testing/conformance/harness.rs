@@ -1,8 +1,8 @@
 //! What the claims are made with.
 
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
+use crate::random::random;
 use crate::store::memory::layout::{Front, State};
-use crate::store::memory::random;
 use crate::store::{
     Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged, Namespace,
     Opening, Place, Store,
