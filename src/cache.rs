@@ -2,6 +2,7 @@
 
 use crate::bus::{Bus, Health};
 use crate::error::BuildError;
+use crate::tags::Registry;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
@@ -33,6 +34,8 @@ pub struct Cache(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) bus: Arc<Bus>,
+    /// The tags that are watched in this pod.
+    pub(crate) tags: Arc<Registry>,
     /// What each entity name stands for.
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
     _shutdown: DropGuard,
@@ -49,6 +52,7 @@ impl Cache {
     pub(crate) fn new(bus: Arc<Bus>) -> Self {
         let (shutdown, closing) = (bus.shutdown.clone(), bus.closing.clone());
         Self(Arc::new(Inner {
+            tags: Registry::new(&bus),
             bus,
             entities: Mutex::default(),
             _shutdown: shutdown.drop_guard(),

@@ -124,7 +124,9 @@ mod golden;
 mod key;
 mod local;
 mod random;
+mod reactivity;
 pub mod store;
+mod tags;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
@@ -138,11 +140,12 @@ pub use entity::{
     Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
 };
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
-pub use key::{Key, KeyBuf};
+pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 pub use time::{Clock, Millis};
 
 /// The pages beside the code, so that their examples are compiled and run.
@@ -156,6 +159,8 @@ mod pages {
     mod guarantees {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
+    #[doc = include_str!("../docs/reactivity.md")]
+    mod reactivity {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

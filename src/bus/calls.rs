@@ -2,11 +2,13 @@
 //! has acknowledged them on the timeline that this pod follows.
 
 use super::{Bus, lock};
+use crate::coherence::wire::MAX_KEYS;
 use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
 use crate::store::{Link, Logged, StoreResult};
 use crate::time::Millis;
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::fmt;
@@ -207,10 +209,7 @@ impl Bus {
         if self.closing.is_cancelled() {
             return Err(InvalidateError::Closed);
         }
-        let handles: Vec<_> = calls
-            .into_iter()
-            .map(|(lane, call)| self.announce(lane, Arc::new(call)))
-            .collect();
+        let handles = self.begin_all(calls);
         let mut stamp = Stamp::default();
         let limit = tokio::time::Instant::now() + self.timing.invalidate_timeout;
         for mut handle in handles.clone() {
@@ -228,6 +227,46 @@ impl Bus {
         Ok(stamp)
     }
 
+    /// Begins `calls`, and tells those who watch in this process once all of them are carried out here.
+    pub(crate) fn begin_all(self: &Arc<Self>, calls: Vec<(Lane, Call)>) -> Vec<CallHandle> {
+        let shared = calls.into_iter().map(|(lane, call)| (lane, Arc::new(call)));
+        let calls: Vec<_> = shared.collect();
+        let announce = |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call));
+        let handles = calls.iter().map(announce).collect();
+        self.tell_own(calls.iter().map(|(_, call)| call.change()));
+        handles
+    }
+
+    /// The calls that invalidate `keys` of one entity: hash and physical key of each.
+    pub(crate) fn invalidations(
+        &self,
+        entity: &Arc<str>,
+        hash: u64,
+        keys: impl IntoIterator<Item = (u64, Bytes)>,
+    ) -> Vec<(Lane, Call)> {
+        let mut lanes: BTreeMap<Lane, Vec<(u64, Bytes)>> = BTreeMap::new();
+        for (key, name) in keys {
+            let lane = self.space.lane_of(key);
+            lanes.entry(lane).or_default().push((key, name));
+        }
+        let mut calls = Vec::new();
+        for (lane, mut keys) in lanes {
+            keys.sort_unstable();
+            keys.dedup();
+            let call = |keys: &[_]| (lane, Call::invalidate(entity, hash, keys));
+            calls.extend(keys.chunks(MAX_KEYS).map(call));
+        }
+        calls
+    }
+
+    /// The calls that invalidate all keys of an entity.
+    pub(crate) fn clears(&self, entity: &Arc<str>, hash: u64) -> Vec<(Lane, Call)> {
+        let lanes = self.namespace.lanes();
+        lanes
+            .map(|lane| (lane, Call::clear(entity, hash)))
+            .collect()
+    }
+
     /// Carries `call` out in this process, and sees to it that the store learns of it. From here on
     /// nobody needs to wait for it to happen.
     pub(super) fn announce(self: &Arc<Self>, lane: Lane, call: Arc<Call>) -> CallHandle {
@@ -238,12 +277,13 @@ impl Bus {
         let bus = Arc::clone(self);
         let task = async move { bus.see_through(lane, call, Waiting { id, state }).await };
         let shutdown = self.shutdown.clone();
-        self.work.spawn(async move {
+        let until_shutdown = async move {
             tokio::select! {
                 () = task => {}
                 () = shutdown.cancelled() => {}
             }
-        });
+        };
+        self.work.spawn_on(until_shutdown, &self.runtime);
         CallHandle {
             lane,
             state: receiver,
@@ -298,6 +338,7 @@ impl Bus {
                 if actions.contains(&Action::Poll) {
                     self.ask_for_poll();
                 }
+                self.wake_told();
                 match ack {
                     Ack::Acknowledged(position) => {
                         self.nudge.notify_one();
@@ -342,8 +383,7 @@ impl Bus {
     ) -> StoreResult<Logged> {
         let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
         if call.kind == Kind::Clear {
-            let hash = call.hashes.first().copied().unwrap_or_default();
-            let call = link.clear(lane, &call.entity, hash, nonce, opening);
+            let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
             Self::within(limit, "clear", call).await
         } else {
             let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
@@ -356,34 +396,34 @@ impl Bus {
     fn poison(&self, lane: Lane, call: &Call) {
         self.calls
             .poisons
-            .fetch_add(call.hashes.len(), Ordering::AcqRel);
-        for &hash in &call.hashes {
-            if call.kind == Kind::Clear {
-                lock(&self.calls.clearing).push((lane, hash));
-                self.each_member(|member| {
-                    if member.entity() == hash {
-                        member.flush(lane);
-                    }
-                });
-            } else {
-                let mut stripe = self.stripe(lane, hash);
-                stripe.poisoned.push(hash);
-                self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
-            }
+            .fetch_add(poisons(call), Ordering::AcqRel);
+        if call.kind == Kind::Clear {
+            let entity = call.entity_hash();
+            lock(&self.calls.clearing).push((lane, entity));
+            self.each_member(|member| {
+                if member.entity() == entity {
+                    member.flush(lane);
+                }
+            });
+        }
+        for &hash in call.key_hashes() {
+            let mut stripe = self.stripe(lane, hash);
+            stripe.poisoned.push(hash);
+            self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
         }
     }
 
     fn heal(&self, lane: Lane, call: &Call) {
-        for &hash in &call.hashes {
-            if call.kind == Kind::Clear {
-                remove_one(&mut lock(&self.calls.clearing), &(lane, hash));
-            } else {
-                remove_one(&mut self.stripe(lane, hash).poisoned, &hash);
-            }
+        if call.kind == Kind::Clear {
+            let cleared = (lane, call.entity_hash());
+            remove_one(&mut lock(&self.calls.clearing), &cleared);
+        }
+        for &hash in call.key_hashes() {
+            remove_one(&mut self.stripe(lane, hash).poisoned, &hash);
         }
         self.calls
             .poisons
-            .fetch_sub(call.hashes.len(), Ordering::AcqRel);
+            .fetch_sub(poisons(call), Ordering::AcqRel);
     }
 
     /// Whether this pod has an invalidation of the key under way, so that what the store holds is not
@@ -424,6 +464,14 @@ impl Bus {
         };
         // What is not acknowledged by then is reported as pending by `health` and lost with us.
         let _ = tokio::time::timeout(limit, all).await;
+    }
+}
+
+/// How much of the call readers have to look out for.
+fn poisons(call: &Call) -> usize {
+    match call.kind {
+        Kind::Clear => 1,
+        _ => call.key_hashes().len(),
     }
 }
 

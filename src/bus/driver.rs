@@ -129,6 +129,8 @@ impl Session<'_> {
                 }
                 () = self.bus.nudge.notified() => {}
             }
+            // What came in one go is told in one go.
+            self.bus.wake_told();
         }
     }
 
@@ -294,6 +296,7 @@ impl Session<'_> {
                 Action::Evict { .. }
                 | Action::Drop { .. }
                 | Action::Clear { .. }
+                | Action::Tell { .. }
                 | Action::Flush
                 | Action::Confirm { .. }
                 | Action::Filled { .. } => {}

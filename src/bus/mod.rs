@@ -14,9 +14,11 @@
 mod calls;
 mod driver;
 mod health;
+mod listen;
 
 pub use calls::{InvalidateError, Pending, Stamp};
 pub use health::{Health, StoreState};
+pub(crate) use listen::{Listener, Liveness};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};
@@ -30,6 +32,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -116,6 +119,8 @@ pub(crate) struct Bus {
     /// Ends loads, and makes new calls fail.
     pub(crate) closing: CancellationToken,
     driver: TaskTracker,
+    /// Where its tasks run: a batch may end outside of it.
+    runtime: Handle,
     /// Ends the driver and everything else.
     pub(crate) shutdown: CancellationToken,
     store: Arc<dyn Store>,
@@ -131,6 +136,8 @@ pub(crate) struct Bus {
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
     observed: Observed,
+    pub(crate) liveness: Arc<Liveness>,
+    listening: listen::Listening,
     nonce_base: u64,
     nonces: AtomicU64,
 }
@@ -163,11 +170,13 @@ impl Bus {
             namespace,
             space,
             rules,
+            liveness: Arc::new(Liveness::new(clock.clone(), rules.lease)),
             clock,
             timing,
             work: TaskTracker::new(),
             closing: CancellationToken::new(),
             driver: TaskTracker::new(),
+            runtime: Handle::current(),
             shutdown: CancellationToken::new(),
             store,
             members: RwLock::default(),
@@ -178,6 +187,7 @@ impl Bus {
             fill_waiters: Mutex::default(),
             calls: calls::Calls::default(),
             observed: Observed::default(),
+            listening: listen::Listening::default(),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
         })
@@ -303,7 +313,11 @@ impl Bus {
                     member.clear(lane, rank);
                 }
             }),
-            Action::Flush => self.flush(lane),
+            Action::Tell { nonce, ref change } => self.tell_of(nonce, change),
+            Action::Flush => {
+                self.flush(lane);
+                self.tell_missed(lane);
+            }
             Action::Confirm { sent } => self.confirm(lane, sent),
             Action::Filled { hash } => self.wake_fill_waiters(hash),
             Action::ReadLog { .. }
@@ -339,6 +353,11 @@ impl Bus {
             .iter()
             .filter_map(Weak::upgrade)
             .for_each(|member| member.confirm(lane, until));
+        let lanes = self
+            .lanes
+            .iter()
+            .map(|cell| cell.until.load(Ordering::Acquire));
+        self.liveness.confirm(lanes.min().unwrap_or_default());
     }
 
     /// Asks the driver for a poll now, and waits until `lane` has learnt something or `limit` passed.

@@ -8,6 +8,7 @@
 //! whatever its place, because removing an entry is always safe, but `applied` moves on only along an
 //! unbroken chain of nonces. Liveness comes from polls alone, and counts from when they were *sent*.
 
+use super::wire::Change;
 use super::{
     Call, Epoch, Head, Hint, Kind, LogEntry, Mechanism, Mechanisms, Nonce, Position, Rank, Ring,
     View,
@@ -32,6 +33,14 @@ pub enum Action {
     Drop {
         /// The key's hash.
         hash: u64,
+    },
+    /// Tell those who watch tags. It follows the removals that belong to it. The same entry may be
+    /// told more than once, and one that the pod logged itself as well: its nonce says so.
+    Tell {
+        /// The entry's nonce.
+        nonce: Nonce,
+        /// What it makes invalid.
+        change: Change,
     },
     /// Remove every entry of the entity on this lane that is older than `rank`.
     Clear {
@@ -587,19 +596,31 @@ impl LaneState {
 
 /// What an entry says, as actions.
 fn announce(entry: &LogEntry, rank: Rank, out: &mut Vec<Action>) {
-    let hashes = entry.hashes.iter();
+    let Some(change) = entry.change() else {
+        return;
+    };
     match entry.kind {
-        Kind::Invalidate => out.extend(hashes.map(|&hash| Action::Evict { hash, rank })),
-        Kind::Clear => out.extend(hashes.map(|&entity| Action::Clear { entity, rank })),
-        Kind::Fork | Kind::Fence | Kind::Filled | Kind::Unknown(_) => {}
+        Kind::Clear => out.push(Action::Clear {
+            entity: change.entity,
+            rank,
+        }),
+        _ => out.extend(change.keys.iter().map(|&hash| Action::Evict { hash, rank })),
     }
+    out.push(Action::Tell {
+        nonce: entry.nonce,
+        change,
+    });
 }
 
-/// What an entry of an epoch that is not followed says. Only the hashes of an invalidation are those of
-/// keys; whatever else it may be, coming to know its epoch covers it.
+/// What an entry of an epoch that is not followed says. A clear needs a rank; coming to know its epoch
+/// covers it.
 fn announce_without_place(entry: &LogEntry, out: &mut Vec<Action>) {
-    if entry.kind == Kind::Invalidate {
-        out.extend(entry.hashes.iter().map(|&hash| Action::Drop { hash }));
+    if let Some(change) = entry.change() {
+        out.extend(change.keys.iter().map(|&hash| Action::Drop { hash }));
+        out.push(Action::Tell {
+            nonce: entry.nonce,
+            change,
+        });
     }
 }
 

@@ -33,4 +33,4 @@ pub use mechanism::{Mechanism, Mechanisms};
 pub use position::{Epoch, HEAD_LEN, Head, Incarnation, Lane, Nonce, Position, Rank};
 pub use ring::{Call, Ring};
 pub use rules::{EntryStamp, FlightMeta, Rules, Verdict, View, Word};
-pub use wire::{Hint, Kind, LogEntry};
+pub use wire::{Change, Hint, Kind, LogEntry};

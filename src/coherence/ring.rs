@@ -1,5 +1,6 @@
 //! What this pod had logged lately, so that it can be logged again if the log's tail was lost.
 
+use super::wire::Change;
 use super::{Head, Kind, Position};
 use crate::time::Millis;
 use bytes::Bytes;
@@ -12,12 +13,58 @@ use std::time::Duration;
 pub struct Call {
     /// [`Kind::Invalidate`] or [`Kind::Clear`].
     pub kind: Kind,
-    /// What the entry carries: hashes of the keys, or the hash of the entity.
+    /// What the entry carries: the hash of the entity's name, then those of the keys.
     pub hashes: Vec<u64>,
     /// The physical keys, for an invalidation.
     pub keys: Vec<Bytes>,
-    /// The entity, for a clear.
+    /// The entity's name.
     pub entity: Arc<str>,
+}
+
+impl Call {
+    /// An invalidation of `keys`, which are of one lane and at most
+    /// [`MAX_KEYS`](super::wire::MAX_KEYS): hash and physical key of each.
+    #[must_use]
+    pub fn invalidate(entity: &Arc<str>, hash: u64, keys: &[(u64, Bytes)]) -> Self {
+        Self {
+            kind: Kind::Invalidate,
+            hashes: [hash].into_iter().chain(keys.iter().map(|k| k.0)).collect(),
+            keys: keys.iter().map(|(_, key)| key.clone()).collect(),
+            entity: Arc::clone(entity),
+        }
+    }
+
+    /// A clear of all keys of `entity` on one lane.
+    #[must_use]
+    pub fn clear(entity: &Arc<str>, hash: u64) -> Self {
+        Self {
+            kind: Kind::Clear,
+            hashes: vec![hash],
+            keys: Vec::new(),
+            entity: Arc::clone(entity),
+        }
+    }
+
+    /// The hash of the entity's name.
+    #[must_use]
+    pub fn entity_hash(&self) -> u64 {
+        self.hashes.first().copied().unwrap_or_default()
+    }
+
+    /// The hashes of the keys.
+    #[must_use]
+    pub fn key_hashes(&self) -> &[u64] {
+        self.hashes.get(1..).unwrap_or_default()
+    }
+
+    /// What it makes invalid.
+    #[must_use]
+    pub fn change(&self) -> Change {
+        Change {
+            entity: self.entity_hash(),
+            keys: self.key_hashes().to_vec(),
+        }
+    }
 }
 
 /// The acknowledged calls of the last while, oldest first.

@@ -8,16 +8,16 @@ pub const WIRE_VERSION: u8 = 1;
 pub const ENTRY_PREFIX: usize = 18;
 /// Bytes of a hint before its hashes.
 pub const HINT_PREFIX: usize = 44;
-/// The most hashes one entry may carry; longer lists are split by the sender.
-pub const MAX_HASHES: usize = 64;
+/// The most keys one entry may name; longer lists are split by the sender.
+pub const MAX_KEYS: usize = 64;
 
 /// What a log entry or hint announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// The named keys are invalid.
+    /// Some keys of an entity are invalid.
     Invalidate,
-    /// Every key of the named entities is invalid.
+    /// Every key of an entity is invalid.
     Clear,
     /// A new epoch that continues the previous one up to its fork point.
     Fork,
@@ -66,11 +66,33 @@ pub struct LogEntry {
     pub prev: Nonce,
     /// Its own nonce.
     pub nonce: Nonce,
-    /// Hashes of the keys (or entities) concerned.
+    /// The hash of the entity's name, then those of the keys concerned; of a key alone in a
+    /// [`Kind::Filled`].
     pub hashes: Vec<u64>,
 }
 
+/// What an entry makes invalid.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Change {
+    /// The hash of the entity's name.
+    pub entity: u64,
+    /// Hashes of the keys; all of them if none is named.
+    pub keys: Vec<u64>,
+}
+
 impl LogEntry {
+    /// What the entry makes invalid, if that is what it is about.
+    #[must_use]
+    pub fn change(&self) -> Option<Change> {
+        let (&entity, keys) = self.hashes.split_first()?;
+        let keys = match self.kind {
+            Kind::Invalidate if !keys.is_empty() => keys.to_vec(),
+            Kind::Clear => Vec::new(),
+            _ => return None,
+        };
+        Some(Change { entity, keys })
+    }
+
     /// The stored form: `version 1 · kind 1 · prev nonce 8 · nonce 8 · hash 8 × n`. The sequence
     /// number is the id under which the log keeps it.
     #[must_use]

@@ -24,19 +24,15 @@ pub use outcome::{Origin, Served, Ttl};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
 use crate::cache::Cache;
-use crate::coherence::wire::MAX_HASHES;
-use crate::coherence::{Call, Kind, Lane};
 use crate::error::CacheError;
-use crate::key::{EntityKeys, Key};
+use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use builder::Options;
-use bytes::Bytes;
 use level::Level;
 use loader::SharedLoader;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -244,35 +240,14 @@ where
     where
         K: 'k,
     {
-        let mut lanes: BTreeMap<Lane, Vec<(u64, Bytes)>> = BTreeMap::new();
-        for key in keys {
-            let target = self.0.target(key, self.hash(key));
-            lanes
-                .entry(target.lane)
-                .or_default()
-                .push((target.hash, target.name));
-        }
-        let calls = lanes.into_iter().flat_map(|(lane, mut keys)| {
-            keys.sort_unstable();
-            keys.dedup();
-            let calls: Vec<_> = keys
-                .chunks(MAX_HASHES)
-                .map(|keys| self.call(keys))
-                .collect();
-            calls.into_iter().map(move |call| (lane, call))
+        let named = keys.into_iter().map(|key| {
+            let hash = self.hash(key);
+            let name = key.with_bytes(|bytes| self.0.keys.name(HashedKey { hash, bytes }));
+            (hash, name)
         });
-        let calls = calls.collect();
-        self.0.bus().announce_all(calls).await
-    }
-
-    fn call(&self, keys: &[(u64, Bytes)]) -> Call {
-        let (hashes, keys) = keys.iter().cloned().unzip();
-        Call {
-            kind: Kind::Invalidate,
-            hashes,
-            keys,
-            entity: Arc::clone(&self.0.name),
-        }
+        let (bus, entity) = (self.0.bus(), self.0.keys.entity_hash());
+        let calls = bus.invalidations(&self.0.name, entity, named);
+        bus.announce_all(calls).await
     }
 
     /// Makes every pod forget every key of this entity. One round trip for each of 16 lanes, all at the
@@ -287,22 +262,15 @@ where
     /// # Consistency
     /// As [`invalidate`](Self::invalidate), lane by lane.
     pub async fn clear(&self) -> Result<Stamp, InvalidateError> {
-        let call = |lane| {
-            let (hashes, entity) = (vec![self.0.keys.entity_hash()], Arc::clone(&self.0.name));
-            (
-                lane,
-                Call {
-                    kind: Kind::Clear,
-                    hashes,
-                    keys: Vec::new(),
-                    entity,
-                },
-            )
-        };
-        self.0
-            .bus()
-            .announce_all(self.0.bus().namespace.lanes().map(call).collect())
-            .await
+        let bus = self.0.bus();
+        let calls = bus.clears(&self.0.name, self.0.keys.entity_hash());
+        bus.announce_all(calls).await
+    }
+
+    /// The tag of `key`: what a handler, a query or a memo depends on to learn of its invalidation.
+    #[must_use]
+    pub fn tag(&self, key: &K) -> Tag {
+        Tag::of(Arc::clone(&self.0.name), key)
     }
 
     /// The cache this entity belongs to.

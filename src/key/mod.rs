@@ -10,6 +10,7 @@
 //! `docs/wire-format.md` is the specification, the tests hold concrete values.
 
 mod space;
+mod tag;
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use space::{EntityKeys, HashedKey, KeySpace};
+pub(crate) use tag::HashedTag;
+pub use tag::Tag;
 
 /// What an entity's values are kept under.
 ///

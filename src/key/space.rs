@@ -1,5 +1,6 @@
 //! Hashes, lanes and physical keys of one namespace. Wire-stable.
 
+use bytes::Bytes;
 use std::num::NonZeroU16;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
@@ -86,6 +87,13 @@ impl EntityKeys {
             hash: xxh3_64_with_seed(bytes, self.seed),
             bytes,
         }
+    }
+
+    /// The physical key within its lane.
+    pub(crate) fn name(&self, key: HashedKey<'_>) -> Bytes {
+        let mut name = String::new();
+        self.push_name(key, &mut name);
+        Bytes::from(name)
     }
 
     /// Appends `entity:key` in printable ASCII: at most [`MAX_PLAIN`] bytes after the colon.

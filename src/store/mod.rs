@@ -247,9 +247,10 @@ pub trait Link: Send + Sync + 'static {
     /// Gives a lease back, if it is still there, so that the next caller need not wait for its end.
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;
 
-    /// Removes the values of `keys` (and leases on them), logs their hashes as one entry, publishes
-    /// it. Works without free memory. `keys` and `hashes` belong to `lane`; at most
-    /// [`MAX_HASHES`](crate::coherence::wire::MAX_HASHES).
+    /// Removes the values of `keys` (and leases on them), logs `hashes` as one entry, publishes it.
+    /// Works without free memory. The keys belong to `lane` and to one entity, and are at most
+    /// [`MAX_KEYS`](crate::coherence::wire::MAX_KEYS); the hashes are that of the entity's name, then
+    /// theirs.
     fn invalidate<'a>(
         &'a self,
         lane: Lane,
@@ -259,7 +260,8 @@ pub trait Link: Send + Sync + 'static {
         opening: Opening,
     ) -> BoxFuture<'a, StoreResult<Logged>>;
 
-    /// Raises the floor of `entity` on `lane` above everything stored, logs and publishes it.
+    /// Raises the floor of `entity` on `lane`, if there is one, above everything stored; logs `hash`,
+    /// which is that of its name, and publishes it.
     fn clear<'a>(
         &'a self,
         lane: Lane,

@@ -75,12 +75,7 @@ impl World {
             return false;
         }
         self.source[usize::from(key)] += 1;
-        let call = Call {
-            kind: Kind::Invalidate,
-            hashes: vec![hash(key)],
-            keys: vec![physical(key)],
-            entity: ENTITY.into(),
-        };
+        let call = Call::invalidate(&ENTITY.into(), ENTITY_HASH, &[(hash(key), physical(key))]);
         let pod = &mut self.pods[usize::from(n)];
         pod.invalidations.push(Invalidation::of(call));
         true
@@ -91,12 +86,7 @@ impl World {
             return false;
         }
         self.source.iter_mut().for_each(|version| *version += 1);
-        let call = Call {
-            kind: Kind::Clear,
-            hashes: vec![ENTITY_HASH],
-            keys: Vec::new(),
-            entity: ENTITY.into(),
-        };
+        let call = Call::clear(&ENTITY.into(), ENTITY_HASH);
         let pod = &mut self.pods[usize::from(n)];
         pod.invalidations.push(Invalidation::of(call));
         true
@@ -158,7 +148,8 @@ impl World {
     }
 
     fn begin(&mut self, n: u8, at: u8, call: &Call) {
-        let covered = |key: &Key| call.kind == Kind::Clear || call.hashes.contains(&hash(*key));
+        let covered =
+            |key: &Key| call.kind == Kind::Clear || call.key_hashes().contains(&hash(*key));
         let keys = (0..self.source.len() as u8).filter(covered);
         let covers = keys
             .map(|key| (key, self.source[usize::from(key)]))
@@ -236,7 +227,7 @@ impl Pod {
             self.flush();
             return;
         }
-        for &hash in &call.hashes {
+        for &hash in call.key_hashes() {
             self.stripes[key_of(hash)].poisoned += 1;
             self.evict(key_of(hash), Rank(u64::MAX));
         }
@@ -247,7 +238,7 @@ impl Pod {
             self.clearing -= 1;
             return;
         }
-        for &hash in &call.hashes {
+        for &hash in call.key_hashes() {
             self.stripes[key_of(hash)].poisoned -= 1;
         }
     }

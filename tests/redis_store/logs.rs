@@ -117,7 +117,7 @@ async fn invalidate_removes_logs_and_publishes() {
 async fn invalidate_takes_the_most_keys_that_one_entry_may_name() {
     let pod = Pod::open().await;
     let keys: Vec<_> = (0..64).map(|n| Bytes::from(format!("key {n}"))).collect();
-    let hashes: Vec<u64> = (0..64).map(|n| u64::MAX - n).collect();
+    let hashes: Vec<u64> = (0..=64).map(|n| u64::MAX - n).collect();
     let logged = pod
         .link
         .invalidate(LANE, &keys, &hashes, Nonce(1), OPENING)
@@ -235,6 +235,7 @@ async fn a_log_of_another_type_is_empty_and_replaced() {
 async fn sequence_numbers_beyond_fifteen_digits_of_a_float_stay_exact() {
     let pod = Pod::open().await;
     let seq = (1 << 48) - 2;
+    pod.lease("j", 1).await; // sets the floor that is raised
     let mut head = pod.head().await.unwrap();
     head.at.seq = seq;
     let _: redis::Value = pod.server.query(&[b"SET", b"{ns:00}h", &head.encode()]);

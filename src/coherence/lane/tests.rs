@@ -4,6 +4,7 @@ use super::*;
 use crate::coherence::{Incarnation, Lane};
 
 const E: Epoch = Epoch(0xE);
+const ENTITY: u64 = 7;
 
 fn entry(seq: u64) -> LogEntry {
     LogEntry {
@@ -11,7 +12,7 @@ fn entry(seq: u64) -> LogEntry {
         kind: Kind::Invalidate,
         prev: Nonce(seq - 1),
         nonce: Nonce(seq),
-        hashes: vec![seq * 100],
+        hashes: vec![ENTITY, seq * 100],
     }
 }
 
@@ -61,6 +62,8 @@ impl Bench {
     fn run(&mut self, step: impl FnOnce(&mut LaneState, &mut Vec<Action>)) -> Vec<Action> {
         let mut out = Vec::new();
         step(&mut self.0, &mut out);
+        // Who is told is a matter of its own.
+        out.retain(|action| !matches!(action, Action::Tell { .. }));
         out
     }
 
@@ -83,7 +86,7 @@ impl Bench {
     fn ack(&mut self, epoch: Epoch, seq: u64) -> (Ack, Vec<Action>) {
         let call = Arc::new(Call {
             kind: Kind::Invalidate,
-            hashes: vec![seq * 100],
+            hashes: vec![ENTITY, seq * 100],
             keys: vec![],
             entity: "e".into(),
         });
@@ -91,6 +94,7 @@ impl Bench {
         let ack = self
             .0
             .on_ack(&call, &entry(seq), epoch, Millis(1), &mut out);
+        out.retain(|action| !matches!(action, Action::Tell { .. }));
         (ack, out)
     }
 
@@ -347,7 +351,7 @@ fn a_fork_keeps_the_shared_prefix_and_reissues_what_was_lost() {
         ..entry(8)
     };
     let actions = lane.log(6, &[entry(6), opened, next], 102);
-    assert!(matches!(&actions[0], Action::Reissue(call) if call.hashes == [700]));
+    assert!(matches!(&actions[0], Action::Reissue(call) if call.key_hashes() == [700]));
     assert_eq!(actions[1..], [evict(8, 2), confirm(100)]);
     assert!(matches!(lane.ack(E, 6).0, Ack::Acknowledged(_)), "shared");
     assert_eq!(lane.ack(E, 7).0, Ack::Lost);
@@ -390,7 +394,7 @@ fn a_fork_whose_log_is_gone_is_flushed_but_what_it_lost_is_reissued() {
     assert_eq!(lane.head(fork, 100, 101), [Action::ReadLog { from: 6 }]);
     let actions = lane.log(6, &[], 102);
     assert_eq!(actions[0], Action::Flush);
-    assert!(matches!(&actions[1], Action::Reissue(call) if call.hashes == [700]));
+    assert!(matches!(&actions[1], Action::Reissue(call) if call.key_hashes() == [700]));
     assert_eq!(actions[2..], [confirm(100)]);
 }
 
@@ -400,4 +404,39 @@ fn a_fence_needs_nothing_reissued() {
     lane.ack(E, 6);
     let actions = lane.head(head(Epoch(0xF), 8), 100, 101);
     assert_eq!(actions, [Action::Flush, confirm(100)]);
+}
+
+#[test]
+fn who_watches_tags_is_told_after_the_removals() {
+    let mut lane = Bench::at(5);
+    let mut told = Vec::new();
+    let mut clear = hint(E, 7);
+    clear.entry.kind = Kind::Clear;
+    clear.entry.hashes = vec![ENTITY];
+    lane.0.on_hint(&hint(E, 6), Millis(1), &mut told);
+    lane.0.on_hint(&clear, Millis(1), &mut told);
+    lane.0.on_hint(&hint(Epoch(3), 8), Millis(1), &mut told);
+    let tell = |seq: u64, keys: &[u64]| Action::Tell {
+        nonce: Nonce(seq),
+        change: Change {
+            entity: ENTITY,
+            keys: keys.to_vec(),
+        },
+    };
+    let cleared = Action::Clear {
+        entity: ENTITY,
+        rank: Rank::new(1, 7),
+    };
+    assert_eq!(
+        told,
+        [
+            evict(6, 1),
+            tell(6, &[600]),
+            cleared,
+            tell(7, &[]),
+            Action::Poll,
+            Action::Drop { hash: 800 },
+            tell(8, &[800]),
+        ]
+    );
 }

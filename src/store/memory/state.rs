@@ -240,7 +240,10 @@ impl MemoryState {
         let mut step = self.step(lane, now_ms, hints);
         let head = step.open(opening);
         let logged = step.append(head, Kind::Clear, nonce, vec![hash]);
-        step.lane.floors.insert(entity.to_owned(), logged.at.seq);
+        // Without a floor there is nothing usable to clear: the next lease sets one that is higher still.
+        if let Some(floor) = step.lane.floors.get_mut(entity) {
+            *floor = logged.at.seq;
+        }
         logged
     }
 

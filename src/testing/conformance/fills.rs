@@ -1,7 +1,9 @@
 //! Claims on values, leases and fills.
 
-use super::harness::{ENTITY, Harness, KEY, LANE, LONG, Lease, eventually, place, value};
-use crate::coherence::wire::MAX_HASHES;
+use super::harness::{
+    ENTITY, ENTITY_HASH, Harness, KEY, LANE, LONG, Lease, eventually, place, value,
+};
+use crate::coherence::wire::MAX_KEYS;
 use crate::store::{LeaseRequest, LeaseState, Place};
 use bytes::Bytes;
 use std::time::Duration;
@@ -178,6 +180,16 @@ pub async fn a_clear_raises_the_floor_above_what_was_stored(harness: &Harness) {
     assert!(!probe.fill(leased, lease, &value(lease)).await);
 }
 
+/// A name that no value was ever stored under costs the store nothing but the log entry.
+pub async fn a_clear_of_what_nobody_keeps_leaves_no_floor(harness: &Harness) {
+    let probe = harness.probe().await;
+    let cleared = probe.clear().await;
+    assert_eq!(probe.read(KEY).await.floor, None);
+    let lease = probe.lease(KEY).await;
+    assert_eq!(lease.head.at, cleared.at);
+    assert_eq!(probe.read(KEY).await.floor, Some(cleared.at.seq));
+}
+
 /// Where an entity has no floor yet, the first lease sets it to where the log stands.
 pub async fn a_lease_sets_a_missing_floor(harness: &Harness) {
     let probe = harness.probe().await;
@@ -209,7 +221,7 @@ pub async fn a_value_of_a_dead_epoch_counts_as_absent(harness: &Harness) {
 /// One call removes as many values as an entry may name, and only those.
 pub async fn one_invalidation_removes_many_values(harness: &Harness) {
     let probe = harness.probe().await;
-    let keys: Vec<_> = (0..=MAX_HASHES).map(|n| format!("user/{n}")).collect();
+    let keys: Vec<_> = (0..=MAX_KEYS).map(|n| format!("user/{n}")).collect();
     let places: Vec<_> = keys
         .iter()
         .zip(1..)
@@ -229,7 +241,8 @@ pub async fn one_invalidation_removes_many_values(harness: &Harness) {
         assert_eq!(probe.read(*place).await.value, None);
     }
     assert!(probe.read(*kept).await.value.is_some());
-    let hashes: Vec<_> = gone.iter().map(|place| place.hash).collect();
+    let hashes = gone.iter().map(|place| place.hash);
+    let hashes: Vec<_> = [ENTITY_HASH].into_iter().chain(hashes).collect();
     assert_eq!(
         probe.log().await.last().map(|e| e.hashes.clone()),
         Some(hashes)

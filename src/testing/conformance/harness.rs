@@ -23,6 +23,7 @@ pub(super) const LONG: Duration = Duration::from_secs(300);
 /// The lane that most claims work on.
 pub(super) const LANE: Lane = Lane(1);
 pub(super) const ENTITY: &str = "user";
+pub(super) const ENTITY_HASH: u64 = 0xE;
 /// The key that most claims work on.
 pub(super) const KEY: Place<'static> = place(b"user/1", 0x51);
 
@@ -125,7 +126,8 @@ impl Probe<'_> {
             .iter()
             .map(|p| Bytes::copy_from_slice(p.key))
             .collect();
-        let hashes: Vec<_> = places.iter().map(|p| p.hash).collect();
+        let hashes = places.iter().map(|p| p.hash);
+        let hashes: Vec<_> = [ENTITY_HASH].into_iter().chain(hashes).collect();
         let (nonce, opening) = (self.names.nonce(), self.names.opening());
         let logged = self.link.invalidate(LANE, &keys, &hashes, nonce, opening);
         logged.await.expect("invalidate")
@@ -133,7 +135,10 @@ impl Probe<'_> {
 
     pub(super) async fn clear(&self) -> Logged {
         let (nonce, opening) = (self.names.nonce(), self.names.opening());
-        let logged = self.link.clear(LANE, ENTITY, 0xE, nonce, opening).await;
+        let logged = self
+            .link
+            .clear(LANE, ENTITY, ENTITY_HASH, nonce, opening)
+            .await;
         logged.expect("clear")
     }
 

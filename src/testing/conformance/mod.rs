@@ -79,6 +79,7 @@ macro_rules! __store_claims {
             a_present_value_wins_over_the_lease
             unusable_bytes_count_as_absent_only_while_they_stand_there
             a_clear_raises_the_floor_above_what_was_stored
+            a_clear_of_what_nobody_keeps_leaves_no_floor
             a_lease_sets_a_missing_floor
             a_value_of_a_dead_epoch_counts_as_absent
             one_invalidation_removes_many_values

@@ -1,0 +1,288 @@
+//! Which tags are watched in this process, and how often each was invalidated.
+//!
+//! A watched tag has [`Cell`]s: counters that only grow. Who depends on tags remembers the counts it
+//! started from and compares ([`Dependency`]); who wants to run when they change is woken as well
+//! ([`Watch`]). So an invalidation costs the same however much depends on the tag, nothing is queued
+//! anywhere, and what comes while somebody runs is one change to it, however often it came.
+
+use crate::bus::{Bus, Listener, Liveness, lock};
+use crate::coherence::{Change, Lane};
+use crate::key::{HashedTag, KeySpace, Tag};
+use crate::time::Millis;
+use std::collections::HashMap;
+use std::mem;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use tokio::sync::Notify;
+
+/// Tags below which nobody looks for those that are watched no more.
+const SWEEP_FROM: usize = 256;
+
+/// The tags that are watched in one cache.
+pub(crate) struct Registry {
+    space: KeySpace,
+    liveness: Arc<Liveness>,
+    tags: Mutex<Tags>,
+    /// Watched tags, those watched no more and not yet swept included.
+    watched: AtomicUsize,
+    /// Whom to wake once all of an invalidation is counted.
+    to_wake: Mutex<Vec<Weak<Notify>>>,
+}
+
+#[derive(Default)]
+struct Tags {
+    names: HashMap<u64, Name>,
+    keys: HashMap<u64, Key>,
+    sweep_at: usize,
+}
+
+/// A bare name, watched itself or by one of its keys.
+#[derive(Default)]
+struct Name {
+    /// Invalidations of the name: of all its keys.
+    whole: Arc<Cell>,
+    /// Invalidations of one of its keys.
+    parts: Arc<Cell>,
+    keys: Vec<u64>,
+}
+
+struct Key {
+    cell: Arc<Cell>,
+    lane: Lane,
+}
+
+/// How often something was invalidated.
+#[derive(Default)]
+struct Cell {
+    count: AtomicU64,
+    watchers: Mutex<Vec<Weak<Notify>>>,
+}
+
+impl Cell {
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn bump(&self, to_wake: &mut Vec<Weak<Notify>>) {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        to_wake.extend(lock(&self.watchers).iter().cloned());
+    }
+
+    fn watch(&self, notify: &Arc<Notify>) {
+        let mut watchers = lock(&self.watchers);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(notify));
+    }
+
+    fn is_unused(cell: &Arc<Self>) -> bool {
+        Arc::strong_count(cell) == 1
+    }
+}
+
+impl Registry {
+    pub(crate) fn new(bus: &Arc<Bus>) -> Arc<Self> {
+        let registry = Arc::new(Self {
+            space: bus.space.clone(),
+            liveness: Arc::clone(&bus.liveness),
+            tags: Mutex::default(),
+            watched: AtomicUsize::new(0),
+            to_wake: Mutex::default(),
+        });
+        let listener: Weak<dyn Listener> = Arc::downgrade(&(Arc::clone(&registry) as _));
+        bus.listen(listener);
+        registry
+    }
+
+    /// What was not invalidated up to now, and is watched from now on.
+    pub(crate) fn depend(&self, tags: &[Tag]) -> Dependency {
+        let cells = self.cells(tags).into_iter().flatten();
+        Dependency {
+            cells: cells.map(|cell| (cell.count(), cell)).collect(),
+            since: self.liveness.now(),
+            liveness: Arc::clone(&self.liveness),
+        }
+    }
+
+    /// Watches `tags` from now on.
+    pub(crate) fn watch(self: &Arc<Self>, tags: Vec<Tag>) -> Watch {
+        let notify = Arc::new(Notify::new());
+        let cells = self.cells(&tags);
+        for cell in cells.iter().flatten() {
+            cell.watch(&notify);
+        }
+        let seen = cells
+            .iter()
+            .map(|two| two.each_ref().map(|cell| cell.count()));
+        Watch {
+            registry: Arc::clone(self),
+            seen: seen.collect(),
+            cells,
+            tags,
+            notify,
+        }
+    }
+
+    /// The two cells of each tag: of a key its own and that of its whole name, of a name that of the
+    /// whole and that of its parts.
+    fn cells(&self, tags: &[Tag]) -> Vec<[Arc<Cell>; 2]> {
+        let hashed: Vec<_> = tags.iter().map(|tag| self.space.hash_tag(tag)).collect();
+        let mut table = lock(&self.tags);
+        let cells = hashed.into_iter().map(|tag| table.cells(tag)).collect();
+        table.sweep_sometimes();
+        self.watched.store(table.len(), Ordering::Release);
+        cells
+    }
+}
+
+impl Tags {
+    fn cells(&mut self, tag: HashedTag) -> [Arc<Cell>; 2] {
+        let name = self.names.entry(tag.name).or_default();
+        let whole = Arc::clone(&name.whole);
+        let Some((hash, lane)) = tag.key else {
+            return [whole, Arc::clone(&name.parts)];
+        };
+        let key = self.keys.entry(hash).or_insert_with(|| {
+            name.keys.push(hash);
+            let cell = Arc::default();
+            Key { cell, lane }
+        });
+        [Arc::clone(&key.cell), whole]
+    }
+
+    /// Counts an invalidation, if anybody watches what it is of.
+    fn count(&self, change: &Change, to_wake: &mut Vec<Weak<Notify>>) {
+        let Some(name) = self.names.get(&change.entity) else {
+            return;
+        };
+        if change.keys.is_empty() {
+            name.whole.bump(to_wake);
+            return;
+        }
+        name.parts.bump(to_wake);
+        for key in change.keys.iter().filter_map(|key| self.keys.get(key)) {
+            key.cell.bump(to_wake);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.names.len() + self.keys.len()
+    }
+
+    /// Forgets what nobody watches any more, whenever the table has doubled since it last did: a
+    /// constant share of the cost of growing it.
+    fn sweep_sometimes(&mut self) {
+        if self.len() < self.sweep_at.max(SWEEP_FROM) {
+            return;
+        }
+        let keys = &mut self.keys;
+        keys.retain(|_, key| !Cell::is_unused(&key.cell));
+        self.names.retain(|_, name| {
+            name.keys.retain(|key| keys.contains_key(key));
+            let unused = Cell::is_unused(&name.whole) && Cell::is_unused(&name.parts);
+            !unused || !name.keys.is_empty()
+        });
+        self.sweep_at = 2 * self.len();
+    }
+}
+
+impl Listener for Registry {
+    fn is_idle(&self) -> bool {
+        self.watched.load(Ordering::Acquire) == 0
+    }
+
+    fn changed(&self, changes: &mut dyn Iterator<Item = Change>) {
+        let (tags, mut to_wake) = (lock(&self.tags), lock(&self.to_wake));
+        for change in changes {
+            tags.count(&change, &mut to_wake);
+        }
+    }
+
+    fn missed(&self, lane: Lane) {
+        let (tags, mut to_wake) = (lock(&self.tags), lock(&self.to_wake));
+        // A clear would have been heard on the other lanes, as far as it concerns their keys.
+        for name in tags.names.values() {
+            name.parts.bump(&mut to_wake);
+        }
+        for key in tags.keys.values().filter(|key| key.lane == lane) {
+            key.cell.bump(&mut to_wake);
+        }
+    }
+
+    fn wake(&self) {
+        let to_wake = mem::take(&mut *lock(&self.to_wake));
+        for notify in to_wake.iter().filter_map(Weak::upgrade) {
+            notify.notify_one();
+        }
+    }
+}
+
+/// That some tags were not invalidated since a moment.
+#[derive(Clone)]
+pub(crate) struct Dependency {
+    cells: Box<[(u64, Arc<Cell>)]>,
+    since: Millis,
+    liveness: Arc<Liveness>,
+}
+
+impl Dependency {
+    /// Whether what began when this was made, and depends on nothing but the tags, may be used: none of
+    /// them was invalidated as far as this pod knows, and what it knows, or else the beginning, is
+    /// younger than L. Once a tag was invalidated it may never be used again.
+    ///
+    /// The order is that of a hit in the local level of an entity, for the same reason (hole H11): until
+    /// when the lanes are live, then the counts, then the clock.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        let until = self.liveness.until();
+        let unchanged = self
+            .cells
+            .iter()
+            .all(|(count, cell)| cell.count() == *count);
+        unchanged && self.liveness.vouches(until, self.since)
+    }
+}
+
+/// One who wants to know when tags are invalidated.
+pub(crate) struct Watch {
+    registry: Arc<Registry>,
+    tags: Vec<Tag>,
+    cells: Vec<[Arc<Cell>; 2]>,
+    /// The counts when it last looked.
+    seen: Vec<[u64; 2]>,
+    notify: Arc<Notify>,
+}
+
+impl Watch {
+    pub(crate) fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
+    /// Which of the tags were invalidated since the last call; none is no change.
+    pub(crate) fn take_changed(&mut self) -> Vec<Tag> {
+        let mut changed = Vec::new();
+        // What is invalidated in one go is counted under this lock: it is seen as a whole, or not yet.
+        let _whole = lock(&self.registry.tags);
+        for ((tag, cells), seen) in self.tags.iter().zip(&self.cells).zip(&mut self.seen) {
+            let counts = cells.each_ref().map(|cell| cell.count());
+            if mem::replace(seen, counts) != counts {
+                changed.push(tag.clone());
+            }
+        }
+        changed
+    }
+
+    /// Waits until one of the tags is invalidated, or was since [`take_changed`](Self::take_changed)
+    /// looked.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn changed(&mut self) -> Vec<Tag> {
+        loop {
+            let changed = self.take_changed();
+            if !changed.is_empty() {
+                return changed;
+            }
+            self.notify.notified().await;
+        }
+    }
+}
