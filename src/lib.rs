@@ -124,10 +124,14 @@ mod golden;
 mod key;
 mod local;
 mod random;
+mod raw;
+#[cfg(feature = "redis")]
+pub mod script;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
@@ -135,7 +139,7 @@ pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
     DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
+    Entity, EntityBuilder, Loader, LocalView, Origin, Served,
 };
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf};
@@ -143,7 +147,11 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use raw::{Raw, RawKeys};
+#[cfg(feature = "redis")]
+pub use script::{RedisCommands, Script};
 pub use time::{Clock, Millis};
+pub use ttl::Ttl;
 
 /// The pages beside the code, so that their examples are compiled and run.
 #[cfg(all(doctest, feature = "redis"))]
@@ -156,6 +164,10 @@ mod pages {
     mod guarantees {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
+    #[doc = include_str!("../docs/raw.md")]
+    mod raw {}
+    #[doc = include_str!("../docs/scripts.md")]
+    mod scripts {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub(crate) use space::{EntityKeys, HashedKey, KeySpace};
+pub(crate) use space::{EntityKeys, HashedKey, KeySpace, RawKeys};
 
 /// What an entity's values are kept under.
 ///
