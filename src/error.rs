@@ -26,8 +26,13 @@ pub enum StoreErrorKind {
     Busy,
     /// It answered something that is not of its protocol or not what was asked for.
     Protocol,
+    /// Something of another kind stands under the key: a hash where a value was asked for, or a value
+    /// where a hash was.
+    WrongType,
     /// It is not a server of the kind or version that this backend needs.
     Unsupported,
+    /// The command cannot go over the connection that the whole cache shares.
+    Refused,
     /// Its address or options cannot be used.
     Config,
     /// The cache was closed.
@@ -45,6 +50,8 @@ impl StoreErrorKind {
             Self::ReadOnly => "store accepts no writes",
             Self::Busy => "store busy",
             Self::Protocol => "store gave an unexpected answer",
+            Self::WrongType => "store holds something of another kind under the key",
+            Self::Refused => "command refused on the shared connection",
             Self::Unsupported => "store is of an unsupported kind",
             Self::Config => "store configuration unusable",
             Self::Closed => "cache closed",
@@ -115,8 +122,11 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        use StoreErrorKind::{Auth, Closed, Config, Denied, Unsupported};
-        !matches!(self.0.kind, Auth | Closed | Config | Denied | Unsupported)
+        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Unsupported, WrongType};
+        !matches!(
+            self.0.kind,
+            Auth | Closed | Config | Denied | Refused | Unsupported | WrongType
+        )
     }
 }
 

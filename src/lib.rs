@@ -124,12 +124,16 @@ mod golden;
 mod key;
 mod local;
 mod random;
+mod raw;
 mod reactivity;
+#[cfg(feature = "redis")]
+pub mod script;
 pub mod store;
 mod tags;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
@@ -137,7 +141,7 @@ pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
     DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
+    Entity, EntityBuilder, Loader, LocalView, Origin, Served,
 };
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
@@ -145,8 +149,12 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use raw::{Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
+#[cfg(feature = "redis")]
+pub use script::{RedisCommands, Script};
 pub use time::{Clock, Millis};
+pub use ttl::Ttl;
 
 /// The pages beside the code, so that their examples are compiled and run.
 #[cfg(all(doctest, feature = "redis"))]
@@ -161,6 +169,10 @@ mod pages {
     mod operations {}
     #[doc = include_str!("../docs/reactivity.md")]
     mod reactivity {}
+    #[doc = include_str!("../docs/raw.md")]
+    mod raw {}
+    #[doc = include_str!("../docs/scripts.md")]
+    mod scripts {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

@@ -244,6 +244,24 @@ impl Bus {
         })
     }
 
+    /// The link for a call that concerns this cache alone and that nobody repeats: raw data, commands.
+    /// Without a link nothing was sent, whatever the trouble is.
+    pub(crate) fn link_now(&self, operation: &'static str) -> StoreResult<Arc<dyn Link>> {
+        if self.closing.is_cancelled() {
+            return Err(StoreError::new(StoreErrorKind::Closed, operation));
+        }
+        self.link().map_err(|why| match why.kind() {
+            StoreErrorKind::Closed => StoreError::new(StoreErrorKind::Closed, operation),
+            _ => StoreError::new(StoreErrorKind::Unavailable, operation).with_source(why),
+        })
+    }
+
+    /// The address of the store.
+    #[cfg(feature = "redis")]
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// Runs one store call under a time limit.
     pub(crate) async fn within<T>(
         limit: Duration,

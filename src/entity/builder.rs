@@ -2,7 +2,7 @@
 
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
-use super::outcome::{Kept, Ttl};
+use super::outcome::Kept;
 use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
@@ -10,6 +10,7 @@ use crate::codec::{self, CodecError};
 use crate::error::BuildError;
 use crate::key::Key;
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
+use crate::ttl::Ttl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::TypeId;

@@ -1,7 +1,7 @@
 //! Loading from the source, and what becomes of the outcome.
 
 use super::Inner;
-use super::outcome::{Landed, Origin, Outcome, Ttl};
+use super::outcome::{Landed, Origin, Outcome};
 use super::target::Target;
 use crate::bus::Bus;
 use crate::codec;
@@ -12,6 +12,7 @@ use crate::key::Key;
 use crate::local::Slot;
 use crate::store::{Fill, Link, Place};
 use crate::time::{Millis, millis};
+use crate::ttl::Ttl;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

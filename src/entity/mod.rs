@@ -20,7 +20,7 @@ pub use builder::{
     EntityBuilder,
 };
 pub use loader::Loader;
-pub use outcome::{Origin, Served, Ttl};
+pub use outcome::{Origin, Served};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
 use crate::cache::Cache;

@@ -11,10 +11,12 @@
 //! a backend that cannot push may never give one.
 
 pub mod memory;
+mod raw;
 
 pub use memory::Memory;
+pub use raw::{RawFound, RawLink, RawPage, RawPlace};
 #[cfg(feature = "redis")]
-mod redis;
+pub(crate) mod redis;
 
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
@@ -22,6 +24,7 @@ pub use self::redis::Redis;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
 use crate::error::StoreError;
 use bytes::Bytes;
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -55,7 +58,7 @@ impl Namespace {
 pub type Connected = (Arc<dyn Link>, Box<dyn Hints>);
 
 /// An address of a backing store.
-pub trait Store: fmt::Debug + Send + Sync + 'static {
+pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
     /// Opens a link for `namespace`: commands and subscription, the subscription acknowledged by the
     /// store before this returns (hole H12: what is published after it is not missed by design).
     ///
@@ -209,7 +212,7 @@ pub struct Logged {
 /// # Cancel safety
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of
 /// others.
-pub trait Link: Send + Sync + 'static {
+pub trait Link: Any + Send + Sync + 'static {
     /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
     /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
     /// values of epochs that were not continued can be told by their epoch.
@@ -279,4 +282,7 @@ pub trait Link: Send + Sync + 'static {
         expected: Epoch,
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>>;
+
+    /// What of this link keeps raw data: no part of the protocol.
+    fn raw(&self) -> &dyn RawLink;
 }

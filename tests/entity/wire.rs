@@ -10,7 +10,7 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, Store, StoreResult,
+    Opening, Place, Polled, RawLink, Store, StoreResult,
 };
 use tokio::sync::watch;
 
@@ -318,6 +318,10 @@ impl Link for WireLink {
             self.state
                 .pass("fence", self.link.fence(lane, expected, opening)),
         )
+    }
+
+    fn raw(&self) -> &dyn RawLink {
+        self.link.raw()
     }
 }
 

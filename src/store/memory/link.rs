@@ -4,7 +4,7 @@ use super::{Inside, Room, Shared, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    StoreResult,
+    RawLink, StoreResult,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl MemoryLink {
     }
 
     /// Does one step under the lock, and publishes what it says before another step can.
-    fn step<'a, T: 'a>(
+    pub(super) fn step<'a, T: 'a>(
         &'a self,
         operation: &'static str,
         access: Access,
@@ -193,5 +193,9 @@ impl Link for MemoryLink {
         self.step("fence", Access::Write, move |inside, now, hints| {
             inside.state.fence(lane, expected, opening, now, hints)
         })
+    }
+
+    fn raw(&self) -> &dyn RawLink {
+        self
     }
 }

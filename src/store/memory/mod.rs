@@ -7,6 +7,7 @@
 mod faults;
 pub(crate) mod layout;
 mod link;
+mod raw;
 mod state;
 mod step;
 mod values;
@@ -37,7 +38,7 @@ static NAMED: Mutex<BTreeMap<String, Weak<Shared>>> = Mutex::new(BTreeMap::new()
 ///
 /// It keeps [`DEFAULT_MAX_ENTRIES`] values for each namespace unless
 /// [`max_entries`](Self::max_entries) says otherwise. What has expired is removed as other values are
-/// written; a full lane evicts an arbitrary value for each new one.
+/// written; a full lane evicts an arbitrary value for each new one. Raw data is not bounded.
 #[derive(Clone, Default)]
 pub struct Memory {
     shared: Arc<Shared>,
@@ -67,6 +68,7 @@ struct Room(Mutex<Inside>);
 #[derive(Debug)]
 struct Inside {
     state: MemoryState,
+    raw: raw::RawState,
     listeners: Vec<mpsc::Sender<Bytes>>,
 }
 
@@ -162,6 +164,7 @@ impl Shared {
             let share = usize::try_from(share).unwrap_or(usize::MAX);
             Arc::new(Room(Mutex::new(Inside {
                 state: MemoryState::new(self.incarnation).with_lane_capacity(share),
+                raw: raw::RawState::default(),
                 listeners: Vec::new(),
             })))
         };

@@ -9,7 +9,7 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    StoreResult,
+    RawLink, StoreResult,
 };
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, Value};
@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A connection for one namespace. Never reconnects.
-pub(super) struct RedisLink {
-    connection: MultiplexedConnection,
-    keys: Arc<Keys>,
+pub(crate) struct RedisLink {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) keys: Arc<Keys>,
     reads: Reads,
     /// The life of the server as last seen. It can change under a living connection: the server
     /// draws a new replication id when its first replica attaches.
@@ -76,7 +76,7 @@ impl RedisLink {
         step.run(&mut self.connection.clone(), call).await
     }
 
-    async fn pipeline(
+    pub(super) async fn pipeline(
         &self,
         operation: &'static str,
         commands: &Pipeline,
@@ -242,6 +242,10 @@ impl Link for RedisLink {
             self.run(&FENCE, &call).await?.head()
         })
     }
+
+    fn raw(&self) -> &dyn RawLink {
+        self
+    }
 }
 
 /// Heads, life and clock of the server, then the proof that it still takes writes.
@@ -268,7 +272,7 @@ fn word(value: u64) -> [u8; 8] {
 }
 
 /// A time to live in milliseconds, rounded up, within what the server takes.
-fn millis(ttl: Duration) -> u64 {
+pub(super) fn millis(ttl: Duration) -> u64 {
     const LONGEST: u128 = 1 << 52;
     let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, LONGEST);
     u64::try_from(millis).expect("clamped to 52 bits")

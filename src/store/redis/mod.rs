@@ -12,22 +12,25 @@
 //! | `{ns:xx}s` | stream | the log: id `seq-0`, field `e` a [log entry](crate::coherence::LogEntry) |
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
+//! | `{ns:xx}r:prefix:key` | string, hash | raw data |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
 //!
 //! Hints go through the channel `{ns}c`.
 
 mod batch;
+mod commands;
 mod error;
 mod hints;
 mod keys;
 mod link;
+mod raw;
 mod reply;
 mod scripts;
 mod server;
 
 use self::hints::Subscription;
 use self::keys::Keys;
-use self::link::RedisLink;
+pub(crate) use self::link::RedisLink;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
 use ::redis::io::tcp::TcpSettings;

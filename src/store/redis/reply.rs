@@ -57,6 +57,32 @@ impl Reply {
         }
     }
 
+    /// How many.
+    pub(super) fn count(self) -> StoreResult<u64> {
+        Self::of(self.operation, number_of(&self.value))
+    }
+
+    /// A value, or that there is none.
+    pub(super) fn stored(self) -> StoreResult<Option<Bytes>> {
+        match self.value {
+            Value::Nil => Ok(None),
+            value => Self::of(self.operation, stored(value).map(Some)),
+        }
+    }
+
+    /// `[cursor, [item, …]]`, the answer to a step of a walk; no cursor at its end.
+    pub(super) fn walked(self) -> StoreResult<(Vec<Value>, Option<Bytes>)> {
+        let operation = self.operation;
+        let [cursor, items] = self.items()?;
+        let cursor = Self::of(operation, stored(cursor))?;
+        let items = Self {
+            operation,
+            value: items,
+        }
+        .array()?;
+        Ok((items, (cursor != "0").then_some(cursor)))
+    }
+
     pub(super) fn head(self) -> StoreResult<Head> {
         let operation = self.operation;
         Self::of(operation, head(self.value))

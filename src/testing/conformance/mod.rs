@@ -39,11 +39,17 @@ mod hints;
     reason = "every claim panics if it does not hold"
 )]
 mod log;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod raw;
 
 pub use fills::*;
 pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
+pub use raw::*;
 
 use crate::store::Store;
 use std::sync::Arc;
@@ -94,6 +100,21 @@ macro_rules! __store_claims {
             a_waiter_hears_of_the_release
             a_fill_that_nobody_waits_for_is_silent
             two_namespaces_do_not_hear_each_other
+            // Raw data.
+            raw_values_are_kept_under_any_bytes
+            raw_values_are_given_in_the_order_asked
+            a_raw_value_takes_the_place_of_what_stood_there
+            a_raw_value_ends_with_its_ttl
+            a_raw_ttl_is_changed_and_taken_away
+            a_raw_ttl_below_the_resolution_rounds_up
+            removing_raw_keys_counts_those_that_were_there
+            raw_hashes_keep_fields_and_end_with_the_last
+            a_raw_hash_keeps_its_ttl_as_fields_come_and_go
+            raw_values_and_hashes_are_told_apart
+            a_raw_scan_gives_every_key_that_stays
+            a_raw_scan_removes_what_it_is_told_to
+            a_walk_over_a_raw_hash_gives_every_field_that_stays
+            raw_lanes_prefixes_and_namespaces_share_nothing
         }
     };
 }
