@@ -123,6 +123,7 @@ mod flight;
 mod golden;
 mod key;
 mod local;
+mod memo;
 mod random;
 pub mod store;
 #[cfg(feature = "testing")]
@@ -143,6 +144,7 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder, MemoStats};
 pub use time::{Clock, Millis};
 
 /// The pages beside the code, so that their examples are compiled and run.
@@ -154,6 +156,8 @@ mod pages {
     mod entity {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/memo.md")]
+    mod memo {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/stores.md")]

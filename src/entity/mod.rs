@@ -20,6 +20,7 @@ pub use builder::{
     EntityBuilder,
 };
 pub use loader::Loader;
+pub(crate) use loader::SharedLoader;
 pub use outcome::{Origin, Served, Ttl};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
@@ -31,7 +32,6 @@ use crate::key::{EntityKeys, Key};
 use builder::Options;
 use bytes::Bytes;
 use level::Level;
-use loader::SharedLoader;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
