@@ -6,6 +6,7 @@ use crate::tags::Registry;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::DropGuard;
@@ -38,6 +39,8 @@ pub(crate) struct Inner {
     pub(crate) tags: Arc<Registry>,
     /// What each entity name stands for.
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
+    /// Set when closing begins: what a memo asks on every hit, since nothing flushes it.
+    closed: AtomicBool,
     _shutdown: DropGuard,
     _closing: DropGuard,
 }
@@ -55,6 +58,7 @@ impl Cache {
             tags: Registry::new(&bus),
             bus,
             entities: Mutex::default(),
+            closed: AtomicBool::new(false),
             _shutdown: shutdown.drop_guard(),
             _closing: closing.drop_guard(),
         }))
@@ -85,7 +89,13 @@ impl Cache {
     /// # Cancel safety
     /// Dropping the future leaves the cache half closed: call it again, or drop every handle.
     pub async fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
         self.0.bus.close(CLOSE_LIMIT).await;
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
     }
 }
 

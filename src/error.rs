@@ -231,7 +231,7 @@ impl<E> From<StoreError> for CacheError<E> {
     }
 }
 
-/// A cache or an entity could not be built; names the option and what is wrong with it.
+/// A cache, an entity or a memo could not be built; names the option and what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct BuildError {
     option: &'static str,

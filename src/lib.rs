@@ -123,6 +123,7 @@ mod flight;
 mod golden;
 mod key;
 mod local;
+mod memo;
 mod random;
 mod raw;
 mod reactivity;
@@ -149,6 +150,7 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder, MemoStats};
 pub use raw::{Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 #[cfg(feature = "redis")]
@@ -165,6 +167,8 @@ mod pages {
     mod entity {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/memo.md")]
+    mod memo {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/reactivity.md")]

@@ -58,7 +58,7 @@ where
 }
 
 /// A loader whose type is forgotten.
-pub(super) trait AnyLoader<K, V, E>: Send + Sync {
+pub(crate) trait AnyLoader<K, V, E>: Send + Sync {
     fn load<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<V, E>>;
 }
 
@@ -69,4 +69,4 @@ impl<K: Sync, L: Loader<K>> AnyLoader<K, L::Value, L::Error> for L {
 }
 
 /// A loader behind a handle.
-pub(super) type SharedLoader<K, V, E> = Arc<dyn AnyLoader<K, V, E>>;
+pub(crate) type SharedLoader<K, V, E> = Arc<dyn AnyLoader<K, V, E>>;

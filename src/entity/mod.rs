@@ -20,6 +20,7 @@ pub use builder::{
     EntityBuilder,
 };
 pub use loader::Loader;
+pub(crate) use loader::SharedLoader;
 pub use outcome::{Origin, Served};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
@@ -28,7 +29,6 @@ use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use builder::Options;
 use level::Level;
-use loader::SharedLoader;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
