@@ -1,6 +1,7 @@
 //! The handle: one namespace on one store. Each mode adds its own constructor to it.
 
 use crate::bus::{Bus, Health};
+use crate::envelope::KeyRing;
 use crate::error::BuildError;
 use crate::tags::Registry;
 use std::any::TypeId;
@@ -37,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) bus: Arc<Bus>,
     /// The tags that are watched in this pod.
     pub(crate) tags: Arc<Registry>,
+    /// What entities seal with, if they say nothing else.
+    pub(crate) keys: Option<KeyRing>,
     /// What each entity name stands for.
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
     /// Set when closing begins: what a memo asks on every hit, since nothing flushes it.
@@ -52,11 +55,12 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    pub(crate) fn new(bus: Arc<Bus>) -> Self {
+    pub(crate) fn new(bus: Arc<Bus>, keys: Option<KeyRing>) -> Self {
         let (shutdown, closing) = (bus.shutdown.clone(), bus.closing.clone());
         Self(Arc::new(Inner {
             tags: Registry::new(&bus),
             bus,
+            keys,
             entities: Mutex::default(),
             closed: AtomicBool::new(false),
             _shutdown: shutdown.drop_guard(),

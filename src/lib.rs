@@ -141,9 +141,13 @@ pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    Entity, EntityBuilder, Loader, LocalView, Origin, Served,
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL,
+    DEFAULT_UNLEASED_LOADS, Entity, EntityBuilder, Loader, LocalView, Origin, Served,
 };
+#[cfg(any(feature = "lz4", feature = "zstd"))]
+pub use envelope::Compression;
+#[cfg(feature = "seal")]
+pub use envelope::KeyRing;
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
@@ -163,6 +167,9 @@ pub use ttl::Ttl;
 mod pages {
     #[doc = include_str!("../README.md")]
     mod readme {}
+    #[cfg(feature = "lz4")]
+    #[doc = include_str!("../docs/compression.md")]
+    mod compression {}
     #[doc = include_str!("../docs/entity.md")]
     mod entity {}
     #[doc = include_str!("../docs/guarantees.md")]
@@ -177,6 +184,9 @@ mod pages {
     mod raw {}
     #[doc = include_str!("../docs/scripts.md")]
     mod scripts {}
+    #[cfg(feature = "seal")]
+    #[doc = include_str!("../docs/seal.md")]
+    mod seal {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

@@ -7,6 +7,7 @@ use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
+use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::Key;
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
@@ -29,6 +30,9 @@ pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_UNLEASED_LOADS: usize = 64;
 /// ±10 % on lives over ten seconds.
 pub const DEFAULT_JITTER: f64 = 0.1;
+/// Bytes of a payload that are left as they are: with their header they fit one network packet, so
+/// that less of them would save nothing.
+pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
 
@@ -50,6 +54,7 @@ pub(super) struct Options<K, V, E> {
     pub(super) jitter: f64,
     pub(super) load_timeout: Duration,
     pub(super) schema: u32,
+    pub(super) packing: Packing,
 }
 
 impl Cache {
@@ -77,6 +82,7 @@ pub struct EntityBuilder<K, L: Loader<K>> {
     weigher: Option<WeightOf<K, L::Value>>,
     engine: LocalEngine,
     unleased_loads: usize,
+    keys: Option<KeyRing>,
     options: Options<K, L::Value, L::Error>,
 }
 
@@ -110,6 +116,7 @@ where
 impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     pub(crate) fn new(cache: Cache, name: String, loader: L) -> Self {
         Self {
+            keys: cache.0.keys.clone(),
             cache,
             name,
             loader,
@@ -124,6 +131,10 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 jitter: DEFAULT_JITTER,
                 load_timeout: DEFAULT_LOAD_TIMEOUT,
                 schema: 0,
+                packing: Packing {
+                    compress_above: DEFAULT_COMPRESS_ABOVE,
+                    ..Packing::default()
+                },
             },
         }
     }
@@ -219,12 +230,50 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Compresses what is stored of each value or error, if it is longer than
+    /// [`compress_above`](Self::compress_above) and becomes smaller. Not set, nothing is compressed.
+    ///
+    /// The local level keeps values as they are. Compressing happens behind the caller who loaded,
+    /// expanding in the read that finds the value in the store. Every pod whose build has the feature
+    /// reads what others compressed, with this option or without; for one whose build has not, it is a
+    /// miss.
+    #[cfg(any(feature = "lz4", feature = "zstd"))]
+    pub fn compress(mut self, how: Compression) -> Self {
+        self.options.packing.compression = Some(how);
+        self
+    }
+
+    /// The longest encoded value, in bytes, that is not compressed: [`DEFAULT_COMPRESS_ABOVE`] if not
+    /// set. Does nothing without [`compress`](Self::compress).
+    #[cfg(any(feature = "lz4", feature = "zstd"))]
+    pub fn compress_above(mut self, bytes: usize) -> Self {
+        self.options.packing.compress_above = bytes;
+        self
+    }
+
+    /// Seals what is stored of each value or error with `keys`, instead of those of the
+    /// [cache](crate::CacheBuilder::seal). What is not sealed with one of them is a miss then.
+    #[cfg(feature = "seal")]
+    pub fn seal(mut self, keys: KeyRing) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// Stores values readable for everybody who can read the store, though the
+    /// [cache](crate::CacheBuilder::seal) seals. What is sealed is a miss then.
+    #[cfg(feature = "seal")]
+    pub fn unsealed(mut self) -> Self {
+        self.keys = None;
+        self
+    }
+
     /// Builds the entity. No round trip.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `jitter`, `load_timeout` or `max_unleased_loads` if out of range.
-    pub fn build(self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
+    /// or schema already; `capacity`, `jitter`, `load_timeout`, `max_unleased_loads` or the level of
+    /// `compress` if out of range; `seal` if a key id stands for two keys.
+    pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
     {
@@ -237,6 +286,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         )?;
         let bus = &self.cache.0.bus;
         let keys = bus.space.entity(&self.name);
+        self.options.packing.seal = self
+            .keys
+            .map(|ring| Seal::new(ring, &bus.namespace.name, &self.name));
         let weigher = self.weigher;
         let slot_weigher: Weigher<K, Kept<L::Value, L::Error>> =
             Arc::new(move |key, slot| match (&weigher, &slot.value) {
@@ -280,6 +332,10 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
             return refuse("max_unleased_loads", "must be at least 1");
         }
-        Ok(())
+        self.options
+            .packing
+            .compression
+            .map_or(Ok(()), Compression::check)?;
+        self.keys.as_ref().map_or(Ok(()), KeyRing::check)
     }
 }

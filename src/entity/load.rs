@@ -288,8 +288,10 @@ where
             schema: self.options.schema,
             tags: Vec::new(),
         };
-        let encoded = payload
-            .and_then(|(kind, payload)| envelope::encode(kind, &header, target.hashed(), &payload));
+        let packing = &self.options.packing;
+        let encoded = payload.and_then(|(kind, payload)| {
+            envelope::encode(kind, &header, target.hashed(), &payload, packing)
+        });
         let envelope = match encoded {
             Ok(envelope) => envelope,
             Err(error) => {

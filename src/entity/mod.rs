@@ -16,8 +16,8 @@ mod usual;
 mod waiting;
 
 pub use builder::{
-    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    EntityBuilder,
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL,
+    DEFAULT_UNLEASED_LOADS, EntityBuilder,
 };
 pub use loader::Loader;
 pub(crate) use loader::SharedLoader;

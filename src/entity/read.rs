@@ -291,7 +291,9 @@ where
                 _ => Look::Absent(None),
             };
         };
-        let stored = match envelope::decode(&bytes, target.hashed(), self.options.schema) {
+        let options = &self.options;
+        let stored = envelope::decode(&bytes, target.hashed(), options.schema, &options.packing);
+        let stored = match stored {
             Ok(stored) => stored,
             Err(reason) => {
                 self.note_unusable(target, &reason);
@@ -314,7 +316,7 @@ where
         let Some(left) = self.left_of(&header) else {
             return Look::Absent(Some(bytes));
         };
-        match self.decode(kind, payload) {
+        match self.decode(kind, &payload) {
             Ok(outcome) if !self.is_poisoned(target) => {
                 Look::Found(self.keep_found(target, began, rank, &header, left, outcome))
             }

@@ -32,10 +32,14 @@ mod build;
 mod bytes;
 mod cancel;
 mod closing;
+#[cfg(all(feature = "lz4", feature = "zstd"))]
+mod compressed;
 mod expiry;
 mod flights;
 mod invalidation;
 mod outcomes;
 mod races;
 mod reads;
+#[cfg(all(feature = "lz4", feature = "seal"))]
+mod sealed;
 mod trouble;
