@@ -23,6 +23,13 @@ pub(super) struct LaneKeys {
     pub(super) log: String,
     value: String,
     floor: String,
+    room: String,
+}
+
+/// The keys of a room, as its scripts take them, and the channel of its events.
+pub(super) struct RoomKeys {
+    pub(super) keys: [String; 5],
+    pub(super) channel: String,
 }
 
 impl Keys {
@@ -59,6 +66,7 @@ impl LaneKeys {
             log: format!("{tag}s"),
             value: format!("{tag}v:"),
             floor: format!("{tag}f:"),
+            room: format!("{tag}p:"),
         }
     }
 
@@ -72,6 +80,15 @@ impl LaneKeys {
 
     pub(super) fn floor<'a>(&'a self, entity: &'a str) -> Key<'a> {
         self.floor_of(entity.as_bytes())
+    }
+
+    /// State, leases, records, order and holds.
+    pub(super) fn room(&self, name: &str) -> RoomKeys {
+        let key = |part| format!("{}{name}:{part}", self.room);
+        RoomKeys {
+            keys: ["s", "l", "m", "x", "h"].map(key),
+            channel: key("c"),
+        }
     }
 
     pub(super) fn floor_of<'a>(&'a self, entity: &'a [u8]) -> Key<'a> {
@@ -117,6 +134,10 @@ mod tests {
             [b"{shop:0a}v:user:42"]
         );
         assert_eq!(lane.floor("user").to_redis_args(), [b"{shop:0a}f:user"]);
+        let room = lane.room("doc%3A7");
+        assert_eq!(room.channel, "{shop:0a}p:doc%3A7:c");
+        let parts = ["s", "l", "m", "x", "h"].map(|part| format!("{{shop:0a}}p:doc%3A7:{part}"));
+        assert_eq!(room.keys, parts);
         assert_eq!(
             keys.lane(Lane(16)).map(|_| ()).unwrap_err().kind(),
             StoreErrorKind::Config
