@@ -2,10 +2,11 @@
 
 use crate::bus::{Bus, Health};
 use crate::error::BuildError;
+use crate::presence::Rooms;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
@@ -35,8 +36,11 @@ pub(crate) struct Inner {
     pub(crate) bus: Arc<Bus>,
     /// What each entity name stands for.
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
-    _shutdown: DropGuard,
+    /// This pod's part in rooms, from the first use on.
+    pub(crate) rooms: OnceLock<Arc<Rooms>>,
+    // In this order: who is told that the cache closes may still have a word for the store.
     _closing: DropGuard,
+    _shutdown: DropGuard,
 }
 
 impl fmt::Debug for Cache {
@@ -51,8 +55,9 @@ impl Cache {
         Self(Arc::new(Inner {
             bus,
             entities: Mutex::default(),
-            _shutdown: shutdown.drop_guard(),
+            rooms: OnceLock::new(),
             _closing: closing.drop_guard(),
+            _shutdown: shutdown.drop_guard(),
         }))
     }
 
@@ -75,7 +80,7 @@ impl Cache {
     }
 
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
-    /// acknowledged, gives leases back, ends the background task and both connections. Later calls
+    /// acknowledged, gives leases back, leaves every room, ends the background task and both connections. Later calls
     /// give `Closed`. Closing twice is harmless.
     ///
     /// # Cancel safety

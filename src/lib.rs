@@ -123,6 +123,7 @@ mod flight;
 mod golden;
 mod key;
 mod local;
+pub mod presence;
 mod random;
 pub mod store;
 #[cfg(feature = "testing")]
@@ -143,6 +144,7 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use presence::Presence;
 pub use time::{Clock, Millis};
 
 /// The pages beside the code, so that their examples are compiled and run.
@@ -156,6 +158,8 @@ mod pages {
     mod guarantees {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
+    #[doc = include_str!("../docs/presence.md")]
+    mod presence {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]
