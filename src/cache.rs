@@ -3,12 +3,13 @@
 use crate::bus::{Bus, Health};
 use crate::envelope::KeyRing;
 use crate::error::BuildError;
+use crate::presence::Rooms;
 use crate::tags::Registry;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
@@ -44,8 +45,11 @@ pub(crate) struct Inner {
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
     /// Set when closing begins: what a memo asks on every hit, since nothing flushes it.
     closed: AtomicBool,
-    _shutdown: DropGuard,
+    /// This pod's part in rooms, from the first use on.
+    pub(crate) rooms: OnceLock<Arc<Rooms>>,
+    // In this order: who is told that the cache closes may still have a word for the store.
     _closing: DropGuard,
+    _shutdown: DropGuard,
 }
 
 impl fmt::Debug for Cache {
@@ -63,8 +67,9 @@ impl Cache {
             keys,
             entities: Mutex::default(),
             closed: AtomicBool::new(false),
-            _shutdown: shutdown.drop_guard(),
+            rooms: OnceLock::new(),
             _closing: closing.drop_guard(),
+            _shutdown: shutdown.drop_guard(),
         }))
     }
 
@@ -87,7 +92,7 @@ impl Cache {
     }
 
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
-    /// acknowledged, gives leases back, ends the background task and both connections. Later calls
+    /// acknowledged, gives leases back, leaves every room, ends the background task and both connections. Later calls
     /// give `Closed`. Closing twice is harmless.
     ///
     /// # Cancel safety

@@ -124,6 +124,7 @@ mod golden;
 mod key;
 mod local;
 mod memo;
+pub mod presence;
 mod random;
 mod raw;
 mod reactivity;
@@ -155,6 +156,7 @@ pub use local::LocalEngine;
 #[doc(hidden)]
 pub use local::probe;
 pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder, MemoStats};
+pub use presence::Presence;
 pub use raw::{Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 #[cfg(feature = "redis")]
@@ -187,6 +189,8 @@ mod pages {
     #[cfg(feature = "seal")]
     #[doc = include_str!("../docs/seal.md")]
     mod seal {}
+    #[doc = include_str!("../docs/presence.md")]
+    mod presence {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

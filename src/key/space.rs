@@ -67,6 +67,13 @@ impl KeySpace {
         }
     }
 
+    /// The lane of the room called `name`, and its name in printable ASCII without `:`.
+    pub(crate) fn room(&self, name: &str) -> (Lane, String) {
+        let mut printable = String::new();
+        percent_encode(name.as_bytes(), b":", &mut printable);
+        (self.lane_of(self.tag_hash(name)), printable)
+    }
+
     /// The keys of the entity called `name`.
     pub(crate) fn entity(&self, name: &str) -> EntityKeys {
         let mut prefix = String::new();
@@ -218,6 +225,7 @@ mod tests {
         );
         assert_eq!(address("shop", "user", b"#1"), at(7, "user:%231"));
         assert_eq!(address("a:{b}", "x:y", b""), at(14, "x%3Ay:"));
+        assert_eq!(shop.room("doc:7"), (Lane(11), "doc%3A7".to_owned()));
         let hashed = "user:#54c8d2259a56d016dce352d839be41f1";
         assert_eq!(address("shop", "user", &[b'k'; 1025]), at(2, hashed));
     }

@@ -17,9 +17,11 @@ pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+pub mod rooms;
 
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
+pub use rooms::RoomLink;
 
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
 use crate::error::StoreError;
@@ -213,6 +215,9 @@ pub struct Logged {
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of
 /// others.
 pub trait Link: Any + Send + Sync + 'static {
+    /// The part that presence stands on.
+    fn rooms(&self) -> &dyn RoomLink;
+
     /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
     /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
     /// values of epochs that were not continued can be told by their epoch.

@@ -10,9 +10,12 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, Store, StoreResult,
+    Opening, Place, Polled, RawLink, RoomLink, Store, StoreResult,
 };
 use tokio::sync::watch;
+
+#[path = "wire_rooms.rs"]
+mod rooms;
 
 /// What may be wrong. Operations are named as in errors: `"read"`, `"lease"`, `"fill"` …
 #[derive(Clone, Debug, Default)]
@@ -244,6 +247,10 @@ impl WireLink {
 }
 
 impl Link for WireLink {
+    fn rooms(&self) -> &dyn RoomLink {
+        self
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(self.state.pass("touch", self.link.touch(lanes)))
     }

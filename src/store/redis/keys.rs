@@ -26,6 +26,13 @@ pub(super) struct LaneKeys {
     value: String,
     floor: String,
     raw: String,
+    room: String,
+}
+
+/// The keys of a room, as its scripts take them, and the channel of its events.
+pub(super) struct RoomKeys {
+    pub(super) keys: [String; 5],
+    pub(super) channel: String,
 }
 
 impl Keys {
@@ -93,6 +100,7 @@ impl LaneKeys {
             value: format!("{tag}v:"),
             floor: format!("{tag}f:"),
             raw: format!("{tag}r:"),
+            room: format!("{tag}p:"),
         }
     }
 
@@ -112,6 +120,15 @@ impl LaneKeys {
 
     pub(super) fn floor<'a>(&'a self, entity: &'a str) -> Key<'a> {
         self.floor_of(entity.as_bytes())
+    }
+
+    /// State, leases, records, order and holds.
+    pub(super) fn room(&self, name: &str) -> RoomKeys {
+        let key = |part| format!("{}{name}:{part}", self.room);
+        RoomKeys {
+            keys: ["s", "l", "m", "x", "h"].map(key),
+            channel: key("c"),
+        }
     }
 
     pub(super) fn floor_of<'a>(&'a self, entity: &'a [u8]) -> Key<'a> {
@@ -188,6 +205,10 @@ mod tests {
         let raw = keys.raw(place).expect("one of sixteen");
         assert_eq!(raw.to_redis_args(), [b"{shop:0a}r:s%3A:\xff:1"]);
         assert_eq!(keys.raw_pattern("s%3A"), "{shop:??}r:s%3A:*");
+        let room = lane.room("doc%3A7");
+        assert_eq!(room.channel, "{shop:0a}p:doc%3A7:c");
+        let parts = ["s", "l", "m", "x", "h"].map(|part| format!("{{shop:0a}}p:doc%3A7:{part}"));
+        assert_eq!(room.keys, parts);
         assert_eq!(
             keys.lane(Lane(16)).map(|_| ()).unwrap_err().kind(),
             StoreErrorKind::Config

@@ -9,9 +9,9 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    RawLink, StoreResult,
+    RawLink, RoomLink, StoreResult,
 };
-use ::redis::aio::MultiplexedConnection;
+use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use std::time::Duration;
 /// A connection for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
     pub(super) connection: MultiplexedConnection,
+    /// Where the channels of watched rooms are subscribed to.
+    pub(super) sink: PubSubSink,
     pub(super) keys: Arc<Keys>,
     reads: Reads,
     /// The life of the server as last seen. It can change under a living connection: the server
@@ -32,6 +34,7 @@ pub(crate) struct RedisLink {
 impl RedisLink {
     pub(super) fn new(
         connection: MultiplexedConnection,
+        sink: PubSubSink,
         keys: Keys,
         incarnation: Incarnation,
     ) -> Self {
@@ -40,6 +43,7 @@ impl RedisLink {
         Self {
             reads: Reads::new(connection.clone(), Arc::clone(&keys)),
             connection,
+            sink,
             keys,
             incarnation: AtomicU64::new(incarnation.0),
             poll,
@@ -54,7 +58,7 @@ impl RedisLink {
         let mut call = step.call(2 + own.len());
         call.arg(&keys.head).arg(&keys.log).arg(own);
         self.common_args(&mut call, keys);
-        call.arg(&word(self.incarnation.load(Ordering::Relaxed)));
+        call.arg(&self.incarnation());
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
         call
     }
@@ -72,7 +76,12 @@ impl RedisLink {
         call.arg(&keys.lane[..]).arg(&self.keys.channel);
     }
 
-    async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
+    /// The life of the server as last seen, as scripts take it.
+    pub(super) fn incarnation(&self) -> [u8; 8] {
+        word(self.incarnation.load(Ordering::Relaxed))
+    }
+
+    pub(super) async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
         step.run(&mut self.connection.clone(), call).await
     }
 
@@ -89,6 +98,10 @@ impl RedisLink {
 }
 
 impl Link for RedisLink {
+    fn rooms(&self) -> &dyn RoomLink {
+        self
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(async move {
             // A pipeline cannot repeat what the server did not know, so it brings the script along.
@@ -267,7 +280,7 @@ fn poll_commands(keys: &Keys) -> Pipeline {
 }
 
 /// A 64-bit value as scripts and stored bytes hold it.
-fn word(value: u64) -> [u8; 8] {
+pub(super) fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
 //! carry `allow-oom`. [`LEASE`] and [`FILL`] do not: what only makes the cache warmer must not push a
-//! full server any further.
+//! full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
+//! one can do so always, by [`ROOM_LEAVE`].
 
 use super::error;
 use super::reply::Reply;
@@ -27,6 +28,13 @@ steps! {
     LEASE = "lease", "#!lua" + "wire.lua" + "open.lua" + "lease.lua";
     FILL = "fill", "#!lua" + "wire.lua" + "fill.lua";
     RELEASE = "release", "#!lua flags=allow-oom" + "wire.lua" + "release.lua";
+    ROOM_CHANGE = "join", "#!lua" + "room.lua" + "room_change.lua";
+    ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_change.lua";
+    ROOM_RELEASE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_release.lua";
+    ROOM_BEAT = "beat", "#!lua flags=allow-oom" + "room.lua" + "room_beat.lua";
+    ROOM_PAGE = "page", "#!lua flags=allow-oom" + "room.lua" + "room_page.lua";
+    ROOM_COUNT = "count", "#!lua flags=allow-oom" + "room.lua" + "room_count.lua";
+    ROOM_GET = "get", "#!lua flags=allow-oom" + "room.lua" + "room_get.lua";
 }
 
 /// One script: a step of the protocol that the server runs without anything in between.

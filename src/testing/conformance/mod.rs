@@ -44,12 +44,14 @@ mod log;
     reason = "every claim panics if it does not hold"
 )]
 mod raw;
+mod rooms;
 
 pub use fills::*;
 pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
 pub use raw::*;
+pub use rooms::*;
 
 use crate::store::Store;
 use std::sync::Arc;
@@ -115,6 +117,22 @@ macro_rules! __store_claims {
             a_raw_scan_removes_what_it_is_told_to
             a_walk_over_a_raw_hash_gives_every_field_that_stays
             raw_lanes_prefixes_and_namespaces_share_nothing
+            // Rooms.
+            members_of_a_room_are_found_counted_and_listed
+            a_member_of_two_holds_leaves_with_the_last
+            the_newest_meta_wins_and_keep_leaves_it
+            a_hold_that_does_not_stand_changes_nothing
+            an_empty_room_is_gone_and_opens_again_with_another_epoch
+            a_released_hold_takes_its_members_along
+            members_go_when_the_lease_of_their_hold_ends
+            a_beat_removes_what_has_ended
+            a_beat_renews_a_hold
+            a_beat_answers_for_many_rooms_in_order
+            pages_walk_a_room_in_the_order_of_bytes
+            a_page_of_large_metas_is_cut_short_and_says_so
+            events_of_a_room_are_numbered_without_holes
+            only_who_watches_a_room_hears_of_it
+            two_namespaces_share_no_room
         }
     };
 }
