@@ -44,6 +44,10 @@ mod log;
     reason = "every claim panics if it does not hold"
 )]
 mod raw;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
 mod rooms;
 
 pub use fills::*;
