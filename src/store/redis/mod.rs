@@ -18,6 +18,7 @@
 
 mod batch;
 mod error;
+mod groups;
 mod hints;
 mod keys;
 mod link;
