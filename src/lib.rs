@@ -136,8 +136,8 @@ pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
+    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_TTL,
+    DEFAULT_UNLEASED_LOADS, Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
 };
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};

@@ -35,6 +35,8 @@ mod closing;
 mod expiry;
 mod flights;
 mod invalidation;
+mod many;
+mod many_trouble;
 mod outcomes;
 mod races;
 mod reads;
