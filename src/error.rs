@@ -163,7 +163,8 @@ impl Error for StoreError {
 pub enum CacheError<E> {
     /// The loader failed.
     Load(Arc<E>),
-    /// The loader panicked, or the runtime dropped it; the next call loads again.
+    /// The loader panicked, the runtime dropped it, or a batch loader gave no answer for the key; the
+    /// next call loads again.
     LoadAborted,
     /// The backing store failed where the loader could not stand in for it.
     Store(StoreError),

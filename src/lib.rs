@@ -142,8 +142,9 @@ pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, Entity, EntityBuilder, Loader, LocalView, Origin, Served,
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_MAX_BATCH, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, Entity, EntityBuilder, Loader,
+    LocalView, Origin, Served,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;

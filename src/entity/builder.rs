@@ -1,5 +1,6 @@
 //! Building an [`Entity`]: every option is checked in [`EntityBuilder::build`].
 
+use super::batch::Batches;
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
 use super::outcome::Kept;
@@ -83,6 +84,7 @@ pub struct EntityBuilder<K, L: Loader<K>> {
     engine: LocalEngine,
     unleased_loads: usize,
     keys: Option<KeyRing>,
+    pub(super) batches: Batches<K, L::Value, L::Error>,
     options: Options<K, L::Value, L::Error>,
 }
 
@@ -124,6 +126,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             weigher: None,
             engine: LocalEngine::default(),
             unleased_loads: DEFAULT_UNLEASED_LOADS,
+            batches: Batches::default(),
             options: Options {
                 ttl: Arc::new(|_, _| Ttl::For(DEFAULT_TTL)),
                 error_codec: None,
@@ -271,8 +274,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `jitter`, `load_timeout`, `max_unleased_loads` or the level of
-    /// `compress` if out of range; `seal` if a key id stands for two keys.
+    /// or schema already; `capacity`, `jitter`, `load_timeout`, `max_unleased_loads`, `max_batch` or the
+    /// level of `compress` if out of range; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
@@ -304,6 +307,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             keys,
             level,
             loader,
+            batches: self.batches,
             options: self.options,
             limiter: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
@@ -331,6 +335,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         }
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
             return refuse("max_unleased_loads", "must be at least 1");
+        }
+        if self.batches.max == 0 {
+            return refuse("max_batch", "must be at least 1");
         }
         self.options
             .packing

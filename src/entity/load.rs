@@ -5,7 +5,7 @@ use super::outcome::{Landed, Origin, Outcome};
 use super::target::Target;
 use crate::bus::Bus;
 use crate::codec;
-use crate::coherence::{Position, Rank};
+use crate::coherence::{Epoch, Position, Rank};
 use crate::envelope::{self, Header, Lease};
 use crate::flight::Guard;
 use crate::key::Key;
@@ -34,6 +34,38 @@ pub(super) struct LoadRun {
     pub(super) rank: Option<Rank>,
     pub(super) generation: u32,
     pub(super) lease: Option<GrantedLease>,
+    /// It waits for its turn among the loads that the entity's limit is for.
+    pub(super) queued: bool,
+}
+
+/// An outcome that was loaded under a lease, to be stored.
+pub(super) struct Unfilled<K, V, E> {
+    target: Arc<Target<K>>,
+    lease: GrantedLease,
+    start: Millis,
+    took: Duration,
+    ttl: Ttl,
+    outcome: Outcome<V, E>,
+}
+
+/// An encoded outcome, and the lease to store it under.
+pub(super) struct Filling {
+    pub(super) held: LeaseHeld,
+    epoch: Epoch,
+    pub(super) envelope: Vec<u8>,
+    ttl: Option<Duration>,
+}
+
+impl Filling {
+    pub(super) fn fill(&self) -> (Place<'_>, Fill<'_>) {
+        let fill = Fill {
+            token: self.held.token,
+            epoch: self.epoch,
+            envelope: &self.envelope,
+            ttl: self.ttl,
+        };
+        (self.held.place(), fill)
+    }
 }
 
 /// A lease that is asked for or held; dropping it gives it back.
@@ -47,6 +79,7 @@ pub(super) struct LeaseHeld {
     armed: bool,
 }
 
+/// A lease that was granted, and when.
 pub(super) struct GrantedLease {
     held: LeaseHeld,
     at: Position,
@@ -85,6 +118,10 @@ impl LeaseHeld {
     /// There is nothing to give back.
     pub(super) fn forget(mut self) {
         self.armed = false;
+    }
+
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
+        &self.link
     }
 
     fn place(&self) -> Place<'_> {
@@ -157,14 +194,11 @@ where
         mut run: LoadRun,
         load: impl Future<Output = Result<V, E>>,
     ) {
-        let _permit = match run.lease {
-            Some(_) => None,
-            None => {
+        let _permit = match run.queued {
+            false => None,
+            true => {
                 let permit = self.limiter.acquire().await;
-                // What was known before the wait would date the load too early, which is safe but
-                // wasteful.
-                let began = self.began(target.lane);
-                (run.rank, run.generation) = (began.rank(), began.generation);
+                self.date_anew(target, &mut run);
                 Some(permit)
             }
         };
@@ -172,20 +206,45 @@ where
         let outcome: Outcome<V, E> = load.await.map(Arc::new).map_err(Arc::new);
         let took = precise.elapsed();
         self.usual_load.add(took);
+        if let Some(unfilled) = self.land_loaded(target, guard, run, (start, took), outcome) {
+            let this = Arc::clone(self);
+            self.bus()
+                .work
+                .spawn(async move { this.fill(unfilled).await });
+        }
+    }
 
+    /// What was known before a load had to wait would date it too early, which is safe but wasteful.
+    /// Under a lease the store says what it reflects, however long ago.
+    pub(super) fn date_anew(&self, target: &Target<K>, run: &mut LoadRun) {
+        if run.lease.is_none() {
+            let began = self.began(target.lane);
+            (run.rank, run.generation) = (began.rank(), began.generation);
+        }
+    }
+
+    /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
+    /// the store. `start` and `took` are the load's.
+    pub(super) fn land_loaded(
+        &self,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        run: LoadRun,
+        (start, took): (Millis, Duration),
+        outcome: Outcome<V, E>,
+    ) -> Option<Unfilled<K, V, E>> {
         let ttl = self.ttl_of(&target.key, &outcome);
         self.keep_loaded(target, &guard, &run, start, ttl, &outcome);
         let landed = Landed::new(&outcome, Origin::Loader, took, start);
-        match run.lease {
-            Some(lease) => {
-                let (this, target) = (Arc::clone(self), Arc::clone(target));
-                let fill =
-                    async move { this.fill(&target, lease, start, took, ttl, outcome).await };
-                guard.land(landed);
-                self.bus().work.spawn(fill);
-            }
-            None => guard.land(landed),
-        }
+        guard.land(landed);
+        run.lease.map(|lease| Unfilled {
+            target: Arc::clone(target),
+            lease,
+            start,
+            took,
+            ttl,
+            outcome,
+        })
     }
 
     /// How long to keep an outcome; jittered, so that what was loaded together does not expire
@@ -243,17 +302,33 @@ where
     }
 
     /// Stores an outcome under its lease. Whatever fails here costs another load, nothing else.
-    async fn fill(
-        &self,
-        target: &Target<K>,
-        lease: GrantedLease,
-        start: Millis,
-        took: Duration,
-        ttl: Ttl,
-        outcome: Outcome<V, E>,
-    ) {
+    async fn fill(&self, unfilled: Unfilled<K, V, E>) {
+        let Some(filling) = self.encode(unfilled) else {
+            return;
+        };
+        let (place, fill) = filling.fill();
+        let filled = filling.held.link().fill(place, fill);
+        if Bus::within(self.bus().timing.read_timeout, "fill", filled)
+            .await
+            .is_ok()
+        {
+            // Stored, or refused because the lease is gone: either way there is none to give back.
+            filling.held.forget();
+        }
+    }
+
+    /// The bytes to store; `None`, and the lease given back, if there are to be none.
+    pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling> {
+        let Unfilled {
+            target,
+            lease,
+            start,
+            took,
+            ttl,
+            outcome,
+        } = unfilled;
         if ttl == Ttl::NONE {
-            return; // dropping the lease removes it
+            return None; // dropping the lease removes it
         }
         let payload = match (&outcome, &self.options.error_codec) {
             (Ok(value), _) => {
@@ -262,7 +337,7 @@ where
             (Err(error), Some(codec)) => {
                 (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
             }
-            (Err(_), None) => return,
+            (Err(_), None) => return None,
         };
         let GrantedLease {
             held,
@@ -296,23 +371,15 @@ where
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
-                return;
+                return None;
             }
         };
-        let fill = Fill {
-            token: held.token,
+        Some(Filling {
+            held,
             epoch: at.epoch,
-            envelope: &envelope,
+            envelope,
             ttl: life,
-        };
-        let filled = held.link.fill(held.place(), fill);
-        if Bus::within(self.bus().timing.read_timeout, "fill", filled)
-            .await
-            .is_ok()
-        {
-            // Stored, or refused because the lease is gone: either way there is none to give back.
-            held.forget();
-        }
+        })
     }
 
     /// How long a lease lasts: three times what loads of this entity usually take, but at most half of

@@ -2,19 +2,23 @@
 //!
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
 //! to the lease, to the loader ([`load`]). The outcome goes into the local level, to everybody on
-//! board, and behind their backs into the store. An invalidation is a call of the bus; what it does to
+//! board, and behind their backs into the store. A list of keys takes the same way, step by
+//! step ([`many`]). An invalidation is a call of the bus; what it does to
 //! an entity is in [`level`].
 
+mod batch;
 mod builder;
 mod level;
 mod load;
 mod loader;
+mod many;
 mod outcome;
 mod read;
 mod target;
 mod usual;
 mod waiting;
 
+pub use batch::DEFAULT_MAX_BATCH;
 pub use builder::{
     DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL,
     DEFAULT_UNLEASED_LOADS, EntityBuilder,
@@ -27,6 +31,7 @@ use crate::bus::{Bus, InvalidateError, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
+use batch::Batches;
 use builder::Options;
 use level::Level;
 use outcome::Landed;
@@ -49,6 +54,7 @@ struct Inner<K, V, E> {
     keys: EntityKeys,
     level: Arc<Level<K, V, E>>,
     loader: SharedLoader<K, V, E>,
+    batches: Batches<K, V, E>,
     options: Options<K, V, E>,
     /// Loads that no lease coordinates.
     limiter: Semaphore,

@@ -32,7 +32,7 @@ const SYNCS: usize = 2;
 pub(super) type NoLoader<V, E> = fn() -> std::future::Ready<Result<V, E>>;
 
 /// What the store has under a key.
-enum Look<V, E> {
+pub(super) enum Look<V, E> {
     Found(Landed<V, E>),
     /// Somebody is loading it, under the lease with this token.
     Held(u64),
@@ -51,7 +51,7 @@ enum Glance<V, E> {
 }
 
 /// What a leader must do.
-enum Next<V, E> {
+pub(super) enum Next<V, E> {
     Land(Landed<V, E>),
     Load(LoadRun),
 }
@@ -125,30 +125,48 @@ where
     {
         loop {
             if let Some(guard) = lead.take() {
-                match self.seek(target, glance.take()).await {
-                    Next::Land(landed) => guard.land(landed),
-                    Next::Load(run) => match once.take() {
-                        Some(load) => self.load_here(target, guard, run, load()).await,
-                        None => self.load_in_task(target, guard, run),
-                    },
-                }
+                self.lead(target, once.take(), guard, glance.take()).await;
             }
             match waiter.wait().await {
-                Flown::Landed(Landing::Done(landed)) => return landed,
-                Flown::Landed(Landing::Aborted) => {
-                    return Landed::failed(if self.bus().closing.is_cancelled() {
-                        CacheError::Closed
-                    } else {
-                        CacheError::LoadAborted
-                    });
-                }
+                Flown::Landed(landing) => return self.landed(landing),
                 Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(guard),
             }
         }
     }
 
-    fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
+    /// Leads a flight to its landing, or into the task that will land it.
+    pub(super) async fn lead<F, Fut>(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        once: Option<F>,
+        guard: Guard<K, Landed<V, E>>,
+        glance: Option<(Began, Option<Look<V, E>>)>,
+    ) where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<V, E>> + Send,
+    {
+        match self.seek(target, glance).await {
+            Next::Land(landed) => guard.land(landed),
+            Next::Load(run) => match once {
+                Some(load) => self.load_here(target, guard, run, load()).await,
+                None => self.load_in_task(target, guard, run),
+            },
+        }
+    }
+
+    /// What a landing is to those on board.
+    pub(super) fn landed(&self, landing: Landing<Landed<V, E>>) -> Landed<V, E> {
+        match landing {
+            Landing::Done(landed) => landed,
+            Landing::Aborted if self.bus().closing.is_cancelled() => {
+                Landed::failed(CacheError::Closed)
+            }
+            Landing::Aborted => Landed::failed(CacheError::LoadAborted),
+        }
+    }
+
+    pub(super) fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
         let bus = self.bus();
         let meta = FlightMeta {
             rank: began.rank().unwrap_or_default(),
@@ -180,7 +198,7 @@ where
     }
 
     /// What the flight before ours left, if it landed between our miss and our boarding.
-    fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
+    pub(super) fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
         let hit = self.level.hit(target.hash, &target.key)?;
         let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
         let age = hit.now.since(slot.loaded);
@@ -245,17 +263,18 @@ where
     }
 
     /// A load without a lease: its outcome is not for the store.
-    fn uncovered_run(&self, lane: Lane) -> LoadRun {
+    pub(super) fn uncovered_run(&self, lane: Lane) -> LoadRun {
         let began = self.began(lane);
         LoadRun {
             rank: began.rank(),
             generation: began.generation,
             lease: None,
+            queued: true,
         }
     }
 
     /// Waits for the fill of a key that another pod is loading to be announced, or a little while.
-    async fn pause(&self, hash: u64) {
+    pub(super) async fn pause(&self, hash: u64) {
         let filled = self.bus().fill_waiter(hash);
         // Either way the store is asked again.
         let _ = timeout(pause(), filled.notified()).await;
@@ -278,13 +297,13 @@ where
         Some(self.judge(target, began, found))
     }
 
-    fn is_poisoned(&self, target: &Target<K>) -> bool {
+    pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
         self.bus()
             .is_poisoned(target.lane, target.hash, self.keys.entity_hash())
     }
 
     /// Makes of stored bytes what they are worth, and keeps them here if they are worth keeping.
-    fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
+    pub(super) fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
         let Some(bytes) = found.value else {
             return match self.verdict(began, found.head.as_ref(), None, found.floor) {
                 Verdict::Sync => Look::Sync,
@@ -424,15 +443,23 @@ where
         let held = LeaseHeld::new(self.bus(), link, target, &self.name, token);
         let lease = link.lease(target.place(&self.name), request);
         let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
+        self.make_of_lease(target, began, held, reply.ok()?)
+    }
+
+    /// What an answer to the question for a lease means; as [`ask_lease`](Self::ask_lease).
+    pub(super) fn make_of_lease(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        held: LeaseHeld,
+        reply: LeaseReply,
+    ) -> Option<Result<Next<V, E>, ()>> {
         let LeaseReply {
             head,
             floor,
             server_ms,
             state,
-        } = match reply {
-            Ok(reply) => reply,
-            Err(_) => return None,
-        };
+        } = reply;
         let rank = crate::coherence::rules::rank_of_head(began.view, &head);
         match state {
             LeaseState::Granted => {
@@ -444,6 +471,7 @@ where
                     rank,
                     generation: began.generation,
                     lease,
+                    queued: false,
                 })))
             }
             LeaseState::Held => {

@@ -12,6 +12,7 @@
 
 pub mod memory;
 mod raw;
+mod together;
 
 pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
@@ -33,6 +34,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use together::together;
 
 /// A boxed future, as the methods of a trait object return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -251,6 +253,30 @@ pub trait Link: Any + Send + Sync + 'static {
     /// somebody waits; whether it was stored. A refused fill may also be one that was stored before
     /// and repeated.
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>>;
+
+    /// [`read`](Self::read) for many places; an answer for each, in their order. One round trip, where
+    /// the store can do that, and each place in an atomic step of its own. The provided method runs
+    /// single reads side by side.
+    fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
+        together(places.iter().map(|&place| self.read(place)))
+    }
+
+    /// [`lease`](Self::lease) for many keys, in the same way as [`read_many`](Self::read_many).
+    fn lease_many<'a>(
+        &'a self,
+        asked: &'a [(Place<'a>, LeaseRequest<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
+        together(asked.iter().map(|&(place, asked)| self.lease(place, asked)))
+    }
+
+    /// [`fill`](Self::fill) for many keys, in the same way as [`read_many`](Self::read_many). How many
+    /// bytes go at once is the caller's to bound.
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(Place<'a>, Fill<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
+        together(fills.iter().map(|&(place, fill)| self.fill(place, fill)))
+    }
 
     /// Gives a lease back, if it is still there, so that the next caller need not wait for its end.
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;

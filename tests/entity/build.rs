@@ -64,6 +64,7 @@ async fn options_out_of_range_are_named() {
         option(named("a").max_unleased_loads(usize::MAX)),
         "max_unleased_loads"
     );
+    assert_eq!(option(named("a").max_batch(0)), "max_batch");
     for jitter in [1.0, 1.5, -0.1, f64::NAN, f64::INFINITY] {
         assert_eq!(option(named("a").jitter(jitter)), "jitter", "{jitter}");
     }

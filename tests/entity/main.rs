@@ -37,6 +37,8 @@ mod compressed;
 mod expiry;
 mod flights;
 mod invalidation;
+mod many;
+mod many_trouble;
 mod outcomes;
 mod races;
 mod reads;

@@ -246,6 +246,21 @@ impl WireLink {
     }
 }
 
+impl WireLink {
+    fn many<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        count: usize,
+        call: BoxFuture<'a, Vec<StoreResult<T>>>,
+    ) -> BoxFuture<'a, Vec<StoreResult<T>>> {
+        let call = Box::pin(async move { Ok(call.await) });
+        Box::pin(async move {
+            let answers = self.state.pass(operation, call).await;
+            answers.unwrap_or_else(|failed| (0..count).map(|_| Err(failed.clone())).collect())
+        })
+    }
+}
+
 impl Link for WireLink {
     fn rooms(&self) -> &dyn RoomLink {
         self
@@ -285,6 +300,24 @@ impl Link for WireLink {
 
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
         self.at("fill", place, self.link.fill(place, fill))
+    }
+
+    fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
+        self.many("read_many", places.len(), self.link.read_many(places))
+    }
+
+    fn lease_many<'a>(
+        &'a self,
+        asked: &'a [(Place<'a>, LeaseRequest<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
+        self.many("lease_many", asked.len(), self.link.lease_many(asked))
+    }
+
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(Place<'a>, Fill<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
+        self.many("fill_many", fills.len(), self.link.fill_many(fills))
     }
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {

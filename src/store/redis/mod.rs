@@ -25,6 +25,7 @@
 mod batch;
 mod commands;
 mod error;
+mod groups;
 mod hints;
 mod keys;
 mod link;

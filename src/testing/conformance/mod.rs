@@ -43,6 +43,11 @@ mod log;
     clippy::missing_panics_doc,
     reason = "every claim panics if it does not hold"
 )]
+mod many;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
 mod raw;
 #[expect(
     clippy::missing_panics_doc,
@@ -54,6 +59,7 @@ pub use fills::*;
 pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
+pub use many::*;
 pub use raw::*;
 pub use rooms::*;
 
@@ -99,6 +105,12 @@ macro_rules! __store_claims {
             a_value_without_ttl_outlives_those_with_one
             a_ttl_below_the_resolution_rounds_up
             two_namespaces_share_nothing
+            // Many keys.
+            many_keys_are_leased_filled_and_read_as_each_alone
+            a_key_named_twice_is_granted_once
+            no_keys_are_no_answers
+            unusable_bytes_are_those_of_their_own_key
+            a_waiter_hears_of_its_fill_among_many
             // Hints.
             hints_carry_the_entries_of_the_log
             every_link_hears_what_is_published_after_its_connect

@@ -1,12 +1,23 @@
--- KEYS[2] value; ARGV[3] hash, ARGV[4] token, ARGV[5] epoch, ARGV[6] envelope, ARGV[7] milliseconds, if it expires.
+-- KEYS[2..] values; from ARGV[3] on, five for each: hash, token, epoch, envelope, and milliseconds,
+-- empty if it does not expire. Answers for each whether it was stored.
 local head = head_bytes()
-if not head or head:sub(1, 8) ~= ARGV[5] then return 0 end
-local token, waited = lease_of(KEYS[2])
-if token ~= ARGV[4] then return 0 end
-if ARGV[7] then
-  redis.call('SET', KEYS[2], ARGV[6], 'PX', ARGV[7])
-else
-  redis.call('SET', KEYS[2], ARGV[6])
+
+local function fill(key, hash, token, epoch, envelope, ms)
+  if not head or head:sub(1, 8) ~= epoch then return 0 end
+  local lease, waited = lease_of(key)
+  if lease ~= token then return 0 end
+  if ms ~= '' then
+    redis.call('SET', key, envelope, 'PX', ms)
+  else
+    redis.call('SET', key, envelope)
+  end
+  if waited then wake(head, hash) end
+  return 1
 end
-if waited then wake(head, ARGV[3]) end
-return 1
+
+local answers = {}
+for i = 2, #KEYS do
+  local at = 5 * i - 7
+  answers[i - 1] = fill(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+end
+return answers
