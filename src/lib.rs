@@ -7,10 +7,16 @@
 //! ```text
 //!                      your code
 //!                          │
-//!   Cache ── Entity ── get · get_with · get_or_load · invalidate · clear
+//!   Cache ── Entity ── get · get_many · get_or_load · invalidate · clear
+//!        │                 │
+//!        ├── Memo          │  one computation per argument, in this process
+//!        ├── Presence      │  who is in a room right now
+//!        ├── Reactivity    │  handlers, streams and queries that follow tags
+//!        └── Raw, scripts  │  bytes under a prefix; commands of your own
 //!                          │
 //!     flight               │  one load per key
 //!     local level          │  bounded map in this process
+//!     tags                 │  which are watched here, and what was invalidated
 //!                          │
 //!     bus ─────────────────┤  follows the log: hints, four polls a second, catch-up
 //!     coherence            │  decides what may be served; plain data, no I/O
@@ -90,6 +96,10 @@
 //! |---|---|
 //! | [`Cache`], [`CacheBuilder`] | one namespace on one store; makes entities |
 //! | [`Entity`], [`EntityBuilder`], [`Loader`] | the two-level cache of one kind of record |
+//! | [`Memo`], [`MemoOnce`] | one computation per argument, remembered in this process |
+//! | [`presence`] | who is in a room, and a live feed of it |
+//! | [`Reactivity`], [`Tag`] | what runs again when tags are invalidated, by any pod |
+//! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
 //! | [`Health`], [`Stamp`], [`Pending`] | what operators and writers are told |
@@ -101,9 +111,12 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey |
+//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey; `Cache::redis` |
 //! | `tls` | | `rediss://` URLs |
 //! | `moka` | | `LocalEngine::Moka` |
+//! | `lz4` | | `Compression::Lz4`: long values are stored smaller, at next to no cost |
+//! | `zstd` | | `Compression::Zstd`: smaller still, for more work (builds C code) |
+//! | `seal` | | `KeyRing`: values are encrypted and authenticated in the store |
 //! | `testing` | | the `testing` module, and switches and faults to test with |
 //!
 //! Each is additive, and the crate builds with none of them.
