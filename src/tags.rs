@@ -55,7 +55,13 @@ struct Key {
 #[derive(Default)]
 struct Cell {
     count: AtomicU64,
-    watchers: Mutex<Vec<Weak<Notify>>>,
+    watchers: Mutex<Watchers>,
+}
+
+#[derive(Default)]
+struct Watchers {
+    list: Vec<Weak<Notify>>,
+    sweep_at: usize,
 }
 
 impl Cell {
@@ -65,13 +71,17 @@ impl Cell {
 
     fn bump(&self, to_wake: &mut Vec<Weak<Notify>>) {
         self.count.fetch_add(1, Ordering::AcqRel);
-        to_wake.extend(lock(&self.watchers).iter().cloned());
+        to_wake.extend(lock(&self.watchers).list.iter().cloned());
     }
 
     fn watch(&self, notify: &Arc<Notify>) {
         let mut watchers = lock(&self.watchers);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(Arc::downgrade(notify));
+        // Whenever they have doubled: a constant share of the cost of adding them.
+        if watchers.list.len() >= watchers.sweep_at {
+            watchers.list.retain(|watcher| watcher.strong_count() > 0);
+            watchers.sweep_at = 2 * watchers.list.len() + 8;
+        }
+        watchers.list.push(Arc::downgrade(notify));
     }
 
     fn is_unused(cell: &Arc<Self>) -> bool {
@@ -284,5 +294,73 @@ impl Watch {
             }
             self.notify.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coherence::{Mechanisms, Rules};
+    use crate::store::{Memory, Namespace};
+    use crate::time::Clock;
+    use std::num::NonZero;
+
+    fn registry() -> (Arc<Bus>, Arc<Registry>) {
+        let namespace = Namespace {
+            name: "tags".to_owned(),
+            lanes: 16,
+        };
+        let space = KeySpace::new(&namespace.name, NonZero::new(16).expect("not zero"));
+        let rules = Rules {
+            lease: crate::bus::LEASE,
+            mechanisms: Mechanisms::default(),
+        };
+        let (timing, clock) = (crate::bus::Timing::default(), Clock::default());
+        let bus = Bus::new(
+            Arc::new(Memory::new()),
+            namespace,
+            space,
+            rules,
+            timing,
+            clock,
+        );
+        let registry = Registry::new(&bus);
+        (bus, registry)
+    }
+
+    /// Streams that come and go leave nothing behind for good.
+    #[tokio::test]
+    async fn tags_and_watchers_that_are_gone_are_forgotten() {
+        let (_bus, registry) = registry();
+        let kept = registry.watch(vec![Tag::from("kept:1")]);
+        for n in 0..100_000_u64 {
+            drop(registry.watch(vec![Tag::of("page", &n), Tag::from("kept:1")]));
+            drop(registry.depend(&[Tag::of(format!("name-{n}"), &n)]));
+        }
+        let tags = lock(&registry.tags);
+        assert!(tags.len() <= 4 * SWEEP_FROM, "{} tags", tags.len());
+        let listed = lock(&kept.cells[0][0].watchers).list.len();
+        assert!(listed < 20, "{listed} watchers");
+    }
+
+    /// The key of a name that is watched no more must not be lost with it, nor the other way round.
+    #[tokio::test]
+    async fn what_is_watched_survives_every_sweep() {
+        let (_bus, registry) = registry();
+        let mut key = registry.watch(vec![Tag::from("user:42")]);
+        let mut name = registry.watch(vec![Tag::from("org")]);
+        for n in 0..10_000_u64 {
+            drop(registry.depend(&[Tag::of("page", &n)]));
+        }
+        let change = |tag: &str| {
+            let hashed = registry.space.hash_tag(&Tag::from(tag));
+            Change {
+                entity: hashed.name,
+                keys: hashed.key.map(|(key, _)| key).into_iter().collect(),
+            }
+        };
+        registry.changed(&mut [change("user"), change("org:7")].into_iter());
+        assert_eq!(key.take_changed(), [Tag::from("user:42")]);
+        assert_eq!(name.take_changed(), [Tag::from("org")]);
     }
 }

@@ -123,6 +123,25 @@ async fn a_slow_reader_of_a_query_skips_to_the_latest(bed: Bed) {
     assert_eq!(soon("the latest", query.next()).await, Some(101));
 }
 
+/// A thousand outcomes, a reader who takes none of them, and one that is kept.
+async fn outcomes_that_nobody_reads_are_not_kept(bed: Bed) {
+    let pod = bed.pod().await;
+    let (runs, outcome) = (Runs::default(), Arc::new(()));
+    let (counted, given) = (runs.clone(), Arc::clone(&outcome));
+    let query = pod.reactivity().query(["org:7"], move || {
+        counted.more();
+        ready(Arc::clone(&given))
+    });
+    for run in 1..=1_000 {
+        runs.reach(run).await;
+        pod.invalidate(["org:7"]).await.unwrap();
+    }
+    runs.reach(1_001).await;
+    // Ours, the computation's, the latest outcome, and one that may be about to take its place.
+    assert!(Arc::strong_count(&outcome) <= 4);
+    drop(query);
+}
+
 async fn a_query_that_panics_keeps_what_it_had_and_runs_again(bed: Bed) {
     let pod = bed.pod().await;
     let runs = Runs::default();
@@ -179,6 +198,7 @@ on_both_stores!(
     what_nobody_reads_is_not_computed,
     a_query_is_computed_once_for_all_of_its_readers,
     a_slow_reader_of_a_query_skips_to_the_latest,
+    outcomes_that_nobody_reads_are_not_kept,
     a_query_that_panics_keeps_what_it_had_and_runs_again,
     a_query_that_nobody_holds_runs_no_more,
     streams_and_queries_end_with_the_cache,
