@@ -1,17 +1,18 @@
 //! Where the promises are tried: a store, a namespace of the test's own, and pods on it.
 
+pub(crate) use crate::support::{PATIENCE, eventually, soon};
+
+use crate::support::server;
 use crate::wire::Wire;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tidings::Cache;
 use tidings::presence::{Event, LeftReason, Presence, Watch};
 use tidings::store::{Memory, Store};
 use tidings::testing::RedisServer;
 
-/// How long something that must happen may take before the promise counts as broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The shortest there is.
 pub(crate) const TTL: Duration = Duration::from_secs(1);
 
@@ -20,18 +21,6 @@ pub(crate) struct Bed {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) namespace: String,
     _server: Option<Arc<RedisServer>>,
-}
-
-/// The server that the tests running at present share; it goes when the last of them ends.
-static SERVER: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
-
-fn server() -> Arc<RedisServer> {
-    let mut shared = SERVER.lock().unwrap();
-    shared.upgrade().unwrap_or_else(|| {
-        let server = Arc::new(RedisServer::start().unwrap());
-        *shared = Arc::downgrade(&server);
-        server
-    })
 }
 
 impl Bed {
@@ -209,19 +198,4 @@ impl Account {
         let end = format!(" {reason:?}");
         self.told.iter().filter(|told| told.ends_with(&end)).count()
     }
-}
-
-/// Waits until `look` gives true.
-pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !look().await {
-        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits for a future that must end.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let ended = tokio::time::timeout(PATIENCE, future).await;
-    ended.unwrap_or_else(|_| panic!("never ended: {what}"))
 }

@@ -1,6 +1,6 @@
 //! Walks and clears of many keys.
 
-use crate::{Bed, all, bytes, on_both_stores};
+use crate::{Bed, all, bytes};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -38,9 +38,7 @@ async fn a_scan_gives_every_key_that_stays_and_clear_counts_them(bed: Bed) {
     assert_eq!(raw.clear().await.unwrap(), 0);
 }
 
-on_both_stores! {
-    a_scan_gives_every_key_that_stays_and_clear_counts_them
-}
+on_both_stores!(a_scan_gives_every_key_that_stays_and_clear_counts_them,);
 
 /// Nanoseconds for which a process was ready to run and did not: somebody else had the processor.
 fn waited(pid: u32) -> u64 {

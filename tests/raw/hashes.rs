@@ -1,6 +1,6 @@
 //! Hashes of fields.
 
-use crate::{Bed, SHORT, bytes, eventually, on_both_stores};
+use crate::{Bed, SHORT, bytes, eventually};
 use std::collections::HashMap;
 use tidings::{StoreError, StoreErrorKind, Ttl};
 
@@ -74,9 +74,9 @@ async fn values_and_hashes_are_told_apart_by_a_typed_error(bed: Bed) {
     assert_eq!(raw.remove_many(["v", "h"]).await.unwrap(), 2);
 }
 
-on_both_stores! {
-    fields_are_set_read_counted_and_removed
-    a_large_hash_is_read_whole
-    a_hash_ends_when_it_is_told_to
-    values_and_hashes_are_told_apart_by_a_typed_error
-}
+on_both_stores!(
+    fields_are_set_read_counted_and_removed,
+    a_large_hash_is_read_whole,
+    a_hash_ends_when_it_is_told_to,
+    values_and_hashes_are_told_apart_by_a_typed_error,
+);

@@ -2,6 +2,14 @@
 #![cfg(feature = "redis")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[macro_use]
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bed {
+    pub(crate) use super::Bed;
+}
 mod clearing;
 mod hashes;
 mod prefixes;
@@ -10,20 +18,16 @@ mod values;
 
 use bytes::Bytes;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use support::eventually;
 use tidings::store::{Memory, Redis, Store};
 use tidings::testing::RedisServer;
 use tidings::{Cache, Raw, RawKeys};
 
-/// How long something that must happen may take before the promise counts as broken.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Long enough that a slow machine changes what it has just stored before it ends.
 const SHORT: Duration = Duration::from_secs(1);
-
-/// The server that the tests running at present share; it goes when the last of them ends.
-static SERVER: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
 
 /// A store with a namespace that no other test uses.
 struct Bed {
@@ -47,12 +51,7 @@ impl Bed {
     }
 
     fn redis() -> Self {
-        let mut shared = SERVER.lock().unwrap();
-        let server = shared.upgrade().unwrap_or_else(|| {
-            let server = Arc::new(RedisServer::start().unwrap());
-            *shared = Arc::downgrade(&server);
-            server
-        });
+        let server = support::server();
         Self::on(Redis::new(&server.url()).unwrap(), Some(server))
     }
 
@@ -83,15 +82,6 @@ impl Store for Shared {
     }
 }
 
-/// Waits until `look` gives true.
-async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !look().await {
-        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 async fn all(mut keys: RawKeys) -> BTreeSet<Bytes> {
     let mut all = BTreeSet::new();
     while let Some(key) = keys.next().await {
@@ -103,24 +93,3 @@ async fn all(mut keys: RawKeys) -> BTreeSet<Bytes> {
 fn bytes(text: &'static str) -> Option<Bytes> {
     Some(Bytes::from_static(text.as_bytes()))
 }
-
-/// One test for each claim and store.
-macro_rules! on_both_stores {
-    ($($claim:ident)*) => {
-        mod memory {
-            $(#[tokio::test]
-            async fn $claim() {
-                super::$claim(crate::Bed::memory()).await;
-            })*
-        }
-
-        mod redis {
-            $(#[tokio::test]
-            async fn $claim() {
-                super::$claim(crate::Bed::redis()).await;
-            })*
-        }
-    };
-}
-
-use on_both_stores;

@@ -1,6 +1,6 @@
 //! Prefixes keep to themselves, whatever characters they and the keys hold.
 
-use crate::{Bed, all, bytes, on_both_stores};
+use crate::{Bed, all, bytes};
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -62,11 +62,11 @@ async fn prefixes_are_checked_when_the_store_is_made(bed: Bed) {
     assert_eq!(longest.clear().await.unwrap(), 1);
 }
 
-on_both_stores! {
-    a_prefix_with_any_characters_keeps_to_itself
-    two_namespaces_share_no_raw_data
-    prefixes_are_checked_when_the_store_is_made
-}
+on_both_stores!(
+    a_prefix_with_any_characters_keeps_to_itself,
+    two_namespaces_share_no_raw_data,
+    prefixes_are_checked_when_the_store_is_made,
+);
 
 fn prefix() -> impl Strategy<Value = String> {
     prop_oneof![

@@ -1,6 +1,6 @@
 //! When the store fails, or the cache is closed.
 
-use crate::{Bed, bytes, eventually, on_both_stores};
+use crate::{Bed, bytes, eventually};
 use std::time::Duration;
 use tidings::store::{Memory, Redis};
 use tidings::testing::RedisServer;
@@ -55,10 +55,10 @@ async fn a_raw_store_keeps_its_cache_open(bed: Bed) {
     assert_eq!(raw.get("k").await.unwrap(), bytes("v"));
 }
 
-on_both_stores! {
-    after_close_every_call_says_so
-    a_raw_store_keeps_its_cache_open
-}
+on_both_stores!(
+    after_close_every_call_says_so,
+    a_raw_store_keeps_its_cache_open,
+);
 
 #[tokio::test]
 async fn without_the_store_every_call_is_unavailable_and_later_works_again() {

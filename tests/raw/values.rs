@@ -1,6 +1,6 @@
 //! Values and how long they live.
 
-use crate::{Bed, SHORT, all, bytes, eventually, on_both_stores};
+use crate::{Bed, SHORT, all, bytes, eventually};
 use std::time::Duration;
 use tidings::{Clock, Millis, Ttl, store::Memory};
 
@@ -81,14 +81,14 @@ async fn a_batch_keeps_the_last_of_two_values_for_one_key(bed: Bed) {
     assert_eq!(raw.get("k").await.unwrap(), bytes("3"));
 }
 
-on_both_stores! {
-    what_one_pod_writes_another_reads
-    many_are_given_in_order_whatever_their_number
-    a_ttl_of_zero_removes_instead_of_storing
-    a_new_value_forgets_the_ttl_of_the_old_one
-    a_nanosecond_is_a_ttl_and_ends
-    a_batch_keeps_the_last_of_two_values_for_one_key
-}
+on_both_stores!(
+    what_one_pod_writes_another_reads,
+    many_are_given_in_order_whatever_their_number,
+    a_ttl_of_zero_removes_instead_of_storing,
+    a_new_value_forgets_the_ttl_of_the_old_one,
+    a_nanosecond_is_a_ttl_and_ends,
+    a_batch_keeps_the_last_of_two_values_for_one_key,
+);
 
 #[tokio::test]
 async fn expiry_is_inclusive_and_rounds_up_on_the_clock_of_the_store() {

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 #[macro_use]
-#[path = "../bed/mod.rs"]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod bed;
 
 mod batches;

@@ -1,38 +1,16 @@
 //! Where the promises of a mode are tried: a store, a namespace of the test's own, and pods on it.
-//!
-//! [`on_both_stores!`] declares each promise as a test on the embedded store, and one on Redis.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+pub(crate) use crate::support::{PATIENCE, eventually, soon};
+
+use crate::support::server;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
-use std::time::{Duration, Instant};
 use tidings::store::Memory;
 use tidings::testing::{Proxy, RedisServer};
 use tidings::{Cache, CacheBuilder};
-
-/// Declares each promise, an `async fn(Bed)`, as one test for each store.
-macro_rules! on_both_stores {
-    ($($promise:ident),* $(,)?) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $promise() {
-                super::$promise($crate::bed::Bed::memory()).await;
-            })*
-        }
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $promise() {
-                super::$promise($crate::bed::Bed::redis()).await;
-            })*
-        }
-    };
-}
-
-/// How long something that must happen may take before the promise counts as broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One store, and one namespace of it that no other test uses.
 pub(crate) struct Bed {
@@ -44,9 +22,6 @@ enum Backing {
     Memory(Memory),
     Redis(Arc<RedisServer>),
 }
-
-/// The server that the tests running at present share; it goes when the last of them ends.
-static SERVER: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
 
 impl Bed {
     fn on(store: Backing) -> Self {
@@ -60,12 +35,7 @@ impl Bed {
     }
 
     pub(crate) fn redis() -> Self {
-        let mut shared = SERVER.lock().unwrap();
-        let server = shared.upgrade().unwrap_or_else(|| {
-            let server = Arc::new(RedisServer::start().unwrap());
-            *shared = Arc::downgrade(&server);
-            server
-        });
+        let server = server();
         Self::on(Backing::Redis(server))
     }
 
@@ -108,21 +78,6 @@ impl Bed {
             Backing::Redis(server) => drop(server.cli(&["FLUSHALL"]).unwrap()),
         }
     }
-}
-
-/// Waits until `look` gives true.
-pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !look().await {
-        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits for a future that must end.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let ended = tokio::time::timeout(PATIENCE, future).await;
-    ended.unwrap_or_else(|_| panic!("never ended: {what}"))
 }
 
 /// Polls a future once; its outcome if it is ready.
