@@ -1,6 +1,7 @@
 //! What a memo counts.
 
 use crate::bus::lock;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::num::NonZero;
 use std::sync::Mutex;
@@ -124,35 +125,53 @@ impl Counters {
 /// What one thread wrote under a number is seen by the next to take it: the lock is between them.
 #[inline]
 fn seat() -> Option<usize> {
-    struct Seat(usize);
-
-    impl Seat {
-        fn take() -> Self {
-            let mut seats = lock(&SEATS);
-            let free = seats.free.pop_first();
-            Self(free.unwrap_or_else(|| {
-                seats.taken += 1;
-                seats.taken - 1
-            }))
-        }
+    match NUMBER.get() {
+        NONE => take_seat(),
+        number => Some(number),
     }
+}
 
-    impl Drop for Seat {
-        fn drop(&mut self) {
-            lock(&SEATS).free.insert(self.0);
-        }
-    }
+/// No number.
+const NONE: usize = usize::MAX;
 
-    struct Seats {
-        taken: usize,
-        free: BTreeSet<usize>,
-    }
+thread_local! {
+    /// The number of this thread's seat. Beside the seat itself, because asking something that has to be
+    /// made first, and dropped at last, costs a hit more than counting it.
+    static NUMBER: Cell<usize> = const { Cell::new(NONE) };
+    static SEAT: Seat = Seat::take();
+}
 
-    static SEATS: Mutex<Seats> = Mutex::new(Seats {
-        taken: 0,
-        free: BTreeSet::new(),
-    });
-    thread_local!(static SEAT: Seat = Seat::take());
-    // A thread that is ending has none any more.
+/// A thread that is ending has none any more.
+#[cold]
+fn take_seat() -> Option<usize> {
     SEAT.try_with(|seat| seat.0).ok()
+}
+
+struct Seat(usize);
+
+struct Seats {
+    taken: usize,
+    free: BTreeSet<usize>,
+}
+
+static SEATS: Mutex<Seats> = Mutex::new(Seats {
+    taken: 0,
+    free: BTreeSet::new(),
+});
+
+impl Seat {
+    fn take() -> Self {
+        let mut seats = lock(&SEATS);
+        let number = seats.free.pop_first().unwrap_or(seats.taken);
+        seats.taken = seats.taken.max(number + 1);
+        NUMBER.set(number);
+        Self(number)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        NUMBER.set(NONE);
+        lock(&SEATS).free.insert(self.0);
+    }
 }
