@@ -136,8 +136,10 @@ pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    Entity, EntityBuilder, Loader, LocalView, Origin, Served, Ttl,
+    Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder,
+    Freshness, LoadContext, Loaded, Loader, LocalView, Origin, Previous, Refresh, Served,
+    StaleReason, Ttl,
 };
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};

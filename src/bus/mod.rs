@@ -29,6 +29,7 @@ use crate::time::{Clock, Millis};
 use health::Observed;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -260,6 +261,11 @@ impl Bus {
     /// first poll.
     pub(crate) fn server_now(&self) -> Option<u64> {
         self.observed.server_now(self.clock.now())
+    }
+
+    /// Runs `task` behind the caller, who need not be in the runtime.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.work.spawn_on(task, &self.runtime);
     }
 
     /// A number that no other call has.

@@ -2,8 +2,9 @@
 //! loader.
 
 use super::Inner;
-use super::load::{LeaseHeld, LoadRun};
-use super::outcome::{Landed, Origin, Outcome};
+use super::context::{Loaded, Previous};
+use super::load::{LeaseHeld, LoadRun, whole_millis};
+use super::outcome::{Landed, Origin, Outcome, StaleReason};
 use super::target::{Began, Target};
 use super::waiting::{Waiting, pause};
 use crate::bus::Bus;
@@ -13,7 +14,7 @@ use crate::envelope::{self, Header, Stored};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
 use crate::key::Key;
-use crate::local::Slot;
+use crate::local::{Life, Phase, Slot};
 use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link};
 use crate::time::Millis;
 use bytes::Bytes;
@@ -31,9 +32,31 @@ const SYNCS: usize = 2;
 /// A one-shot loader's type, where there is none.
 pub(super) type NoLoader<V, E> = fn() -> std::future::Ready<Result<V, E>>;
 
+/// Why a key is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// To be read: anything will do that may be served.
+    Read,
+    /// To be refreshed behind readers: unless somebody has done so.
+    Renewed,
+    /// To be loaded anew, for somebody who said so.
+    Anew,
+}
+
+/// A usable value of the store.
+pub(super) struct Standing<V, E> {
+    pub(super) landed: Landed<V, E>,
+    /// The lease it was filled under.
+    token: u64,
+    pub(super) phase: Phase,
+    /// What is left of the plain part of its life.
+    pub(super) left: Duration,
+    pub(super) load_ms: u32,
+}
+
 /// What the store has under a key.
-enum Look<V, E> {
-    Found(Landed<V, E>),
+pub(super) enum Look<V, E> {
+    Found(Standing<V, E>),
     /// Somebody is loading it, under the lease with this token.
     Held(u64),
     /// Nothing that can be used; the bytes that stand there, if they are what cannot be.
@@ -51,9 +74,43 @@ enum Glance<V, E> {
 }
 
 /// What a leader must do.
-enum Next<V, E> {
+pub(super) enum Next<V, E> {
     Land(Landed<V, E>),
-    Load(LoadRun),
+    Load(LoadRun<V>),
+    /// Nothing: another pod is at it. Never for a reader.
+    Leave,
+}
+
+/// What comes of asking for a lease: what to do, or that somebody else has it, and what a load may do
+/// with its outcome all the same.
+type Asked<V, E> = Result<Next<V, E>, Option<LoadRun<V>>>;
+
+/// A lease that is asked for.
+struct Ask<'a> {
+    name: Bytes,
+    ttl: Duration,
+    unusable: Option<&'a [u8]>,
+    /// The token of the value that is to be replaced.
+    over: Option<u64>,
+}
+
+enum Answer<V> {
+    Granted(LoadRun<V>),
+    /// Somebody else has it. A load without it is of use only where the fill proves itself.
+    Held(LoadRun<V>),
+    Present(Found),
+}
+
+impl<V, E> Standing<V, E> {
+    /// What a loader may be told of it.
+    fn into_previous(self) -> Option<Previous<V>> {
+        let value = self.landed.outcome.ok()?;
+        Some(Previous::new(value, self.landed.age))
+    }
+}
+
+fn load_ms(header: &Header) -> u32 {
+    whole_millis(Duration::from_micros(header.load_us.into()))
 }
 
 impl<K, V, E> Inner<K, V, E>
@@ -99,13 +156,35 @@ where
             lead = Some(guard);
         }
         // Boxed, so that the future of those reads fits where allocators are quick (under 1 KiB).
-        let flight = Box::pin(self.fly(&target, once, lead, glance, &mut waiter));
-        match timeout_at(end, flight).await {
-            Ok(landed) => Ok(landed),
-            Err(_) => {
+        let mut flight = Box::pin(self.fly(&target, once, lead, glance, &mut waiter));
+        let mut landed = None;
+        if let Some(soft) = self.options.soft_timeout {
+            let soft_end = end - (limit - soft);
+            landed = timeout_at(soft_end, &mut flight).await.ok();
+            if landed.is_none()
+                && let Some(stale) = self.stale_instead(&target, StaleReason::LoadTimedOut).await
+            {
+                self.note_failure(&target, StaleReason::LoadTimedOut);
+                drop(flight);
+                waiter.leave_running();
+                return Ok(stale);
+            }
+        }
+        if landed.is_none() {
+            landed = timeout_at(end, &mut flight).await.ok();
+        }
+        drop(flight);
+        match landed {
+            Some(landed) if landed.settled => Ok(landed),
+            Some(failed) => {
+                let stale = self.stale_instead(&target, StaleReason::LoadFailed).await;
+                Ok(stale.unwrap_or(failed))
+            }
+            None => {
                 // The caller gives up, the load does not: it may still fill.
                 waiter.leave_running();
-                Err(CacheError::Timeout { after: limit })
+                let stale = self.stale_instead(&target, StaleReason::LoadTimedOut).await;
+                stale.ok_or(CacheError::Timeout { after: limit })
             }
         }
     }
@@ -125,12 +204,17 @@ where
     {
         loop {
             if let Some(guard) = lead.take() {
-                match self.seek(target, glance.take()).await {
+                match self.seek(target, glance.take(), Want::Read).await {
                     Next::Land(landed) => guard.land(landed),
                     Next::Load(run) => match once.take() {
-                        Some(load) => self.load_here(target, guard, run, load()).await,
+                        Some(load) => {
+                            let load = load();
+                            let load = async { load.await.map(Loaded::new) };
+                            self.load_here(target, guard, run, load).await;
+                        }
                         None => self.load_in_task(target, guard, run),
                     },
+                    Next::Leave => {}
                 }
             }
             match waiter.wait().await {
@@ -149,24 +233,29 @@ where
     }
 
     fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
-        let bus = self.bus();
-        let meta = FlightMeta {
-            rank: began.rank().unwrap_or_default(),
-            start: began.start,
-            uncovered: began.view.is_none(),
-        };
-        let live_until = bus.live_until(target.lane);
+        let (hash, key, meta) = (target.hash, &target.key, began.meta());
+        let may_join = self.may_join(target, began);
+        self.level.flights.board(hash, key, meta, may_join)
+    }
+
+    pub(super) fn may_join(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+    ) -> impl FnOnce(&FlightMeta) -> bool + use<K, V, E> {
+        let (rules, now) = (self.bus().rules, began.start);
+        let live_until = self.bus().live_until(target.lane);
         let lead_ends = self.lead_limit();
-        self.level
-            .flights
-            .board(target.hash, &target.key, meta, |flight| {
-                bus.rules.may_join(live_until, flight, began.start)
-                    && began.start < flight.start + lead_ends
-            })
+        move |flight| rules.may_join(live_until, flight, now) && now < flight.start + lead_ends
     }
 
     /// A leader's first look: the local level again, then the store, once.
-    async fn glance(&self, target: &Target<K>, began: Began, limit: Duration) -> Glance<V, E> {
+    async fn glance(
+        self: &Arc<Self>,
+        target: &Target<K>,
+        began: Began,
+        limit: Duration,
+    ) -> Glance<V, E> {
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
@@ -174,7 +263,10 @@ where
             return Glance::NoLink;
         };
         match self.ask_store(&*link, target, &began, limit).await {
-            Some(Look::Found(landed)) => Glance::Land(landed),
+            Some(Look::Found(found)) => match self.served(target, &found) {
+                Some(landed) => Glance::Land(landed),
+                None => Glance::Seek(began, Some(Look::Found(found))),
+            },
             look => Glance::Seek(began, look),
         }
     }
@@ -189,21 +281,31 @@ where
 
     /// The leader's way: the local level again, then the store, then the right to load. What a glance
     /// has seen of the first two is not looked at again.
-    async fn seek(
-        &self,
+    pub(super) async fn seek(
+        self: &Arc<Self>,
         target: &Target<K>,
         mut glance: Option<(Began, Option<Look<V, E>>)>,
+        want: Want,
     ) -> Next<V, E> {
         if glance.is_none()
+            && want == Want::Read
             && let Some(landed) = self.landed_meanwhile(target)
         {
             return Next::Land(landed);
         }
         let Ok(link) = self.bus().link() else {
-            return Next::Load(self.uncovered_run(target.lane));
+            return match self.refreshed(target, want).await {
+                Some(landed) => Next::Land(landed),
+                None => Next::Load(self.uncovered_run(target.lane)),
+            };
         };
         let mut syncs = 0;
         let mut waiting = None;
+        // What is to be replaced: the token of what was found first, and the value.
+        let mut first = None;
+        let mut previous = None;
+        // What may be done with an outcome although somebody else has the right to load.
+        let mut besides = None;
         loop {
             let (began, look) = match glance.take() {
                 Some(seen) => seen,
@@ -216,41 +318,76 @@ where
             let Some(look) = look else {
                 break;
             };
-            let (holder, unusable) = match look {
-                Look::Found(landed) => return Next::Land(landed),
+            let asked = match look {
+                Look::Found(found) if want == Want::Anew => {
+                    let (first, token) = (*first.get_or_insert(Some(found.token)), found.token);
+                    if first != Some(token) {
+                        return Next::Land(found.landed); // somebody else has loaded it since
+                    }
+                    Ok(found)
+                }
+                Look::Found(found) => match self.suffices(target, &found, want) {
+                    Some(landed) => return Next::Land(landed),
+                    None => Ok(found),
+                },
                 Look::Sync if syncs < SYNCS => {
                     syncs += 1;
                     self.bus().sync(SYNC_LIMIT).await;
                     continue;
                 }
                 Look::Sync => break,
-                Look::Held(holder) => (Some(holder), None),
-                Look::Absent(unusable) => (None, unusable),
+                Look::Held(holder) => Err((Some(holder), None)),
+                Look::Absent(unusable) => Err((None, unusable)),
             };
             let waiting = waiting.get_or_insert_with(|| Waiting::new(self.patience()));
-            if waiting.found(holder) {
-                let unusable = unusable.as_deref();
-                match self.ask_lease(&link, target, &began, unusable).await {
-                    Some(Ok(next)) => return next,
-                    Some(Err(())) => {}
-                    None => break,
+            let granted = match asked {
+                Ok(found) => {
+                    let granted = self
+                        .ask_to_replace(&link, target, &began, found.token)
+                        .await;
+                    previous = found.into_previous();
+                    granted
                 }
+                Err((holder, unusable)) => {
+                    if let Some(landed) = self.refreshed(target, want).await {
+                        return Next::Land(landed);
+                    }
+                    // Whatever comes after what is not there now was loaded since.
+                    first.get_or_insert(None);
+                    let asks = waiting.found(holder);
+                    let unusable = unusable.as_deref();
+                    match asks {
+                        true => self.ask_lease(&link, target, &began, unusable, want).await,
+                        false => Some(Err(None)),
+                    }
+                }
+            };
+            match granted {
+                Some(Ok(Next::Load(run))) => return Next::Load(LoadRun { previous, ..run }),
+                Some(Ok(next)) => return next,
+                Some(Err(_)) if want == Want::Renewed => return Next::Leave,
+                Some(Err(run)) => besides = run,
+                None => break,
             }
-            if waiting.is_over() {
+            // Somebody who says so does not wait for the end of a pause that this pod has begun itself.
+            let failed = want == Want::Anew && self.has_failed(target.hash);
+            if waiting.is_over() || (failed && besides.is_some()) {
                 break;
             }
             self.pause(target.hash).await;
         }
-        Next::Load(self.uncovered_run(target.lane))
+        let run = besides.unwrap_or_else(|| self.uncovered_run(target.lane));
+        Next::Load(LoadRun { previous, ..run })
     }
 
     /// A load without a lease: its outcome is not for the store.
-    fn uncovered_run(&self, lane: Lane) -> LoadRun {
+    fn uncovered_run(&self, lane: Lane) -> LoadRun<V> {
         let began = self.began(lane);
         LoadRun {
             rank: began.rank(),
             generation: began.generation,
             lease: None,
+            previous: None,
         }
     }
 
@@ -262,7 +399,7 @@ where
     }
 
     /// One read of the store, no longer than `limit`; `None` if it is of no help.
-    async fn ask_store(
+    pub(super) async fn ask_store(
         &self,
         link: &dyn Link,
         target: &Target<K>,
@@ -311,13 +448,18 @@ where
         let Stored::Outcome(kind, header, payload) = stored else {
             return Look::Held(lease.token);
         };
-        let Some(left) = self.left_of(&header) else {
+        let now = self.bus().clock.now();
+        let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
         match self.decode(kind, payload) {
-            Ok(outcome) if !self.is_poisoned(target) => {
-                Look::Found(self.keep_found(target, began, rank, &header, left, outcome))
-            }
+            Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
+                landed: self.keep_found(target, began, rank, &header, life, outcome),
+                token: header.lease.token,
+                phase: life(Duration::MAX).phase(now),
+                left: life(Duration::MAX).plain_left(now),
+                load_ms: load_ms(&header),
+            }),
             Ok(_) => Look::Absent(None),
             Err(reason) => {
                 self.note_unusable(target, &reason);
@@ -353,17 +495,30 @@ where
         }
     }
 
-    /// What is left of a stored outcome's life; `None` if nothing is.
-    fn left_of(&self, header: &Header) -> Option<Duration> {
-        if header.expires_ms == 0 {
-            return Some(Duration::MAX);
-        }
-        let now = self.bus().server_now()?;
-        let left = header
-            .expires_ms
-            .checked_sub(now)
-            .filter(|&left| left > 0)?;
-        Some(Duration::from_millis(left))
+    /// What is left of a stored outcome's life, here for so long at most; `None` if nothing is.
+    fn life_left(&self, header: &Header, now: Millis) -> Option<impl Fn(Duration) -> Life + Copy> {
+        let (fresh_until, ends, late) = if header.expires_ms == 0 {
+            (Millis::NEVER, Millis::NEVER, Duration::ZERO)
+        } else {
+            let server_now = self.bus().server_now()?;
+            let here = |then: u64| Millis((now.0 + then).saturating_sub(server_now));
+            let fresh_ms = match header.soft_expires_ms {
+                0 => header.expires_ms,
+                soft => soft.min(header.expires_ms),
+            };
+            let life = Duration::from_millis(fresh_ms.saturating_sub(header.loaded_ms));
+            let took = Duration::from_millis(load_ms(header).into());
+            let fresh_until = here(fresh_ms);
+            let ends = here(header.expires_ms);
+            if ends <= now {
+                return None;
+            }
+            // The grace of the pod that stored it, or this pod's, if that is less: then there is
+            // something that others may serve, and this pod may not.
+            let ends = ends.min(fresh_until + self.options.grace);
+            (fresh_until, ends, self.early_window(life, took))
+        };
+        Some(move |at_most: Duration| Life::new(fresh_until, late, ends.min(now + at_most)))
     }
 
     fn keep_found(
@@ -372,7 +527,7 @@ where
         began: &Began,
         rank: Rank,
         header: &Header,
-        left: Duration,
+        life: impl FnOnce(Duration) -> Life,
         outcome: Outcome<V, E>,
     ) -> Landed<V, E> {
         let now = self.bus().clock.now();
@@ -382,15 +537,15 @@ where
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
         let age = Duration::from_millis(age_ms);
         let landed = Landed::new(&outcome, Origin::Store, age, began.start);
-        let life = left.min(self.options.local_ttl);
-        if !life.is_zero() {
+        if !self.options.local_ttl.is_zero() {
             let slot = Slot {
                 value: outcome,
                 rank,
                 generation: began.generation,
                 load_start: began.start,
                 loaded: Millis(now.0.saturating_sub(age_ms)),
-                expires: now + life,
+                load_ms: load_ms(header),
+                life: life(self.options.local_ttl),
             };
             self.level.insert(
                 self.bus(),
@@ -403,24 +558,79 @@ where
         landed
     }
 
-    /// Asks for the lease. `Some(Err(()))` if somebody else has it; `None` if the store is of no help.
+    /// Asks for the lease. `Some(Err(_))` if somebody else has it; `None` if the store is of no help.
     async fn ask_lease(
-        &self,
+        self: &Arc<Self>,
         link: &Arc<dyn Link>,
         target: &Target<K>,
         began: &Began,
         unusable: Option<&[u8]>,
-    ) -> Option<Result<Next<V, E>, ()>> {
+        want: Want,
+    ) -> Option<Asked<V, E>> {
+        let ask = Ask {
+            name: target.name.clone(),
+            ttl: self.lease_ttl(),
+            unusable,
+            over: None,
+        };
+        match self.ask(link, target, began, ask).await? {
+            Answer::Granted(run) => Some(Ok(Next::Load(run))),
+            Answer::Held(_) => Some(Err(None)),
+            Answer::Present(found) => match self.judge(target, began, found) {
+                Look::Found(found) if want == Want::Anew => Some(Ok(Next::Land(found.landed))),
+                Look::Found(found) => match self.suffices(target, &found, want) {
+                    Some(landed) => Some(Ok(Next::Land(landed))),
+                    None => Some(Err(None)), // looked at once more
+                },
+                _ => None,
+            },
+        }
+    }
+
+    /// Asks for the right to replace the value with the token `over`, by a lease that stands beside it:
+    /// the value stays, and is served. As [`ask_lease`](Self::ask_lease) otherwise.
+    ///
+    /// The lease only keeps others from doing the same. What keeps an overtaken outcome out is that a
+    /// fill must find the very value. So a lease that is lost, or evicted, costs a second load and
+    /// nothing else; and it may last as long as a key is left alone after a failure, of this pod's loader
+    /// or of this pod.
+    async fn ask_to_replace(
+        &self,
+        link: &Arc<dyn Link>,
+        target: &Target<K>,
+        began: &Began,
+        over: u64,
+    ) -> Option<Asked<V, E>> {
+        let ask = Ask {
+            name: target.name_beside(over),
+            ttl: self.lease_ttl().max(self.options.retry_after),
+            unusable: None,
+            over: Some(over),
+        };
+        match self.ask(link, target, began, ask).await? {
+            Answer::Granted(run) => Some(Ok(Next::Load(run))),
+            Answer::Held(run) => Some(Err(Some(run))),
+            Answer::Present(_) => None, // not ours
+        }
+    }
+
+    async fn ask(
+        &self,
+        link: &Arc<dyn Link>,
+        target: &Target<K>,
+        began: &Began,
+        ask: Ask<'_>,
+    ) -> Option<Answer<V>> {
         let token = crate::random::random();
         let request = LeaseRequest {
             token,
-            ttl: self.lease_ttl(),
-            unusable,
+            ttl: ask.ttl,
+            unusable: ask.unusable,
             opening: self.bus().opening(),
         };
         // In place before the call: if this future is dropped, a lease that it was granted is freed.
-        let held = LeaseHeld::new(self.bus(), link, target, &self.name, token);
-        let lease = link.lease(target.place(&self.name), request);
+        let held = LeaseHeld::new(self.bus(), link, target, ask.name, &self.name, token);
+        let lease = link.lease(held.place(), request);
         let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
         let LeaseReply {
             head,
@@ -432,33 +642,27 @@ where
             Err(_) => return None,
         };
         let rank = crate::coherence::rules::rank_of_head(began.view, &head);
+        let run = |held: LeaseHeld| LoadRun {
+            rank,
+            generation: began.generation,
+            lease: Some(held.granted(head.at, server_ms, self.bus().clock.now(), ask.over)),
+            previous: None,
+        };
         match state {
             LeaseState::Granted => {
-                let lease = Some(held.granted(head.at, server_ms, self.bus().clock.now()));
                 if rank.is_none() {
                     self.bus().ask_for_poll();
                 }
-                Some(Ok(Next::Load(LoadRun {
-                    rank,
-                    generation: began.generation,
-                    lease,
-                })))
+                Some(Answer::Granted(run(held)))
             }
-            LeaseState::Held => {
-                held.forget();
-                Some(Err(()))
-            }
+            LeaseState::Held => Some(Answer::Held(run(held.disarmed()))),
             LeaseState::Present(bytes) => {
                 held.forget();
-                let found = Found {
+                Some(Answer::Present(Found {
                     head: Some(head),
                     value: Some(bytes),
                     floor: Some(floor),
-                };
-                match self.judge(target, began, found) {
-                    Look::Found(landed) => Some(Ok(Next::Land(landed))),
-                    _ => None,
-                }
+                }))
             }
         }
     }

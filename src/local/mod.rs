@@ -9,6 +9,7 @@
 //! one entry per hash: see [`StoredKey`].
 
 mod key;
+mod life;
 #[cfg(feature = "moka")]
 mod moka;
 #[cfg(feature = "testing")]
@@ -21,6 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use self::key::StoredKey;
+pub(crate) use self::life::{Life, Phase};
 #[cfg(feature = "moka")]
 use self::moka::Moka;
 use self::quick::Quick;
@@ -74,8 +76,10 @@ pub(crate) struct Slot<T> {
     pub(crate) load_start: Millis,
     /// When the value was loaded from its source, for reporting its age.
     pub(crate) loaded: Millis,
-    /// When the value's time to live ends.
-    pub(crate) expires: Millis,
+    /// How long the load took, in milliseconds, saturating.
+    pub(crate) load_ms: u32,
+    /// When the value's time to live ends, and what comes before and after.
+    pub(crate) life: Life,
 }
 
 /// The port: what the local level asks of a map.

@@ -321,6 +321,7 @@ impl World {
         let (name, envelope, mut hints) = (physical(key), write_value(lease, version), Vec::new());
         let fill = store::Fill {
             token: lease.token,
+            replaces: store::Replaces::Lease,
             epoch: lease.epoch,
             envelope: &envelope,
             ttl: None,

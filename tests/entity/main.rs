@@ -25,6 +25,7 @@ macro_rules! on_both_stores {
 }
 
 mod bed;
+mod lab;
 mod source;
 mod wire;
 
@@ -34,6 +35,7 @@ mod cancel;
 mod closing;
 mod expiry;
 mod flights;
+mod grace;
 mod invalidation;
 mod outcomes;
 mod races;

@@ -9,7 +9,7 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    StoreResult,
+    Replaces, StoreResult,
 };
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, Value};
@@ -173,7 +173,10 @@ impl Link for RedisLink {
             let keys = self.keys.lane(place.lane)?;
             let mut call = self.value_call(&FILL, keys, place);
             call.arg(&word(fill.token)).arg(&word(fill.epoch.0));
-            call.arg(fill.envelope);
+            call.arg(fill.envelope).arg(match fill.replaces {
+                Replaces::Lease => "L",
+                Replaces::Value => "V",
+            });
             if let Some(ttl) = fill.ttl {
                 call.arg(millis(ttl));
             }

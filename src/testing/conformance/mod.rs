@@ -74,6 +74,11 @@ macro_rules! __store_claims {
             a_fill_after_a_fence_is_refused
             a_fill_with_another_token_is_refused
             a_repeated_fill_is_refused
+            a_refresh_replaces_the_value_it_names
+            a_refresh_that_raced_an_invalidation_is_refused
+            a_refresh_after_a_fence_is_refused
+            of_two_refreshes_of_one_value_the_second_is_refused
+            a_refresh_replaces_no_lease
             a_release_frees_the_key
             a_release_with_another_token_frees_nothing
             a_present_value_wins_over_the_lease
