@@ -129,6 +129,12 @@ impl<V> Loaded<V> {
         Self::from(Arc::new(value))
     }
 
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> &Arc<V> {
+        &self.value
+    }
+
     /// Keeps it for `ttl`, whatever the entity's options say. Spread by the jitter as any other.
     #[must_use]
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {

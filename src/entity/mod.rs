@@ -196,8 +196,8 @@ where
     /// Loads `key` from the source although there is a value, which goes on being served until the new
     /// one takes its place. Gives the new one.
     ///
-    /// One pod loads: a call while a refresh is under way, here or in another pod, shares its outcome. If
-    /// the load fails, what was there stays, and the error is the caller's. Costs two round trips before
+    /// One pod loads: a call while the key is being loaded or refreshed, here or in another pod, shares
+    /// the outcome, also that of a load which began a moment before the call. If the load fails, what was there stays, and the error is the caller's. Costs two round trips before
     /// the load and two behind the caller.
     ///
     /// For a value that is known to have changed, use [`invalidate`](Self::invalidate): a refresh tells
