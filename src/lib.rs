@@ -157,6 +157,8 @@ mod pages {
     mod readme {}
     #[doc = include_str!("../docs/entity.md")]
     mod entity {}
+    #[doc = include_str!("../docs/grace.md")]
+    mod grace {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
     #[doc = include_str!("../docs/operations.md")]
