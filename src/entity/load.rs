@@ -189,6 +189,7 @@ where
         let context = LoadContext::with(target.key.clone(), previous, cancelled);
         let loader = Arc::clone(&self.loader);
         let load = async {
+            let _panic = OnPanic(|| self.note_failure(target, StaleReason::LoadFailed));
             let loaded = loader.load(context).await;
             dropped.disarm();
             loaded
@@ -444,6 +445,17 @@ where
         self.usual_load
             .get()
             .map_or(lease, |usual| (usual * 2).max(LEASE_MIN).min(lease))
+    }
+}
+
+/// Does something if it is dropped by a panic.
+struct OnPanic<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnPanic<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
+        }
     }
 }
 

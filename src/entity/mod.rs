@@ -1,10 +1,12 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
-//! to the lease, to the loader ([`load`]). The outcome goes into the local level, to everybody on
-//! board, and behind their backs into the store. An invalidation is a call of the bus; what it does to
-//! an entity is in [`level`].
+//! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
+//! everybody on board, and behind their backs into the store. What is found towards the end of its life
+//! or past it is loaded anew, mostly behind its readers ([`refresh`]). An invalidation is a call of the
+//! bus; what it does to an entity is in [`level`].
 
+mod asking;
 mod attempts;
 mod builder;
 mod context;

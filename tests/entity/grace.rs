@@ -221,7 +221,7 @@ async fn ahead_a_stale_value_is_served_if_the_load_fails(bed: Bed) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
     let numbers = |pod: &Pod| brief(pod, &source).refresh(Refresh::Ahead).build().unwrap();
-    let (on_a, on_b) = (numbers(&a), numbers(&b));
+    let on_a = numbers(&a);
     age(&a, &on_a, &source).await;
     for answer in [Answer::Refusal(7), Answer::Panic] {
         source.answer(1, answer.clone());
@@ -235,11 +235,14 @@ async fn ahead_a_stale_value_is_served_if_the_load_fails(bed: Bed) {
         }
     }
     // Not tried again for a while, and said so.
-    source.answer(1, Answer::Refusal(8));
-    look(&on_b).await;
-    let loads = source.loads();
-    assert_eq!(look(&on_b).await, (1, Some(StaleReason::LoadFailed)));
-    assert_eq!(source.loads(), loads);
+    for answer in [Answer::Refusal(8), Answer::Panic] {
+        source.answer(1, answer);
+        let on_b = numbers(&b);
+        look(&on_b).await;
+        let loads = source.loads();
+        assert_eq!(look(&on_b).await, (1, Some(StaleReason::LoadFailed)));
+        assert_eq!(source.loads(), loads);
+    }
 }
 
 async fn ahead_a_load_that_outlasts_the_soft_timeout_goes_on_behind_the_stale_value(bed: Bed) {
