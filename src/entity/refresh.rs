@@ -129,6 +129,14 @@ where
         if self.options.grace.is_zero() || self.options.refresh == Refresh::Behind {
             return None; // it would have been served before
         }
+        if self.bus().closing.is_cancelled() {
+            return None;
+        }
+        // Boxed for the same reason as a flight: reads that end well need no room for it.
+        Box::pin(self.still_served(target, reason)).await
+    }
+
+    async fn still_served(&self, target: &Target<K>, reason: StaleReason) -> Option<Landed<V, E>> {
         if let Some((hit, Phase::Stale(overdue))) = self.level.late(target.hash, &target.key) {
             let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
             let age = hit.now.since(slot.loaded);

@@ -3,7 +3,7 @@
 use crate::bed::{Bed, Pod, eventually, poll_once, soon};
 use crate::lab::{Lab, MS, SECOND};
 use crate::source::{Answer, Refused, Source};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tidings::{Cancellation, Entity, LoadContext, Loaded, Loader, Origin, Refresh, Ttl};
@@ -12,17 +12,14 @@ type Texts = Entity<u64, String, Refused>;
 /// What loaders were told: the value that was loaded before, and its age.
 type Told = Arc<Mutex<Vec<Option<(String, Duration)>>>>;
 
+type Loading = Pin<Box<dyn Future<Output = Result<Loaded<String>, Refused>> + Send>>;
+
 /// A loader that asks `source` whether the version that it had before is still the newest: if so,
 /// nothing has changed.
 fn conditional(
     source: &Source,
     told: &Told,
-) -> impl Fn(
-    LoadContext<u64, String>,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<Loaded<String>, Refused>> + Send>>
-+ Send
-+ Sync
-+ 'static {
+) -> impl Fn(LoadContext<u64, String>) -> Loading + Send + Sync + 'static {
     let (source, told) = (source.clone(), Arc::clone(told));
     move |load| {
         let (source, told) = (source.clone(), Arc::clone(&told));

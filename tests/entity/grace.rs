@@ -313,6 +313,27 @@ async fn an_invalidation_during_the_load_leaves_nothing_stale_to_fall_back_on(be
     assert_eq!(read.unwrap_err().load_error(), Some(&Refused(7)));
 }
 
+async fn after_close_nothing_stale_is_served(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let numbers = brief(&pod, &source)
+        .refresh(Refresh::Ahead)
+        .build()
+        .unwrap();
+    age(&pod, &numbers, &source).await;
+    source.hold();
+    let mut reader = pin!(numbers.get(&1));
+    poll_once(&mut reader).await;
+    let closing = async {
+        eventually("the load runs", async || source.running() == 1).await;
+        pod.cache.close().await;
+    };
+    let (read, ()) = tokio::join!(soon("the reader", &mut reader), closing);
+    let error = read.unwrap_err();
+    assert!(matches!(error, CacheError::Closed), "{error:?}");
+    assert_eq!(source.running(), 0);
+}
+
 async fn a_new_error_with_a_life_replaces_the_stale_value(bed: Bed) {
     for refresh in [Refresh::Behind, Refresh::Ahead] {
         let source = Source::new();
@@ -526,6 +547,7 @@ on_both_stores!(
     without_a_stale_value_the_soft_timeout_changes_nothing,
     ahead_a_load_that_outlasts_the_hard_limit_leaves_the_stale_value,
     an_invalidation_during_the_load_leaves_nothing_stale_to_fall_back_on,
+    after_close_nothing_stale_is_served,
     a_new_error_with_a_life_replaces_the_stale_value,
     an_outcome_that_is_not_kept_takes_the_stale_value_away,
     a_pod_without_grace_loads_what_is_stale,
