@@ -3,6 +3,7 @@
 use crate::bus::{Bus, LEASE, Timing};
 use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
+use crate::envelope::KeyRing;
 use crate::error::{BuildError, StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::store::{Memory, Namespace, Store};
@@ -59,6 +60,7 @@ pub struct CacheBuilder {
     store: Option<Arc<dyn Store>>,
     store_url: Option<String>,
     on_store_absent: OnStoreAbsent,
+    keys: Option<KeyRing>,
     timing: Timing,
     clock: Clock,
     mechanisms: Mechanisms,
@@ -72,6 +74,7 @@ impl fmt::Debug for CacheBuilder {
             // It may hold a password.
             .field("store_url", &self.store_url.as_ref().map(|_| "…"))
             .field("on_store_absent", &self.on_store_absent)
+            .field("keys", &self.keys)
             .finish_non_exhaustive()
     }
 }
@@ -83,6 +86,7 @@ impl CacheBuilder {
             store: None,
             store_url: None,
             on_store_absent: OnStoreAbsent::default(),
+            keys: None,
             timing: Timing::default(),
             clock: Clock::default(),
             mechanisms: Mechanisms::default(),
@@ -114,6 +118,28 @@ impl CacheBuilder {
         self
     }
 
+    /// Seals what entities keep in the store: nobody without a key of the ring can read values and typed
+    /// errors there, nor change them, nor pass one off for another. What is not sealed with one of the
+    /// keys is a miss. By default nothing is sealed.
+    ///
+    /// Entities may [differ](crate::EntityBuilder::unsealed). The names of keys stay readable; what else
+    /// is not protected is in `docs/seal.md`. To change keys, give the new one to every pod as the
+    /// second, then put it first, and drop the old one when its values have expired.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tidings::error::BuildError> {
+    /// # let (new, old) = ([7; 32], [8; 32]);
+    /// use tidings::{Cache, KeyRing};
+    ///
+    /// let cache = Cache::builder("shop").seal(KeyRing::new(2, &new).and(1, &old)).build().await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "seal")]
+    pub fn seal(mut self, keys: KeyRing) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
     /// Judges time by `clock` instead of the kernel's.
     #[cfg(feature = "testing")]
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -133,13 +159,14 @@ impl CacheBuilder {
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or
-    /// `TIDINGS_STORE`) if the URL cannot; `store` if the store cannot be reached (see
+    /// `TIDINGS_STORE`) if the URL cannot; `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
     ///
     /// # Cancel safety
     /// Cancel safe: the background task and its connections end with the future.
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
+        self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BuildError::new(
                 "runtime",
@@ -161,7 +188,7 @@ impl CacheBuilder {
             lanes: LANES.get(),
         };
         let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
-        let cache = Cache::new(Arc::clone(&bus));
+        let cache = Cache::new(Arc::clone(&bus), self.keys);
         match bus.start().await {
             Ok(()) => Ok(cache),
             Err(error)

@@ -1,12 +1,15 @@
 //! The handle: one namespace on one store. Each mode adds its own constructor to it.
 
 use crate::bus::{Bus, Health};
+use crate::envelope::KeyRing;
 use crate::error::BuildError;
+use crate::presence::Rooms;
 use crate::tags::Registry;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::DropGuard;
 
@@ -36,10 +39,17 @@ pub(crate) struct Inner {
     pub(crate) bus: Arc<Bus>,
     /// The tags that are watched in this pod.
     pub(crate) tags: Arc<Registry>,
+    /// What entities seal with, if they say nothing else.
+    pub(crate) keys: Option<KeyRing>,
     /// What each entity name stands for.
     entities: Mutex<HashMap<String, (TypeId, u32)>>,
-    _shutdown: DropGuard,
+    /// Set when closing begins: what a memo asks on every hit, since nothing flushes it.
+    closed: AtomicBool,
+    /// This pod's part in rooms, from the first use on.
+    pub(crate) rooms: OnceLock<Arc<Rooms>>,
+    // In this order: who is told that the cache closes may still have a word for the store.
     _closing: DropGuard,
+    _shutdown: DropGuard,
 }
 
 impl fmt::Debug for Cache {
@@ -49,14 +59,17 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    pub(crate) fn new(bus: Arc<Bus>) -> Self {
+    pub(crate) fn new(bus: Arc<Bus>, keys: Option<KeyRing>) -> Self {
         let (shutdown, closing) = (bus.shutdown.clone(), bus.closing.clone());
         Self(Arc::new(Inner {
             tags: Registry::new(&bus),
             bus,
+            keys,
             entities: Mutex::default(),
-            _shutdown: shutdown.drop_guard(),
+            closed: AtomicBool::new(false),
+            rooms: OnceLock::new(),
             _closing: closing.drop_guard(),
+            _shutdown: shutdown.drop_guard(),
         }))
     }
 
@@ -79,13 +92,19 @@ impl Cache {
     }
 
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
-    /// acknowledged, gives leases back, ends the background task and both connections. Later calls
+    /// acknowledged, gives leases back, leaves every room, ends the background task and both connections. Later calls
     /// give `Closed`. Closing twice is harmless.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the cache half closed: call it again, or drop every handle.
     pub async fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
         self.0.bus.close(CLOSE_LIMIT).await;
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
     }
 }
 

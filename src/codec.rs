@@ -35,6 +35,9 @@ enum Reason {
     TrailingBytes,
     #[error("{what} does not fit in the stored header")]
     TooLarge { what: &'static str },
+    #[cfg(feature = "seal")]
+    #[error("no randomness to seal the value with")]
+    NoNonce(#[source] Arc<dyn Error + Send + Sync>),
     #[error("stored outcome is an {what}, which this entity does not cache")]
     Unreadable { what: &'static str },
 }
@@ -43,6 +46,12 @@ impl CodecError {
     /// A part of the stored header is over its limit.
     pub(crate) fn too_large(what: &'static str) -> Self {
         Reason::TooLarge { what }.into()
+    }
+
+    /// The system had no randomness to give.
+    #[cfg(feature = "seal")]
+    pub(crate) fn no_nonce(cause: impl Error + Send + Sync + 'static) -> Self {
+        Reason::NoNonce(Arc::new(cause)).into()
     }
 
     /// A stored outcome of a sort that this entity was not told how to read.

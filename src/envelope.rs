@@ -3,7 +3,30 @@
 //! Bytes that cannot be used are a miss, never an error and never another value: they may be cut,
 //! changed, copied from another key, or written by a later version. Each way has a name in
 //! [`Unusable`], for the metrics. The checksum is seeded with the key's hash, so that a sound envelope
-//! in the wrong place fails it too. `docs/wire-format.md` is the specification.
+//! in the wrong place fails it too. Payloads may be compressed, and sealed after that, as the entity's
+//! [`Packing`] says. `docs/wire-format.md` is the specification.
+
+#[cfg(any(feature = "lz4", feature = "zstd"))]
+mod compression;
+#[cfg(feature = "seal")]
+mod seal;
+mod without;
+
+#[cfg(any(feature = "lz4", feature = "zstd"))]
+pub use compression::Compression;
+#[cfg(feature = "seal")]
+pub use seal::KeyRing;
+pub(crate) use seal::Seal;
+#[cfg(not(any(feature = "lz4", feature = "zstd")))]
+use without::compression;
+#[cfg(not(any(feature = "lz4", feature = "zstd")))]
+pub(crate) use without::compression::Compression;
+#[cfg(not(feature = "seal"))]
+use without::seal;
+#[cfg(not(feature = "seal"))]
+pub(crate) use without::seal::KeyRing;
+
+use std::borrow::Cow;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -19,6 +42,11 @@ const STATE_LEASE: u8 = 3;
 const CODEC_MESSAGE_PACK: u8 = 1;
 /// The key follows the tags, because the physical key holds only its hash.
 const FLAG_KEY: u16 = 1;
+/// The payload is compressed.
+const FLAG_COMPRESSED: u16 = 2;
+/// Key and payload are sealed.
+const FLAG_SEALED: u16 = 4;
+const KNOWN_FLAGS: u16 = FLAG_KEY | FLAG_COMPRESSED | FLAG_SEALED;
 
 /// Length of a stored lease in bytes: what all states have in common.
 pub(crate) const LEASE_LEN: usize = 28;
@@ -61,10 +89,54 @@ pub(crate) struct Header {
     pub(crate) tags: Vec<(u64, u64)>,
 }
 
+/// What becomes of an entity's payloads on their way into the store. On the way out whatever is
+/// compressed is expanded, but sealed is what the packing asks for, or of no use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Packing {
+    pub(crate) compression: Option<Compression>,
+    /// The longest payload that is not compressed.
+    pub(crate) compress_above: usize,
+    pub(crate) seal: Option<Seal>,
+}
+
+impl Packing {
+    /// The payload as it is stored, and the flags that say so.
+    fn pack<'a>(&self, payload: &'a [u8]) -> (Cow<'a, [u8]>, u16) {
+        let compressed = match self.compression {
+            Some(compression) if payload.len() > self.compress_above => {
+                compression.compress(payload)
+            }
+            _ => None,
+        };
+        let sealed = if self.seal.is_some() { FLAG_SEALED } else { 0 };
+        match compressed {
+            Some(smaller) => (smaller.into(), FLAG_COMPRESSED | sealed),
+            None => (payload.into(), sealed),
+        }
+    }
+
+    /// What follows the tags, opened if it is sealed.
+    fn open<'a>(
+        &self,
+        flags: u16,
+        header: &[u8],
+        rest: &'a [u8],
+        key: &[u8],
+    ) -> Result<Cow<'a, [u8]>, Unusable> {
+        match (&self.seal, flags & FLAG_SEALED != 0) {
+            (None, false) => Ok(rest.into()),
+            (Some(seal), true) => seal.open(header, rest, key).map(Cow::from),
+            (None, true) => Err(Unusable::Sealed),
+            // Who can write to the store could have put it there.
+            (Some(_), false) => Err(Unusable::NotSealed),
+        }
+    }
+}
+
 /// What a physical key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stored<'a> {
-    Outcome(Outcome, Header, &'a [u8]),
+    Outcome(Outcome, Header, Cow<'a, [u8]>),
     Lease(Lease),
 }
 
@@ -89,6 +161,21 @@ pub(crate) enum Unusable {
     Schema { found: u32 },
     #[error("value belongs to another key with the same hash")]
     OtherKey,
+    #[error("value is compressed in way {0}, which this build cannot read")]
+    Compression(u8),
+    #[cfg(any(feature = "lz4", feature = "zstd"))]
+    #[error("compressed value is not what it claims to be")]
+    Expansion,
+    #[error("value is sealed, and this entity has no keys")]
+    Sealed,
+    #[error("value is not sealed, as this entity demands")]
+    NotSealed,
+    #[cfg(feature = "seal")]
+    #[error("value is sealed with key {0}, which is not on the ring")]
+    UnknownKey(u32),
+    #[cfg(feature = "seal")]
+    #[error("sealed value was changed, or belongs to another key, entity or namespace")]
+    Forged,
 }
 
 impl Lease {
@@ -111,47 +198,58 @@ fn common(state: u8, codec: u8, lease: &Lease) -> [u8; LEASE_LEN] {
 ///
 /// # Errors
 /// If there are more than 65,535 tags, or the key is over 4 GiB: dropping a tag would hide the entry
-/// from that tag's invalidations.
+/// from that tag's invalidations. If it is to be sealed, and there is no randomness.
 pub(crate) fn encode(
     outcome: Outcome,
     header: &Header,
     key: HashedKey<'_>,
     payload: &[u8],
+    packing: &Packing,
 ) -> Result<Vec<u8>, CodecError> {
-    let abridged = key.is_abridged();
     let tags = u16::try_from(header.tags.len()).map_err(|_| CodecError::too_large("tag count"))?;
+    let key_len = u32::try_from(key.bytes.len()).map_err(|_| CodecError::too_large("key"))?;
     let state = match outcome {
         Outcome::Value => STATE_VALUE,
         Outcome::Error => STATE_ERROR,
     };
-    let key_room = if abridged { 4 + key.bytes.len() } else { 0 };
-    let room = HEADER_LEN + 16 * header.tags.len() + key_room + payload.len() + CHECKSUM_LEN;
+    let (payload, flags) = packing.pack(payload);
+    let (flags, key_room) = match key.is_abridged() {
+        true => (flags | FLAG_KEY, 4 + key.bytes.len()),
+        false => (flags, 0),
+    };
+    let extra = packing.seal.as_ref().map_or(0, |_| seal::EXTRA_LEN);
+    let room = HEADER_LEN + 16 * header.tags.len() + key_room + payload.len() + extra;
 
-    let mut out = Vec::with_capacity(room);
+    let mut out = Vec::with_capacity(room + CHECKSUM_LEN);
     out.extend(common(state, CODEC_MESSAGE_PACK, &header.lease));
     out.extend(header.loaded_ms.to_be_bytes());
     out.extend(header.expires_ms.to_be_bytes());
     out.extend(header.soft_expires_ms.to_be_bytes());
     out.extend(header.load_us.to_be_bytes());
     out.extend(header.schema.to_be_bytes());
-    out.extend(if abridged { FLAG_KEY } else { 0 }.to_be_bytes());
+    out.extend(flags.to_be_bytes());
     out.extend(tags.to_be_bytes());
     for (hash, version) in &header.tags {
         out.extend(hash.to_be_bytes());
         out.extend(version.to_be_bytes());
     }
-    if abridged {
-        let len = u32::try_from(key.bytes.len()).map_err(|_| CodecError::too_large("key"))?;
-        out.extend(len.to_be_bytes());
-        out.extend(key.bytes);
+    let content = |out: &mut Vec<u8>| {
+        if flags & FLAG_KEY != 0 {
+            out.extend(key_len.to_be_bytes());
+            out.extend(key.bytes);
+        }
+        out.extend(&*payload);
+    };
+    match &packing.seal {
+        Some(seal) => seal.seal(&mut out, key.bytes, content)?,
+        None => content(&mut out),
     }
-    out.extend(payload);
     out.extend(xxh3_64_with_seed(&out, key.hash).to_be_bytes());
     Ok(out)
 }
 
-/// Reads what is stored under `key`, borrowing the payload. Costs one pass over the bytes for the
-/// checksum; allocates only for tags.
+/// Reads what is stored under `key`. Costs one pass over the bytes for the checksum; allocates only for
+/// tags, and for a payload that is sealed or compressed.
 ///
 /// # Errors
 /// Why the bytes are of no use; they are to be treated as a miss.
@@ -159,6 +257,7 @@ pub(crate) fn decode<'a>(
     bytes: &'a [u8],
     key: HashedKey<'_>,
     schema: u32,
+    packing: &Packing,
 ) -> Result<Stored<'a>, Unusable> {
     let (common, rest) = bytes.split_first_chunk().ok_or(Unusable::Length)?;
     let (state, codec, lease) = decode_common(common)?;
@@ -176,14 +275,26 @@ pub(crate) fn decode<'a>(
     if xxh3_64_with_seed(body, key.hash) != u64::from_be_bytes(*checksum) {
         return Err(Unusable::Checksum);
     }
-    // From here on the bytes are as they were written for a key with this hash.
-    let body = body.get(LEASE_LEN..).ok_or(Unusable::Length)?;
-    let (header, payload) = decode_header(lease, body, key)?;
+    // From here on the bytes are as they were written for a key with this hash, unless somebody means
+    // ill: the checksum is no secret.
+    let mut rest = body.get(LEASE_LEN..).ok_or(Unusable::Length)?;
+    let (header, flags) = decode_header(lease, &mut rest)?;
     if header.schema != schema {
         return Err(Unusable::Schema {
             found: header.schema,
         });
     }
+    let before = &body[..body.len() - rest.len()];
+    let content = packing.open(flags, before, rest, key.bytes)?;
+    let start = key_field_len(flags, &content, key)?;
+    let payload = match content {
+        _ if flags & FLAG_COMPRESSED != 0 => compression::expand(&content[start..])?.into(),
+        Cow::Borrowed(content) => content[start..].into(),
+        Cow::Owned(mut content) => {
+            content.drain(..start);
+            content.into()
+        }
+    };
     Ok(Stored::Outcome(outcome, header, payload))
 }
 
@@ -204,35 +315,36 @@ fn decode_common(bytes: &[u8; LEASE_LEN]) -> Result<(u8, u8, Lease), Unusable> {
     Ok((state, codec, Lease { token, began }))
 }
 
-/// The rest of the header, and the payload behind it.
-fn decode_header<'a>(
-    lease: Lease,
-    mut rest: &'a [u8],
-    key: HashedKey<'_>,
-) -> Result<(Header, &'a [u8]), Unusable> {
+/// The rest of the header and the flags, leaving what follows.
+fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusable> {
     let mut header = Header {
         lease,
-        loaded_ms: u64::from_be_bytes(take(&mut rest)?),
-        expires_ms: u64::from_be_bytes(take(&mut rest)?),
-        soft_expires_ms: u64::from_be_bytes(take(&mut rest)?),
-        load_us: u32::from_be_bytes(take(&mut rest)?),
-        schema: u32::from_be_bytes(take(&mut rest)?),
+        loaded_ms: u64::from_be_bytes(take(rest)?),
+        expires_ms: u64::from_be_bytes(take(rest)?),
+        soft_expires_ms: u64::from_be_bytes(take(rest)?),
+        load_us: u32::from_be_bytes(take(rest)?),
+        schema: u32::from_be_bytes(take(rest)?),
         tags: Vec::new(),
     };
-    let flags = u16::from_be_bytes(take(&mut rest)?);
-    if flags & !FLAG_KEY != 0 {
+    let flags = u16::from_be_bytes(take(rest)?);
+    if flags & !KNOWN_FLAGS != 0 {
         return Err(Unusable::Flags(flags));
     }
-    let tags = usize::from(u16::from_be_bytes(take(&mut rest)?));
-    let mut tag_bytes = take_slice(&mut rest, 16 * tags)?;
+    let tags = usize::from(u16::from_be_bytes(take(rest)?));
+    let mut tag_bytes = take_slice(rest, 16 * tags)?;
     header.tags.reserve_exact(tags);
     while !tag_bytes.is_empty() {
         let hash = u64::from_be_bytes(take(&mut tag_bytes)?);
         let version = u64::from_be_bytes(take(&mut tag_bytes)?);
         header.tags.push((hash, version));
     }
-    let named = flags & FLAG_KEY != 0;
-    if named {
+    Ok((header, flags))
+}
+
+/// How long the key in front of the payload is with its length, if it is this key.
+fn key_field_len(flags: u16, content: &[u8], key: HashedKey<'_>) -> Result<usize, Unusable> {
+    let mut rest = content;
+    if flags & FLAG_KEY != 0 {
         let len = u32::from_be_bytes(take(&mut rest)?);
         let len = usize::try_from(len).map_err(|_| Unusable::Length)?;
         if take_slice(&mut rest, len)? != key.bytes {
@@ -241,7 +353,7 @@ fn decode_header<'a>(
     } else if key.is_abridged() {
         return Err(Unusable::OtherKey);
     }
-    Ok((header, rest))
+    Ok(content.len() - rest.len())
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Unusable> {
@@ -257,176 +369,4 @@ fn take_slice<'a>(bytes: &mut &'a [u8], len: usize) -> Result<&'a [u8], Unusable
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const KEY: HashedKey<'_> = HashedKey {
-        hash: 7,
-        bytes: b"42",
-    };
-    const SCHEMA: u32 = 3;
-
-    fn lease() -> impl Strategy<Value = Lease> {
-        any::<(u64, u64, u64)>().prop_map(|(token, epoch, seq)| Lease {
-            token,
-            began: Position {
-                epoch: Epoch(epoch),
-                seq,
-            },
-        })
-    }
-
-    fn header() -> impl Strategy<Value = Header> {
-        let tags = prop::collection::vec(any::<(u64, u64)>(), 0..4);
-        (lease(), any::<(u64, u64, u32)>(), tags).prop_map(|(lease, at, tags)| Header {
-            lease,
-            loaded_ms: at.0 ^ at.1,
-            expires_ms: at.0,
-            soft_expires_ms: at.1,
-            load_us: at.2,
-            schema: SCHEMA,
-            tags,
-        })
-    }
-
-    fn outcome() -> impl Strategy<Value = Outcome> {
-        prop::sample::select(&[Outcome::Value, Outcome::Error][..])
-    }
-
-    fn a_header() -> Header {
-        Header {
-            lease: Lease {
-                token: 1,
-                began: Position {
-                    epoch: Epoch(2),
-                    seq: 3,
-                },
-            },
-            loaded_ms: 3,
-            expires_ms: 4,
-            soft_expires_ms: 5,
-            load_us: 6,
-            schema: SCHEMA,
-            tags: vec![],
-        }
-    }
-
-    #[test]
-    fn every_single_bit_flip_and_truncation_of_an_outcome_is_unusable() {
-        let mut header = a_header();
-        for tags in [vec![], vec![(8, 9), (10, 11)]] {
-            header.tags = tags;
-            for payload in [&b""[..], b"p", &[0; 40], &[7; 300]] {
-                let good = encode(Outcome::Value, &header, KEY, payload).unwrap();
-                for len in 0..good.len() {
-                    assert!(decode(&good[..len], KEY, SCHEMA).is_err(), "cut at {len}");
-                }
-                for bit in 0..good.len() * 8 {
-                    let mut bad = good.clone();
-                    bad[bit / 8] ^= 1 << (bit % 8);
-                    assert!(decode(&bad, KEY, SCHEMA).is_err(), "bit {bit} flipped");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn each_reason_is_told_apart() {
-        let good = encode(Outcome::Value, &a_header(), KEY, b"payload").unwrap();
-        let with = |at: usize, byte: u8| {
-            let mut bytes = good.clone();
-            bytes[at] = byte;
-            decode(&bytes, KEY, SCHEMA).unwrap_err()
-        };
-        assert_eq!(with(0, 0), Unusable::Magic);
-        assert_eq!(with(1, 2), Unusable::Version(2));
-        assert_eq!(with(2, 4), Unusable::State(4));
-        assert_eq!(with(2, 3), Unusable::Length);
-        assert_eq!(with(3, 2), Unusable::Codec(2));
-        assert_eq!(with(50, 1), Unusable::Checksum);
-        assert_eq!(
-            decode(&good, KEY, 9),
-            Err(Unusable::Schema { found: SCHEMA })
-        );
-        assert_eq!(decode(&good[..27], KEY, SCHEMA), Err(Unusable::Length));
-        assert_eq!(decode(&good[..28], KEY, SCHEMA), Err(Unusable::Checksum));
-
-        // A later version set a flag, and the checksum with it.
-        let mut flagged = good[..good.len() - CHECKSUM_LEN].to_vec();
-        flagged[61] = 2;
-        flagged.extend(xxh3_64_with_seed(&flagged, KEY.hash).to_be_bytes());
-        assert_eq!(decode(&flagged, KEY, SCHEMA), Err(Unusable::Flags(2)));
-    }
-
-    #[test]
-    fn a_key_that_is_stored_by_its_hash_is_compared_in_full() {
-        let key = |bytes| HashedKey { hash: 7, bytes };
-        let (long, other) = ([b'a'; 2000], [b'b'; 2000]);
-        let stored = encode(Outcome::Error, &a_header(), key(&long), b"payload").unwrap();
-        assert_eq!(
-            decode(&stored, key(&long), SCHEMA),
-            Ok(Stored::Outcome(Outcome::Error, a_header(), b"payload"))
-        );
-        assert_eq!(
-            decode(&stored, key(&other), SCHEMA),
-            Err(Unusable::OtherKey)
-        );
-        // The key is missing although it is needed.
-        let unnamed = encode(Outcome::Value, &a_header(), KEY, b"payload").unwrap();
-        assert_eq!(
-            decode(&unnamed, key(&long), SCHEMA),
-            Err(Unusable::OtherKey)
-        );
-    }
-
-    #[test]
-    fn no_tag_is_ever_dropped_to_make_the_header_fit() {
-        let mut header = a_header();
-        header.tags = vec![(1, 2); 65_535];
-        let stored = encode(Outcome::Value, &header, KEY, b"").unwrap();
-        assert!(decode(&stored, KEY, SCHEMA).is_ok());
-        header.tags.push((1, 2));
-        assert!(encode(Outcome::Value, &header, KEY, b"").is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn outcomes_round_trip(outcome in outcome(), header in header(), payload: Vec<u8>) {
-            let stored = encode(outcome, &header, KEY, &payload).unwrap();
-            prop_assert_eq!(decode(&stored, KEY, SCHEMA), Ok(Stored::Outcome(outcome, header, &payload)));
-        }
-
-        #[test]
-        fn leases_round_trip(lease in lease(), waited_for in 0..2_u8) {
-            let mut stored = lease.encode();
-            stored[3] = waited_for;
-            prop_assert_eq!(decode(&stored, KEY, SCHEMA), Ok(Stored::Lease(lease)));
-        }
-
-        #[test]
-        fn an_outcome_in_the_place_of_another_key_is_unusable(
-            outcome in outcome(), header in header(), payload: Vec<u8>, hash: u64,
-        ) {
-            prop_assume!(hash != KEY.hash);
-            let stored = encode(outcome, &header, KEY, &payload).unwrap();
-            let elsewhere = HashedKey { hash, ..KEY };
-            prop_assert_eq!(decode(&stored, elsewhere, SCHEMA), Err(Unusable::Checksum));
-        }
-
-        #[test]
-        fn no_bytes_make_decoding_panic(
-            start in prop::sample::select(vec![&b""[..], &[MAGIC, VERSION, 1, 1], &[MAGIC, VERSION, 3]]),
-            rest in prop::collection::vec(any::<u8>(), 0..120),
-            sound: bool,
-        ) {
-            let mut bytes = [start, &rest].concat();
-            if sound {
-                bytes.extend(xxh3_64_with_seed(&bytes, KEY.hash).to_be_bytes());
-            }
-            let _ = decode(&bytes, KEY, SCHEMA);
-            let _ = decode(&bytes, HashedKey { hash: KEY.hash, bytes: &[0; 500] }, SCHEMA);
-        }
-    }
-}
+mod tests;

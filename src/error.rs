@@ -26,8 +26,13 @@ pub enum StoreErrorKind {
     Busy,
     /// It answered something that is not of its protocol or not what was asked for.
     Protocol,
+    /// Something of another kind stands under the key: a hash where a value was asked for, or a value
+    /// where a hash was.
+    WrongType,
     /// It is not a server of the kind or version that this backend needs.
     Unsupported,
+    /// The command cannot go over the connection that the whole cache shares.
+    Refused,
     /// Its address or options cannot be used.
     Config,
     /// The cache was closed.
@@ -45,6 +50,8 @@ impl StoreErrorKind {
             Self::ReadOnly => "store accepts no writes",
             Self::Busy => "store busy",
             Self::Protocol => "store gave an unexpected answer",
+            Self::WrongType => "store holds something of another kind under the key",
+            Self::Refused => "command refused on the shared connection",
             Self::Unsupported => "store is of an unsupported kind",
             Self::Config => "store configuration unusable",
             Self::Closed => "cache closed",
@@ -115,8 +122,11 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        use StoreErrorKind::{Auth, Closed, Config, Denied, Unsupported};
-        !matches!(self.0.kind, Auth | Closed | Config | Denied | Unsupported)
+        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Unsupported, WrongType};
+        !matches!(
+            self.0.kind,
+            Auth | Closed | Config | Denied | Refused | Unsupported | WrongType
+        )
     }
 }
 
@@ -153,7 +163,8 @@ impl Error for StoreError {
 pub enum CacheError<E> {
     /// The loader failed.
     Load(Arc<E>),
-    /// The loader panicked, or the runtime dropped it; the next call loads again.
+    /// The loader panicked, the runtime dropped it, or a batch loader gave no answer for the key; the
+    /// next call loads again.
     LoadAborted,
     /// The backing store failed where the loader could not stand in for it.
     Store(StoreError),
@@ -221,7 +232,7 @@ impl<E> From<StoreError> for CacheError<E> {
     }
 }
 
-/// A cache or an entity could not be built; names the option and what is wrong with it.
+/// A cache, an entity or a memo could not be built; names the option and what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct BuildError {
     option: &'static str,

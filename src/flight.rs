@@ -38,18 +38,21 @@ mod tests;
 /// How many locks the map is split into; a power of two.
 const STRIPES: usize = 32;
 
-type Stripe<K, T> = HashMap<u64, Arc<Flight<K, T>>, BuildHasherDefault<PassThrough>>;
+type Stripe<K, T, M> = HashMap<u64, Arc<Flight<K, T, M>>, BuildHasherDefault<PassThrough>>;
 
 /// The flights under way, by the hash of their key; a cheap handle.
-pub(crate) struct Flights<K, T>(Arc<[Mutex<Stripe<K, T>>]>);
+///
+/// `M` is what a flight started from, by which a caller judges whether it may join; an entity's is the
+/// coherence rules' own.
+pub(crate) struct Flights<K, T, M = FlightMeta>(Arc<[Mutex<Stripe<K, T, M>>]>);
 
 /// How a caller came on board.
 #[must_use]
-pub(crate) enum Boarding<K, T> {
+pub(crate) enum Boarding<K, T, M = FlightMeta> {
     /// It started the flight: it must run the load, or drop the guard.
-    Leader(Guard<K, T>, Waiter<K, T>),
+    Leader(Guard<K, T, M>, Waiter<K, T, M>),
     /// It joined a flight under way.
-    Waiter(Waiter<K, T>),
+    Waiter(Waiter<K, T, M>),
 }
 
 /// How a flight ended.
@@ -63,14 +66,14 @@ pub(crate) enum Landing<T> {
 
 /// What a waiter waited for.
 #[must_use]
-pub(crate) enum Flown<K, T> {
+pub(crate) enum Flown<K, T, M = FlightMeta> {
     /// The flight ended.
     Landed(Landing<T>),
     /// The lead was dropped, and this waiter has it now.
-    Lead(Guard<K, T>),
+    Lead(Guard<K, T, M>),
 }
 
-impl<K, T> Flights<K, T> {
+impl<K, T, M> Flights<K, T, M> {
     pub(crate) fn new() -> Self {
         Self((0..STRIPES).map(|_| Mutex::default()).collect())
     }
@@ -85,9 +88,9 @@ impl<K, T> Flights<K, T> {
         &self,
         hash: u64,
         key: &K,
-        meta: FlightMeta,
-        may_join: impl FnOnce(&FlightMeta) -> bool,
-    ) -> Boarding<K, T>
+        meta: M,
+        may_join: impl FnOnce(&M) -> bool,
+    ) -> Boarding<K, T, M>
     where
         K: Eq + Clone,
     {
@@ -117,8 +120,8 @@ impl<K, T> Flights<K, T> {
         &self,
         hash: u64,
         key: &K,
-        may_join: impl FnOnce(&FlightMeta) -> bool,
-    ) -> Option<Waiter<K, T>>
+        may_join: impl FnOnce(&M) -> bool,
+    ) -> Option<Waiter<K, T, M>>
     where
         K: Eq,
     {
@@ -131,7 +134,7 @@ impl<K, T> Flights<K, T> {
     /// Detaches the flight of `hash` if `when` holds, and returns whether it did.
     ///
     /// Later callers do not join it; those on board get its outcome. `when` is called under locks.
-    pub(crate) fn detach(&self, hash: u64, when: impl FnOnce(&FlightMeta) -> bool) -> bool {
+    pub(crate) fn detach(&self, hash: u64, when: impl FnOnce(&M) -> bool) -> bool {
         let mut stripe = self.stripe(hash);
         let detach = stripe.get(&hash).is_some_and(|flight| flight.detach(when));
         let detached = if detach { stripe.remove(&hash) } else { None };
@@ -156,33 +159,33 @@ impl<K, T> Flights<K, T> {
     }
 
     /// The part of the map that holds `hash`: middle bits, since the table uses both ends.
-    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe<K, T>> {
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe<K, T, M>> {
         lock(&self.0[(hash >> 32) as usize % STRIPES])
     }
 }
 
-impl<K, T> Clone for Flights<K, T> {
+impl<K, T, M> Clone for Flights<K, T, M> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
 /// One load and those who wait for it.
-struct Flight<K, T> {
+struct Flight<K, T, M> {
     /// A cycle while the flight is in the map; its last guard or waiter takes it out.
-    flights: Flights<K, T>,
+    flights: Flights<K, T, M>,
     hash: u64,
     key: K,
-    state: Mutex<State<T>>,
+    state: Mutex<State<T, M>>,
     /// Told when the flight lands or its lead falls vacant.
     news: Notify,
     /// Told when the last waiter leaves.
     left: Notify,
 }
 
-struct State<T> {
+struct State<T, M> {
     phase: Phase<T>,
-    meta: FlightMeta,
+    meta: M,
     waiters: usize,
     /// A waiter left the load to run without it.
     unattended: bool,
@@ -198,8 +201,8 @@ enum Phase<T> {
     Landed(Landing<T>),
 }
 
-impl<K, T> Flight<K, T> {
-    fn new(flights: Flights<K, T>, hash: u64, key: K, meta: FlightMeta, detached: bool) -> Self {
+impl<K, T, M> Flight<K, T, M> {
+    fn new(flights: Flights<K, T, M>, hash: u64, key: K, meta: M, detached: bool) -> Self {
         let state = State {
             phase: Phase::Led,
             meta,
@@ -217,12 +220,12 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    fn state(&self) -> MutexGuard<'_, State<T, M>> {
         lock(&self.state)
     }
 
     /// Counts one more waiter if `may_join` holds; called under the stripe's lock.
-    fn join(&self, may_join: impl FnOnce(&FlightMeta) -> bool) -> bool {
+    fn join(&self, may_join: impl FnOnce(&M) -> bool) -> bool {
         let mut state = self.state();
         let joined = may_join(&state.meta);
         state.waiters += usize::from(joined);
@@ -230,7 +233,7 @@ impl<K, T> Flight<K, T> {
     }
 
     /// Marks the flight detached if `when` holds; called under the stripe's lock.
-    fn detach(&self, when: impl FnOnce(&FlightMeta) -> bool) -> bool {
+    fn detach(&self, when: impl FnOnce(&M) -> bool) -> bool {
         let mut state = self.state();
         let detach = when(&state.meta);
         state.detached |= detach;
@@ -283,7 +286,7 @@ impl<K, T> Flight<K, T> {
     /// 1. The last waiter leaves a vacant flight.
     /// 2. A caller finds the flight in the map, joins it, and will take the lead.
     /// 3. Step 1 gets here, and must find the flight in use again.
-    fn leave_map_if(&self, gone: impl FnOnce(&State<T>) -> bool) {
+    fn leave_map_if(&self, gone: impl FnOnce(&State<T, M>) -> bool) {
         let mut stripe = self.flights.stripe(self.hash);
         if stripe
             .get(&self.hash)
@@ -306,7 +309,7 @@ impl<K, T> Flight<K, T> {
     }
 }
 
-impl<T> State<T> {
+impl<T, M> State<T, M> {
     /// Nobody runs the load, and nobody is there to take it over.
     fn is_deserted(&self) -> bool {
         self.waiters == 0 && matches!(self.phase, Phase::Vacant)
@@ -321,9 +324,9 @@ impl<T> State<T> {
 ///
 /// Dropped without landing, it hands the lead to a waiter; dropped by a panic, it aborts the flight.
 #[must_use = "a dropped guard hands the lead to the next waiter"]
-pub(crate) struct Guard<K, T>(Arc<Flight<K, T>>);
+pub(crate) struct Guard<K, T, M = FlightMeta>(Arc<Flight<K, T, M>>);
 
-impl<K, T> Guard<K, T> {
+impl<K, T, M> Guard<K, T, M> {
     /// Ends the flight: every waiter gets `outcome`, later callers start anew.
     pub(crate) fn land(self, outcome: T) {
         self.0.land(Landing::Done(outcome));
@@ -350,13 +353,13 @@ impl<K, T> Guard<K, T> {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(crate) fn abandoned(&self) -> impl Future<Output = ()> + use<K, T> {
+    pub(crate) fn abandoned(&self) -> impl Future<Output = ()> + use<K, T, M> {
         let flight = Arc::clone(&self.0);
         async move { flight.abandoned().await }
     }
 }
 
-impl<K, T> Drop for Guard<K, T> {
+impl<K, T, M> Drop for Guard<K, T, M> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.land(Landing::Aborted);
@@ -368,9 +371,9 @@ impl<K, T> Drop for Guard<K, T> {
 
 /// A caller's place on a flight; to drop it is to leave.
 #[must_use = "a dropped waiter leaves the flight"]
-pub(crate) struct Waiter<K, T>(Arc<Flight<K, T>>);
+pub(crate) struct Waiter<K, T, M = FlightMeta>(Arc<Flight<K, T, M>>);
 
-impl<K, T: Clone> Waiter<K, T> {
+impl<K, T: Clone, M> Waiter<K, T, M> {
     /// Waits until the flight lands, or until its lead falls to this waiter.
     ///
     /// May be called again: after a landing it returns the same, and after it gave the lead it waits
@@ -378,7 +381,7 @@ impl<K, T: Clone> Waiter<K, T> {
     ///
     /// # Cancel safety
     /// Cancel safe. The lead is taken only in the poll that returns it.
-    pub(crate) async fn wait(&mut self) -> Flown<K, T> {
+    pub(crate) async fn wait(&mut self) -> Flown<K, T, M> {
         loop {
             let news = self.0.news.notified(); // before the look, so that none is missed
             if let Some(flown) = self.look() {
@@ -388,7 +391,7 @@ impl<K, T: Clone> Waiter<K, T> {
         }
     }
 
-    fn look(&self) -> Option<Flown<K, T>> {
+    fn look(&self) -> Option<Flown<K, T, M>> {
         let mut state = self.0.state();
         match &state.phase {
             Phase::Led => None,
@@ -401,14 +404,14 @@ impl<K, T: Clone> Waiter<K, T> {
     }
 }
 
-impl<K, T> Waiter<K, T> {
+impl<K, T, M> Waiter<K, T, M> {
     /// Leaves without ending the load, even if nobody else waits for it.
     pub(crate) fn leave_running(self) {
         self.0.state().unattended = true;
     }
 }
 
-impl<K, T> Drop for Waiter<K, T> {
+impl<K, T, M> Drop for Waiter<K, T, M> {
     fn drop(&mut self) {
         self.0.leave();
     }

@@ -7,10 +7,16 @@
 //! ```text
 //!                      your code
 //!                          │
-//!   Cache ── Entity ── get · get_with · get_or_load · invalidate · clear
+//!   Cache ── Entity ── get · get_many · get_or_load · invalidate · clear
+//!        │                 │
+//!        ├── Memo          │  one computation per argument, in this process
+//!        ├── Presence      │  who is in a room right now
+//!        ├── Reactivity    │  handlers, streams and queries that follow tags
+//!        └── Raw, scripts  │  bytes under a prefix; commands of your own
 //!                          │
 //!     flight               │  one load per key
 //!     local level          │  bounded map in this process
+//!     tags                 │  which are watched here, and what was invalidated
 //!                          │
 //!     bus ─────────────────┤  follows the log: hints, four polls a second, catch-up
 //!     coherence            │  decides what may be served; plain data, no I/O
@@ -90,6 +96,10 @@
 //! |---|---|
 //! | [`Cache`], [`CacheBuilder`] | one namespace on one store; makes entities |
 //! | [`Entity`], [`EntityBuilder`], [`Loader`] | the two-level cache of one kind of record |
+//! | [`Memo`], [`MemoOnce`] | one computation per argument, remembered in this process |
+//! | [`presence`] | who is in a room, and a live feed of it |
+//! | [`Reactivity`], [`Tag`] | what runs again when tags are invalidated, by any pod |
+//! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
 //! | [`Health`], [`Stamp`], [`Pending`] | what operators and writers are told |
@@ -101,9 +111,12 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey |
+//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey; `Cache::redis` |
 //! | `tls` | | `rediss://` URLs |
 //! | `moka` | | `LocalEngine::Moka` |
+//! | `lz4` | | `Compression::Lz4`: long values are stored smaller, at next to no cost |
+//! | `zstd` | | `Compression::Zstd`: smaller still, for more work (builds C code) |
+//! | `seal` | | `KeyRing`: values are encrypted and authenticated in the store |
 //! | `testing` | | the `testing` module, and switches and faults to test with |
 //!
 //! Each is additive, and the crate builds with none of them.
@@ -123,48 +136,78 @@ mod flight;
 mod golden;
 mod key;
 mod local;
+mod memo;
+pub mod presence;
 mod random;
+mod raw;
 mod reactivity;
+#[cfg(feature = "redis")]
+pub mod script;
 pub mod store;
 mod tags;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder,
-    Freshness, LoadContext, Loaded, Loader, LocalView, Origin, Previous, Refresh, Served,
-    StaleReason, Ttl,
+    Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
+    DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
+    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, Freshness, LoadContext, Loaded,
+    Loader, LocalView, Origin, Previous, Refresh, Served, StaleReason,
 };
+#[cfg(any(feature = "lz4", feature = "zstd"))]
+pub use envelope::Compression;
+#[cfg(feature = "seal")]
+pub use envelope::KeyRing;
 pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
+pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder, MemoStats};
+pub use presence::Presence;
+pub use raw::{Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
+#[cfg(feature = "redis")]
+pub use script::{RedisCommands, Script};
 pub use time::{Clock, Millis};
+pub use ttl::Ttl;
 
 /// The pages beside the code, so that their examples are compiled and run.
 #[cfg(all(doctest, feature = "redis"))]
 mod pages {
     #[doc = include_str!("../README.md")]
     mod readme {}
+    #[cfg(feature = "lz4")]
+    #[doc = include_str!("../docs/compression.md")]
+    mod compression {}
     #[doc = include_str!("../docs/entity.md")]
     mod entity {}
     #[doc = include_str!("../docs/grace.md")]
     mod grace {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/memo.md")]
+    mod memo {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/reactivity.md")]
     mod reactivity {}
+    #[doc = include_str!("../docs/raw.md")]
+    mod raw {}
+    #[doc = include_str!("../docs/scripts.md")]
+    mod scripts {}
+    #[cfg(feature = "seal")]
+    #[doc = include_str!("../docs/seal.md")]
+    mod seal {}
+    #[doc = include_str!("../docs/presence.md")]
+    mod presence {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]

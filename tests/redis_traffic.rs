@@ -6,8 +6,10 @@
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use tidings::testing::{MessageFault, Proxy, RedisServer};
+use tidings::testing::{Direction, Fault, MessageFault, Proxy, RedisServer};
 use tidings::{Cache, Entity, Origin};
 
 /// How long something that must happen may take.
@@ -127,6 +129,108 @@ async fn a_hit_is_one_command_a_miss_three_and_an_invalidation_one() {
 
     writer.invalidate(&7740).await.unwrap();
     assert_eq!(monitor.about(key), ["EVALSHA"]);
+}
+
+impl Ran {
+    /// When, by the server's clock.
+    fn at(&self) -> Duration {
+        let seconds = self.line.trim_start_matches('+').split(' ').next();
+        Duration::from_secs_f64(seconds.unwrap().parse().unwrap())
+    }
+
+    /// How many values it is about.
+    fn values(&self) -> usize {
+        self.line.matches("v:double:").count()
+    }
+}
+
+/// With answers that take so much longer, commands that wait for one are so far apart.
+const FAR: Duration = Duration::from_millis(60);
+
+/// How many times a command waited for the answer to another, and one for the first.
+fn round_trips(ran: &[Ran]) -> usize {
+    1 + ran
+        .windows(2)
+        .filter(|two| two[1].at() - two[0].at() >= FAR)
+        .count()
+}
+
+/// Reads cold keys by `get_many`, and gives the commands that this took, the fills among them.
+async fn cold_batch(doubles: &Doubles, monitor: &mut Monitor<'_>, keys: &[u64]) -> Vec<Ran> {
+    for (key, got) in keys.iter().zip(doubles.get_many(keys).await) {
+        assert_eq!(*got.unwrap(), 2 * key);
+    }
+    let mut ran = Vec::new();
+    let deadline = Instant::now() + FAR * 20;
+    loop {
+        let clients = monitor.ran().into_iter();
+        ran.extend(clients.filter(|ran| ran.by != "lua" && ran.values() > 0));
+        // Each is read, leased and filled.
+        let values: usize = ran.iter().map(Ran::values).sum();
+        if values >= 3 * keys.len() || Instant::now() > deadline {
+            return ran;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// One for the values, one for the leases, and one behind the caller for the fills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_cold_keys_are_three_round_trips_and_one_load() {
+    let server = RedisServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let cache = Cache::builder("traffic").store_url(proxy.url());
+    let cache = cache.build().await.unwrap();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&loads);
+    let double = |key: u64| async move { Ok::<_, Infallible>(key * 2) };
+    let doubles = cache
+        .entity(
+            "double",
+            |key: u64| async move { Ok::<_, Infallible>(key * 2) },
+        )
+        .loader_many(move |keys| {
+            counted.fetch_add(1, SeqCst);
+            async { Ok(keys.into_iter().map(|key| (key, Ok(key * 2)))) }
+        })
+        .build()
+        .unwrap();
+    // The server learns the scripts.
+    let other = cache.entity("other", double).build().unwrap();
+    while other.get_with(&1).await.unwrap().origin != Origin::Store {
+        other.local().clear();
+    }
+    let mut monitor = Monitor::start(&server);
+    let direction = Direction::ToClient;
+    proxy.set(Fault::Delay {
+        direction,
+        delay: FAR,
+    });
+    for (count, reads, steps) in [(100, 1, 16..=32), (1_000, 8, 32..=64)] {
+        let deadline = Instant::now() + PATIENCE;
+        for attempt in 1.. {
+            assert!(
+                Instant::now() < deadline,
+                "never in three round trips: {count}"
+            );
+            let first = count * 1_000 * attempt;
+            let keys: Vec<_> = (first..first + count).collect();
+            let before = loads.load(SeqCst);
+            let ran = cold_batch(&doubles, &mut monitor, &keys).await;
+            assert_eq!(loads.load(SeqCst) - before, 1);
+            // A machine that stands still for so long makes it look like more; then once again.
+            if round_trips(&ran) == 3 {
+                let named = |name: &str| ran.iter().filter(|ran| ran.name == name).count();
+                assert_eq!(named("MGET"), reads);
+                assert!(
+                    steps.contains(&named("EVALSHA")),
+                    "{} steps",
+                    named("EVALSHA")
+                );
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

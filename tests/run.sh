@@ -1,9 +1,10 @@
 #!/bin/sh
-# Runs all tests. Installs redis-server where that is one known command; elsewhere says what to install.
+# Runs all tests. Installs what they need (redis-server; chromium and its driver for the example with a
+# page) where that is one known command; elsewhere says what to install.
 #
 #   sh tests/run.sh [what cargo test takes]
 #
-# Tests start their own servers on free ports. A server that runs already is left alone.
+# Tests start their own servers and browsers on free ports. What runs already is left alone.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,14 +22,15 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        fail "needs root to install redis-server, and there is no sudo: install it by hand"
+        fail "needs root to install $missing, and there is no sudo: install it by hand"
     fi
 }
 
 # Runs in a subshell, whose end takes the policy away again.
 #
-# The package would start a server on the standard port. Debian's way to forbid that is a program which
-# answers 101 when asked whether a service may start; one that is there already has its reasons.
+# The package of redis-server would start one on the standard port. Debian's way to forbid that is a
+# program which answers 101 when asked whether a service may start; one that is there already has its
+# reasons.
 install_on_debian() {
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
@@ -39,21 +41,29 @@ install_on_debian() {
         as_root chmod 755 "$policy"
     fi
     as_root apt-get update
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-server
+    # shellcheck disable=SC2086 # several packages
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
 }
 
+missing=""
 if ! command -v "$server" >/dev/null; then
-    if [ -n "${TIDINGS_REDIS_SERVER:-}" ]; then
+    [ -z "${TIDINGS_REDIS_SERVER:-}" ] ||
         fail "TIDINGS_REDIS_SERVER names '$server', which cannot be run"
-    elif [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
-        echo "tests/run.sh: installing redis-server"
+    missing="redis-server"
+fi
+command -v chromedriver >/dev/null || missing="$missing chromium chromium-driver"
+
+if [ -n "$missing" ]; then
+    if [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
+        echo "tests/run.sh: installing $missing"
         (install_on_debian)
     else
-        fail "needs redis-server $oldest_major or later in PATH. Install it and run this again:
-    macOS          brew install redis
-    Fedora, RHEL   dnf install redis (or valkey, with TIDINGS_REDIS_SERVER=valkey-server)
-    Arch           pacman -S valkey, with TIDINGS_REDIS_SERVER=valkey-server
-    Alpine         apk add redis"
+        fail "needs redis-server $oldest_major or later and chromedriver (with its browser) in PATH; missing: $missing.
+Install it and run this again:
+    macOS          brew install redis chromedriver; brew install --cask chromium
+    Fedora, RHEL   dnf install redis chromium chromedriver
+    Arch           pacman -S valkey chromium, with TIDINGS_REDIS_SERVER=valkey-server
+    Alpine         apk add redis chromium chromium-chromedriver"
     fi
 fi
 

@@ -9,12 +9,14 @@ use super::{Bus, lock};
 use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
+use crate::store::rooms::RoomEvent;
 use crate::store::{Hints, Link, Polled, StoreResult};
 use crate::time::Millis;
+use bytes::Bytes;
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -178,11 +180,11 @@ impl Session<'_> {
     }
 
     /// Applies a hint and those that already wait behind it.
-    async fn on_hints(&mut self, first: bytes::Bytes) {
+    async fn on_hints(&mut self, first: Bytes) {
         let mut next = Some(first);
         let mut burst = 0;
         while let Some(bytes) = next.take() {
-            self.on_hint(&bytes);
+            self.on_message(bytes);
             burst += 1;
             if burst < HINT_BURST {
                 next = poll_fn(|cx| match self.hints.poll_next(cx) {
@@ -191,6 +193,16 @@ impl Session<'_> {
                 })
                 .await;
             }
+        }
+    }
+
+    fn on_message(&mut self, bytes: Bytes) {
+        if RoomEvent::is_one(&bytes) {
+            if let Some(listener) = self.bus.room_listener.get().and_then(Weak::upgrade) {
+                listener.heard(bytes);
+            }
+        } else {
+            self.on_hint(&bytes);
         }
     }
 
@@ -223,6 +235,7 @@ impl Session<'_> {
                     // Another life behind a connection that never broke: a proxy reconnected. Its
                     // heads prove nothing until every lane is in an epoch of this life.
                     self.touch(self.bus.namespace.lanes().collect());
+                    self.bus.life.send_modify(|lives| *lives += 1);
                 } else {
                     for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
                         self.on_head(lane, head, sent, now);
@@ -343,18 +356,24 @@ async fn wait_until(due: Option<Instant>) {
 
 impl Bus {
     fn publish(&self, link: Arc<dyn Link>) {
-        *self
-            .link
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(link);
+        self.replace_link(Some(link));
         self.link_up.send_modify(|links| *links += 1);
     }
 
     fn unpublish(&self) {
-        *self
+        self.replace_link(None);
+    }
+
+    fn replace_link(&self, new: Option<Arc<dyn Link>>) {
+        let mut link = self
             .link
             .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Under the lock: who has seen the new link does not take this for its end.
+        self.life.send_modify(|lives| *lives += 1);
+        let old = std::mem::replace(&mut *link, new);
+        drop(link);
+        drop(old);
     }
 
     /// Starts the driver, and waits until the store is in use or the first attempt has failed.

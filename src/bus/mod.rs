@@ -26,12 +26,13 @@ use crate::key::KeySpace;
 use crate::random::random;
 use crate::store::{BoxFuture, Link, Namespace, Opening, Store, StoreResult};
 use crate::time::{Clock, Millis};
+use bytes::Bytes;
 use health::Observed;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -85,6 +86,12 @@ pub(crate) trait Member: Send + Sync {
     fn confirm(&self, lane: Lane, until: Millis);
 }
 
+/// Who hears the messages of the subscription that are no hints. Called by the driver: must not wait.
+pub(crate) trait RoomListener: Send + Sync {
+    /// A message that came on the link in use, or on the one that is about to be.
+    fn heard(&self, message: Bytes);
+}
+
 /// What orders the inserts and evictions of one stripe's keys.
 #[derive(Debug, Default)]
 pub(crate) struct Stripe {
@@ -127,9 +134,12 @@ pub(crate) struct Bus {
     store: Arc<dyn Store>,
     lanes: Box<[LaneCell]>,
     members: RwLock<Vec<Weak<dyn Member>>>,
+    room_listener: OnceLock<Weak<dyn RoomListener>>,
     link: RwLock<Option<Arc<dyn Link>>>,
     /// Counts links that went up: who waits for the store waits for a change.
     link_up: watch::Sender<u64>,
+    /// Changes as links come and go, and with every life of the server behind a link.
+    life: watch::Sender<u64>,
     /// Woken whenever a lane took a head or a piece of its log.
     synced: Notify,
     /// Wakes the driver: somebody wants a poll, or a lane set itself a time.
@@ -181,8 +191,10 @@ impl Bus {
             shutdown: CancellationToken::new(),
             store,
             members: RwLock::default(),
+            room_listener: OnceLock::new(),
             link: RwLock::default(),
             link_up: watch::Sender::new(0),
+            life: watch::Sender::new(0),
             synced: Notify::new(),
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
@@ -203,6 +215,17 @@ impl Bus {
         }
         let member: Weak<dyn Member> = Arc::downgrade(&(Arc::clone(member) as Arc<dyn Member>));
         members.push(member);
+    }
+
+    /// Hands messages that are no hints to `listener`, the first that is given.
+    pub(crate) fn listen_to_rooms(&self, listener: Weak<dyn RoomListener>) {
+        self.room_listener.get_or_init(|| listener);
+    }
+
+    /// Changes as links come and go, and with every life of the server behind a link: whoever keeps
+    /// something in the store has to look whether it is still there.
+    pub(crate) fn life(&self) -> watch::Receiver<u64> {
+        self.life.subscribe()
     }
 
     fn each_member(&self, mut act: impl FnMut(&dyn Member)) {
@@ -243,6 +266,24 @@ impl Bus {
                 self.observed.why_down()
             }
         })
+    }
+
+    /// The link for a call that concerns this cache alone and that nobody repeats: raw data, commands.
+    /// Without a link nothing was sent, whatever the trouble is.
+    pub(crate) fn link_now(&self, operation: &'static str) -> StoreResult<Arc<dyn Link>> {
+        if self.closing.is_cancelled() {
+            return Err(StoreError::new(StoreErrorKind::Closed, operation));
+        }
+        self.link().map_err(|why| match why.kind() {
+            StoreErrorKind::Closed => StoreError::new(StoreErrorKind::Closed, operation),
+            _ => StoreError::new(StoreErrorKind::Unavailable, operation).with_source(why),
+        })
+    }
+
+    /// The address of the store.
+    #[cfg(feature = "redis")]
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
     }
 
     /// Runs one store call under a time limit.

@@ -2,14 +2,15 @@
 //! be replaced.
 
 use super::Inner;
-use super::load::{LeaseHeld, LoadRun};
+use super::lease::LeaseHeld;
+use super::load::LoadRun;
 use super::read::{Look, Next, Want};
 use super::target::{Began, Target};
 use crate::bus::Bus;
 use crate::coherence::rules::rank_of_head;
 use crate::key::Key;
 use crate::random::random;
-use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link};
+use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link, Opening};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,19 +22,24 @@ use std::time::Duration;
 pub(super) type Asked<V, E> = Result<Next<V, E>, Option<LoadRun<V>>>;
 
 /// A lease that is asked for.
-struct Ask<'a> {
+pub(super) struct Ask {
+    token: u64,
     name: Bytes,
     ttl: Duration,
-    unusable: Option<&'a [u8]>,
+    unusable: Option<Bytes>,
     /// The token of the value that is to be replaced.
     over: Option<u64>,
 }
 
-enum Answer<V> {
-    Granted(LoadRun<V>),
-    /// Somebody else has it. A load without it is of use only where the fill proves itself.
-    Held(LoadRun<V>),
-    Present(Found),
+impl Ask {
+    pub(super) fn request(&self, opening: Opening) -> LeaseRequest<'_> {
+        LeaseRequest {
+            token: self.token,
+            ttl: self.ttl,
+            unusable: self.unusable.as_deref(),
+            opening,
+        }
+    }
 }
 
 impl<K, V, E> Inner<K, V, E>
@@ -42,94 +48,81 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    /// Asks for the lease. `Some(Err(_))` if somebody else has it; `None` if the store is of no help.
-    pub(super) async fn ask_lease(
-        self: &Arc<Self>,
-        link: &Arc<dyn Link>,
-        target: &Target<K>,
-        began: &Began,
-        unusable: Option<&[u8]>,
-        want: Want,
-    ) -> Option<Asked<V, E>> {
-        let ask = Ask {
+    /// The lease in the place of a key, where nothing usable stands.
+    pub(super) fn ask_for(&self, target: &Target<K>, unusable: Option<Bytes>) -> Ask {
+        Ask {
+            token: random(),
             name: target.name.clone(),
             ttl: self.lease_ttl(),
             unusable,
             over: None,
-        };
-        match self.ask(link, target, began, ask).await? {
-            Answer::Granted(run) => Some(Ok(Next::Load(run))),
-            Answer::Held(_) => Some(Err(None)),
-            Answer::Present(found) => match self.judge(target, began, found) {
-                Look::Found(found) if want == Want::Anew => Some(Ok(Next::Land(found.landed))),
-                Look::Found(found) => match self.suffices(target, &found, want) {
-                    Some(landed) => Some(Ok(Next::Land(landed))),
-                    None => Some(Err(None)), // looked at once more
-                },
-                _ => None,
-            },
         }
     }
 
-    /// Asks for the right to replace the value with the token `over`, by a lease that stands beside it:
-    /// the value stays, and is served. As [`ask_lease`](Self::ask_lease) otherwise.
+    /// The right to replace the value with the token `over`: a lease that stands beside it, while the
+    /// value stays and is served.
     ///
     /// The lease only keeps others from doing the same. What keeps an overtaken outcome out is that a
     /// fill must find the very value. So a lease that is lost, or evicted, costs a second load and
     /// nothing else; and it may last as long as a key is left alone after a failure, of this pod's loader
     /// or of this pod.
-    pub(super) async fn ask_to_replace(
-        &self,
-        link: &Arc<dyn Link>,
-        target: &Target<K>,
-        began: &Began,
-        over: u64,
-    ) -> Option<Asked<V, E>> {
-        let ask = Ask {
+    pub(super) fn ask_over(&self, target: &Target<K>, over: u64) -> Ask {
+        Ask {
+            token: random(),
             name: target.name_beside(over),
             ttl: self.lease_ttl().max(self.options.retry_after),
             unusable: None,
             over: Some(over),
-        };
-        match self.ask(link, target, began, ask).await? {
-            Answer::Granted(run) => Some(Ok(Next::Load(run))),
-            Answer::Held(run) => Some(Err(Some(run))),
-            Answer::Present(_) => None, // not ours
         }
     }
 
-    async fn ask(
+    /// To be in place before the call: if that is dropped, a lease that it was granted is freed.
+    pub(super) fn to_be_held(
         &self,
         link: &Arc<dyn Link>,
         target: &Target<K>,
+        ask: &Ask,
+    ) -> LeaseHeld {
+        let name = ask.name.clone();
+        LeaseHeld::new(self.bus(), link, target, name, &self.name, ask.token)
+    }
+
+    /// Asks for a lease. `Some(Err(_))` if somebody else has it; `None` if the store is of no help.
+    pub(super) async fn ask_lease(
+        self: &Arc<Self>,
+        link: &Arc<dyn Link>,
+        target: &Target<K>,
         began: &Began,
-        ask: Ask<'_>,
-    ) -> Option<Answer<V>> {
-        let token = random();
-        let request = LeaseRequest {
-            token,
-            ttl: ask.ttl,
-            unusable: ask.unusable,
-            opening: self.bus().opening(),
-        };
-        // In place before the call: if this future is dropped, a lease that it was granted is freed.
-        let held = LeaseHeld::new(self.bus(), link, target, ask.name, &self.name, token);
-        let lease = link.lease(held.place(), request);
+        ask: Ask,
+        want: Want,
+    ) -> Option<Asked<V, E>> {
+        let held = self.to_be_held(link, target, &ask);
+        let lease = link.lease(held.place(), ask.request(self.bus().opening()));
         let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
+        self.make_of_lease((target, began), &ask, held, reply.ok()?, want)
+    }
+
+    /// What an answer to the question for a lease means; as [`ask_lease`](Self::ask_lease).
+    pub(super) fn make_of_lease(
+        self: &Arc<Self>,
+        (target, began): (&Target<K>, &Began),
+        ask: &Ask,
+        held: LeaseHeld,
+        reply: LeaseReply,
+        want: Want,
+    ) -> Option<Asked<V, E>> {
         let LeaseReply {
             head,
             floor,
             server_ms,
             state,
-        } = match reply {
-            Ok(reply) => reply,
-            Err(_) => return None,
-        };
+        } = reply;
         let rank = rank_of_head(began.view, &head);
         let run = |held: LeaseHeld| LoadRun {
             rank,
             generation: began.generation,
             lease: Some(held.granted(head.at, server_ms, self.bus().clock.now(), ask.over)),
+            queued: false,
             previous: None,
         };
         match state {
@@ -137,16 +130,32 @@ where
                 if rank.is_none() {
                     self.bus().ask_for_poll();
                 }
-                Some(Answer::Granted(run(held)))
+                Some(Ok(Next::Load(run(held))))
             }
-            LeaseState::Held => Some(Answer::Held(run(held.disarmed()))),
+            LeaseState::Held => {
+                // A load without the lease is of use only where the fill proves itself.
+                let run = run(held.disarmed());
+                Some(Err(ask.over.map(|_| run)))
+            }
+            LeaseState::Present(_) if ask.over.is_some() => {
+                held.forget();
+                None // not ours
+            }
             LeaseState::Present(bytes) => {
                 held.forget();
-                Some(Answer::Present(Found {
+                let found = Found {
                     head: Some(head),
                     value: Some(bytes),
                     floor: Some(floor),
-                }))
+                };
+                match self.judge(target, began, found) {
+                    Look::Found(found) if want == Want::Anew => Some(Ok(Next::Land(found.landed))),
+                    Look::Found(found) => match self.suffices(target, &found, want) {
+                        Some(landed) => Some(Ok(Next::Land(landed))),
+                        None => Some(Err(None)), // looked at once more
+                    },
+                    _ => None,
+                }
             }
         }
     }

@@ -1,17 +1,20 @@
 //! Building an [`Entity`]: every option is checked in [`EntityBuilder::build`].
 
 use super::attempts::Attempts;
+use super::batch::Batches;
 use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
-use super::outcome::{EarlyRefresh, Kept, Refresh, Ttl};
+use super::outcome::{EarlyRefresh, Kept, Refresh};
 use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
+use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::Key;
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
+use crate::ttl::Ttl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::TypeId;
@@ -34,6 +37,9 @@ pub const DEFAULT_JITTER: f64 = 0.1;
 /// How long a key is left alone after it could not be refreshed: long enough for a source that is down
 /// to be asked by nobody most of the time, short enough that a hiccup is over soon.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Bytes of a payload that are left as they are: with their header they fit one network packet, so
+/// that less of them would save nothing.
+pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
 
@@ -60,6 +66,7 @@ pub(super) struct Options<K, V, E> {
     pub(super) retry_after: Duration,
     pub(super) early_refresh: EarlyRefresh,
     pub(super) schema: u32,
+    pub(super) packing: Packing,
 }
 
 impl Cache {
@@ -123,6 +130,8 @@ pub struct EntityBuilder<K, L: Loader<K>> {
     weigher: Option<WeightOf<K, L::Value>>,
     engine: LocalEngine,
     unleased_loads: usize,
+    keys: Option<KeyRing>,
+    pub(super) batches: Batches<K, L::Value, L::Error>,
     options: Options<K, L::Value, L::Error>,
 }
 
@@ -156,6 +165,7 @@ where
 impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     pub(crate) fn new(cache: Cache, name: String, loader: L) -> Self {
         Self {
+            keys: cache.0.keys.clone(),
             cache,
             name,
             loader,
@@ -163,6 +173,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             weigher: None,
             engine: LocalEngine::default(),
             unleased_loads: DEFAULT_UNLEASED_LOADS,
+            batches: Batches::default(),
             options: Options {
                 ttl: Arc::new(|_, _| Ttl::For(DEFAULT_TTL)),
                 error_codec: None,
@@ -175,6 +186,10 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 retry_after: DEFAULT_RETRY_AFTER,
                 early_refresh: EarlyRefresh::default(),
                 schema: 0,
+                packing: Packing {
+                    compress_above: DEFAULT_COMPRESS_ABOVE,
+                    ..Packing::default()
+                },
             },
         }
     }
@@ -308,13 +323,51 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Compresses what is stored of each value or error, if it is longer than
+    /// [`compress_above`](Self::compress_above) and becomes smaller. Not set, nothing is compressed.
+    ///
+    /// The local level keeps values as they are. Compressing happens behind the caller who loaded,
+    /// expanding in the read that finds the value in the store. Every pod whose build has the feature
+    /// reads what others compressed, with this option or without; for one whose build has not, it is a
+    /// miss.
+    #[cfg(any(feature = "lz4", feature = "zstd"))]
+    pub fn compress(mut self, how: Compression) -> Self {
+        self.options.packing.compression = Some(how);
+        self
+    }
+
+    /// The longest encoded value, in bytes, that is not compressed: [`DEFAULT_COMPRESS_ABOVE`] if not
+    /// set. Does nothing without [`compress`](Self::compress).
+    #[cfg(any(feature = "lz4", feature = "zstd"))]
+    pub fn compress_above(mut self, bytes: usize) -> Self {
+        self.options.packing.compress_above = bytes;
+        self
+    }
+
+    /// Seals what is stored of each value or error with `keys`, instead of those of the
+    /// [cache](crate::CacheBuilder::seal). What is not sealed with one of them is a miss then.
+    #[cfg(feature = "seal")]
+    pub fn seal(mut self, keys: KeyRing) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// Stores values readable for everybody who can read the store, though the
+    /// [cache](crate::CacheBuilder::seal) seals. What is sealed is a miss then.
+    #[cfg(feature = "seal")]
+    pub fn unsealed(mut self) -> Self {
+        self.keys = None;
+        self
+    }
+
     /// Builds the entity. No round trip.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after` or `max_unleased_loads`
-    /// if out of range, or of no use with the others.
-    pub fn build(self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
+    /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
+    /// `max_unleased_loads`, `max_batch` or the level of `compress` if out of range, or of no use with
+    /// the others; `seal` if a key id stands for two keys.
+    pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
     {
@@ -327,6 +380,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         )?;
         let bus = &self.cache.0.bus;
         let keys = bus.space.entity(&self.name);
+        self.options.packing.seal = self
+            .keys
+            .map(|ring| Seal::new(ring, &bus.namespace.name, &self.name));
         let weigher = self.weigher;
         let slot_weigher: Weigher<K, Kept<L::Value, L::Error>> =
             Arc::new(move |key, slot| match (&weigher, &slot.value) {
@@ -342,6 +398,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             keys,
             level,
             loader,
+            batches: self.batches,
             options: self.options,
             limiter: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
@@ -389,6 +446,13 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
             return refuse("max_unleased_loads", "must be at least 1");
         }
-        Ok(())
+        if self.batches.max == 0 {
+            return refuse("max_batch", "must be at least 1");
+        }
+        self.options
+            .packing
+            .compression
+            .map_or(Ok(()), Compression::check)?;
+        self.keys.as_ref().map_or(Ok(()), KeyRing::check)
     }
 }

@@ -1,7 +1,7 @@
 //! What a loader may know of its load, and what it may say of the outcome.
 
 use super::loader::Loader;
-use super::outcome::Ttl;
+use crate::ttl::Ttl;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -35,7 +35,7 @@ impl<K, V> LoadContext<K, V> {
         self
     }
 
-    pub(super) fn with(
+    pub(crate) fn with(
         key: K,
         previous: Option<Previous<V>>,
         cancelled: CancellationToken,
@@ -118,8 +118,8 @@ impl<V> fmt::Debug for Previous<V> {
 
 /// A loaded value, with what the loader says of it.
 pub struct Loaded<V> {
-    pub(super) value: Arc<V>,
-    pub(super) ttl: Option<Ttl>,
+    pub(crate) value: Arc<V>,
+    pub(crate) ttl: Option<Ttl>,
 }
 
 impl<V> Loaded<V> {

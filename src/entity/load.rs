@@ -2,18 +2,19 @@
 
 use super::Inner;
 use super::context::{LoadContext, Loaded, Previous};
-use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason, Ttl};
+use super::lease::{GrantedLease, LeaseHeld};
+use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
 use super::target::Target;
 use crate::bus::Bus;
 use crate::codec;
-use crate::coherence::{Position, Rank};
+use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
 use crate::flight::Guard;
 use crate::key::Key;
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
 use crate::time::{Millis, millis};
-use bytes::Bytes;
+use crate::ttl::Ttl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -43,108 +44,57 @@ pub(super) struct LoadRun<V> {
     pub(super) rank: Option<Rank>,
     pub(super) generation: u32,
     pub(super) lease: Option<GrantedLease>,
+    /// It waits for its turn among the loads that the entity's limit is for.
+    pub(super) queued: bool,
     /// What was found that is to be replaced.
     pub(super) previous: Option<Previous<V>>,
 }
 
-/// A lease that is asked for or held; dropping it gives it back.
-pub(super) struct LeaseHeld {
-    bus: Arc<Bus>,
-    link: Arc<dyn Link>,
-    entity: Arc<str>,
-    name: Bytes,
-    place: (crate::coherence::Lane, u64),
-    token: u64,
-    armed: bool,
+/// An outcome that was loaded under a lease, to be stored.
+pub(super) struct Unfilled<K, V, E> {
+    target: Arc<Target<K>>,
+    lease: GrantedLease,
+    start: Millis,
+    took: Duration,
+    ttl: Ttl,
+    outcome: Outcome<V, E>,
 }
 
-pub(super) struct GrantedLease {
+/// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
+pub(super) struct Filling<K> {
+    target: Arc<Target<K>>,
     held: LeaseHeld,
-    at: Position,
-    server_ms: u64,
-    granted: Millis,
-    /// The token of the value that the outcome is to take the place of. The lease is beside it then.
     over: Option<u64>,
+    epoch: Epoch,
+    pub(super) envelope: Vec<u8>,
+    ttl: Option<Duration>,
 }
 
-impl LeaseHeld {
-    /// `name` is the physical key of the lease: that of the target, or one beside it.
-    pub(super) fn new<K>(
-        bus: &Arc<Bus>,
-        link: &Arc<dyn Link>,
-        target: &Target<K>,
-        name: Bytes,
-        entity: &Arc<str>,
-        token: u64,
-    ) -> Self {
-        Self {
-            bus: Arc::clone(bus),
-            link: Arc::clone(link),
-            entity: Arc::clone(entity),
-            name,
-            place: (target.lane, target.hash),
-            token,
-            armed: true,
+impl<K> Filling<K> {
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
+        &self.held.link
+    }
+
+    pub(super) fn fill(&self) -> (Place<'_>, Fill<'_>) {
+        let fill = Fill {
+            token: self.over.unwrap_or(self.held.token),
+            replaces: match self.over {
+                Some(_) => Replaces::Value,
+                None => Replaces::Lease,
+            },
+            epoch: self.epoch,
+            envelope: &self.envelope,
+            ttl: self.ttl,
+        };
+        (self.target.place(&self.held.entity), fill)
+    }
+
+    /// The store has answered. Stored, or refused because the lease is gone: either way there is none
+    /// to give back. A lease beside the value is given back, which wakes those who wait for it.
+    pub(super) fn answered(self) {
+        if self.over.is_none() {
+            self.held.forget();
         }
-    }
-
-    pub(super) fn granted(
-        self,
-        at: Position,
-        server_ms: u64,
-        granted: Millis,
-        over: Option<u64>,
-    ) -> GrantedLease {
-        GrantedLease {
-            held: self,
-            at,
-            server_ms,
-            granted,
-            over,
-        }
-    }
-
-    /// There is nothing to give back.
-    pub(super) fn forget(self) {
-        self.disarmed();
-    }
-
-    /// Somebody else has it.
-    pub(super) fn disarmed(mut self) -> Self {
-        self.armed = false;
-        self
-    }
-
-    pub(super) fn place(&self) -> Place<'_> {
-        let (lane, hash) = self.place;
-        Place {
-            lane,
-            hash,
-            entity: &self.entity,
-            key: &self.name,
-        }
-    }
-}
-
-impl Drop for LeaseHeld {
-    fn drop(&mut self) {
-        if !self.armed || tokio::runtime::Handle::try_current().is_err() {
-            return; // it ends by itself
-        }
-        let (bus, link) = (Arc::clone(&self.bus), Arc::clone(&self.link));
-        let (lane, hash) = self.place;
-        let (entity, name, token) = (Arc::clone(&self.entity), self.name.clone(), self.token);
-        let limit = bus.timing.read_timeout;
-        bus.work.spawn(async move {
-            let place = Place {
-                lane,
-                hash,
-                entity: &entity,
-                key: &name,
-            };
-            // If this fails too, the lease ends by itself.
-            let _ = Bus::within(limit, "release", link.release(place, token)).await;
-        });
     }
 }
 
@@ -222,14 +172,11 @@ where
         mut run: LoadRun<V>,
         load: impl Future<Output = Result<Loaded<V>, E>>,
     ) {
-        let _permit = match run.lease {
-            Some(_) => None,
-            None => {
+        let _permit = match run.queued {
+            false => None,
+            true => {
                 let permit = self.limiter.acquire().await;
-                // What was known before the wait would date the load too early, which is safe but
-                // wasteful.
-                let began = self.began(target.lane);
-                (run.rank, run.generation) = (began.rank(), began.generation);
+                self.date_anew(target, &mut run);
                 Some(permit)
             }
         };
@@ -240,35 +187,62 @@ where
         };
         let took = precise.elapsed();
         self.usual_load.add(took);
+        let timing = (start, took);
+        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
+            let this = Arc::clone(self);
+            self.bus()
+                .work
+                .spawn(async move { this.fill(unfilled).await });
+        }
+    }
 
+    /// What was known before a load had to wait would date it too early, which is safe but wasteful.
+    /// Under a lease the store says what it reflects, however long ago.
+    pub(super) fn date_anew(&self, target: &Target<K>, run: &mut LoadRun<V>) {
+        if run.lease.is_none() {
+            let began = self.began(target.lane);
+            (run.rank, run.generation) = (began.rank(), began.generation);
+        }
+    }
+
+    /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
+    /// the store. `start` and `took` are the load's, `said` is what its loader said of the TTL.
+    pub(super) fn land_loaded(
+        &self,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        run: LoadRun<V>,
+        (start, took): (Millis, Duration),
+        outcome: Outcome<V, E>,
+        said: Option<Ttl>,
+    ) -> Option<Unfilled<K, V, E>> {
         let ttl = self.ttl_of(&target.key, &outcome, said);
         let mut landed = Landed::new(&outcome, Origin::Loader, took, start);
         landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
         if landed.settled {
             self.attempts.clear(target.hash);
+            self.keep_loaded(target, &guard, &run, (start, took), ttl, &outcome);
         } else {
             self.note_failure(target, StaleReason::LoadFailed);
         }
-        if landed.settled {
-            self.keep_loaded(target, &guard, &run, start, took, ttl, &outcome);
-        }
-        match run.lease {
-            Some(lease) if landed.settled => {
-                let (this, target) = (Arc::clone(self), Arc::clone(target));
-                let fill =
-                    async move { this.fill(&target, lease, start, took, ttl, outcome).await };
-                guard.land(landed);
-                self.bus().work.spawn(fill);
+        let settled = landed.settled;
+        guard.land(landed);
+        let lease = run.lease?;
+        if !settled {
+            if lease.over.is_some() {
+                // What could not be refreshed is left alone by other pods too, until this ends.
+                lease.held.forget();
             }
-            Some(lease) => {
-                guard.land(landed);
-                if lease.over.is_some() {
-                    // What could not be refreshed is left alone by other pods too, until this ends.
-                    lease.held.forget();
-                }
-            }
-            None => guard.land(landed),
+            return None;
         }
+        Some(Unfilled {
+            target: Arc::clone(target),
+            lease,
+            start,
+            took,
+            ttl,
+            outcome,
+        })
     }
 
     /// How long to keep an outcome; jittered, so that what was loaded together does not expire
@@ -313,14 +287,12 @@ where
         took.saturating_mul(EARLY_LOADS).min(life / EARLY_PART)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that is known of a load")]
     fn keep_loaded(
         &self,
         target: &Target<K>,
         guard: &Guard<K, Landed<V, E>>,
         run: &LoadRun<V>,
-        start: Millis,
-        took: Duration,
+        (start, took): (Millis, Duration),
         ttl: Ttl,
         outcome: &Outcome<V, E>,
     ) {
@@ -349,17 +321,30 @@ where
 
     /// Stores an outcome under its lease, or over the value that it refreshes. Whatever fails here costs
     /// another load, nothing else.
-    async fn fill(
-        &self,
-        target: &Target<K>,
-        lease: GrantedLease,
-        start: Millis,
-        took: Duration,
-        ttl: Ttl,
-        outcome: Outcome<V, E>,
-    ) {
+    async fn fill(&self, unfilled: Unfilled<K, V, E>) {
+        let Some(filling) = self.encode(unfilled) else {
+            return;
+        };
+        let (place, fill) = filling.fill();
+        let filled = filling.link().fill(place, fill);
+        let filled = Bus::within(self.bus().timing.read_timeout, "fill", filled).await;
+        if filled.is_ok() {
+            filling.answered();
+        }
+    }
+
+    /// The bytes to store; `None`, and the lease given back, if there are to be none.
+    pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling<K>> {
+        let Unfilled {
+            target,
+            lease,
+            start,
+            took,
+            ttl,
+            outcome,
+        } = unfilled;
         if ttl == Ttl::NONE && lease.over.is_none() {
-            return; // dropping the lease removes it
+            return None; // dropping the lease removes it
         }
         let payload = match (&outcome, &self.options.error_codec) {
             (Ok(value), _) => {
@@ -368,7 +353,7 @@ where
             (Err(error), Some(codec)) => {
                 (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
             }
-            (Err(_), None) => return,
+            (Err(_), None) => return None,
         };
         let GrantedLease {
             held,
@@ -402,32 +387,25 @@ where
             schema: self.options.schema,
             tags: Vec::new(),
         };
-        let encoded = payload
-            .and_then(|(kind, payload)| envelope::encode(kind, &header, target.hashed(), &payload));
+        let packing = &self.options.packing;
+        let encoded = payload.and_then(|(kind, payload)| {
+            envelope::encode(kind, &header, target.hashed(), &payload, packing)
+        });
         let envelope = match encoded {
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
-                return;
+                return None;
             }
         };
-        let fill = Fill {
-            token: over.unwrap_or(held.token),
-            replaces: match over {
-                Some(_) => Replaces::Value,
-                None => Replaces::Lease,
-            },
+        Some(Filling {
+            target,
+            held,
+            over,
             epoch: at.epoch,
-            envelope: &envelope,
+            envelope,
             ttl: kept,
-        };
-        let filled = held.link.fill(target.place(&self.name), fill);
-        let filled = Bus::within(self.bus().timing.read_timeout, "fill", filled).await;
-        if filled.is_ok() && over.is_none() {
-            // Stored, or refused because the lease is gone: either way there is none to give back.
-            // A lease beside the value is given back, which wakes those who wait for it.
-            held.forget();
-        }
+        })
     }
 
     /// How long a lease lasts: three times what loads of this entity usually take, but at most half of
@@ -449,7 +427,7 @@ where
 }
 
 /// Does something if it is dropped by a panic.
-struct OnPanic<F: Fn()>(F);
+pub(super) struct OnPanic<F: Fn()>(pub(super) F);
 
 impl<F: Fn()> Drop for OnPanic<F> {
     fn drop(&mut self) {

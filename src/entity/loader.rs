@@ -42,8 +42,8 @@ pub trait Loader<K>: Send + Sync + 'static {
     fn load(&self, key: &K) -> impl Future<Output = Result<Self::Value, Self::Error>> + Send;
 
     /// As [`load`](Self::load), for a loader that wants to know more of its load, or to say more of the
-    /// outcome: its time to live, or that nothing has changed. Entities call this one, which by default
-    /// calls `load`.
+    /// outcome: its time to live, or that nothing has changed. Entities call this one, and memos, which
+    /// have no value before; by default it calls `load`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -78,7 +78,7 @@ where
 }
 
 /// A loader whose type is forgotten.
-pub(super) trait AnyLoader<K, V, E>: Send + Sync {
+pub(crate) trait AnyLoader<K, V, E>: Send + Sync {
     fn load(&self, context: LoadContext<K, V>) -> BoxFuture<'_, Result<Loaded<V>, E>>;
 }
 
@@ -96,4 +96,4 @@ where
 }
 
 /// A loader behind a handle.
-pub(super) type SharedLoader<K, V, E> = Arc<dyn AnyLoader<K, V, E>>;
+pub(crate) type SharedLoader<K, V, E> = Arc<dyn AnyLoader<K, V, E>>;

@@ -3,16 +3,21 @@
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
 //! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
-//! or past it is loaded anew, mostly behind its readers ([`refresh`]). An invalidation is a call of the
-//! bus; what it does to an entity is in [`level`].
+//! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
+//! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
+//! [`level`].
 
 mod asking;
 mod attempts;
+mod batch;
+mod batch_load;
 mod builder;
 mod context;
+mod lease;
 mod level;
 mod load;
 mod loader;
+mod many;
 mod outcome;
 mod read;
 mod refresh;
@@ -20,22 +25,24 @@ mod target;
 mod usual;
 mod waiting;
 
+pub use batch::DEFAULT_MAX_BATCH;
 pub use builder::{
-    DEFAULT_CAPACITY, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EntityBuilder,
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EntityBuilder,
 };
 pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;
-pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason, Ttl};
+pub(crate) use loader::SharedLoader;
+pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use attempts::Attempts;
+use batch::Batches;
 use builder::Options;
 use level::Level;
-use loader::SharedLoader;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
@@ -56,6 +63,7 @@ struct Inner<K, V, E> {
     keys: EntityKeys,
     level: Arc<Level<K, V, E>>,
     loader: SharedLoader<K, V, E>,
+    batches: Batches<K, V, E>,
     options: Options<K, V, E>,
     /// Loads that no lease coordinates.
     limiter: Semaphore,

@@ -11,26 +11,6 @@ pub(crate) type Outcome<V, E> = Result<Arc<V>, Arc<E>>;
 /// An outcome as the local level keeps it.
 pub(super) type Kept<V, E> = Slot<Outcome<V, E>>;
 
-/// How long an outcome is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ttl {
-    /// For this long. [`Duration::ZERO`] keeps it in neither level.
-    For(Duration),
-    /// Until it is invalidated. The local level still evicts it for room or by its own TTL.
-    Forever,
-}
-
-impl Ttl {
-    /// Kept in neither level.
-    pub const NONE: Self = Self::For(Duration::ZERO);
-}
-
-impl From<Duration> for Ttl {
-    fn from(duration: Duration) -> Self {
-        Self::For(duration)
-    }
-}
-
 /// Where a value was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {

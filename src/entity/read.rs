@@ -47,7 +47,7 @@ pub(super) enum Want {
 pub(super) struct Standing<V, E> {
     pub(super) landed: Landed<V, E>,
     /// The lease it was filled under.
-    token: u64,
+    pub(super) token: u64,
     pub(super) phase: Phase,
     /// What is left of the plain part of its life.
     pub(super) left: Duration,
@@ -83,7 +83,7 @@ pub(super) enum Next<V, E> {
 
 impl<V, E> Standing<V, E> {
     /// What a loader may be told of it.
-    fn into_previous(self) -> Option<Previous<V>> {
+    pub(super) fn into_previous(self) -> Option<Previous<V>> {
         let value = self.landed.outcome.ok()?;
         Some(Previous::new(value, self.landed.age))
     }
@@ -184,35 +184,53 @@ where
     {
         loop {
             if let Some(guard) = lead.take() {
-                match self.seek(target, glance.take(), Want::Read).await {
-                    Next::Land(landed) => guard.land(landed),
-                    Next::Load(run) => match once.take() {
-                        Some(load) => {
-                            let load = load();
-                            let load = async { load.await.map(Loaded::new) };
-                            self.load_here(target, guard, run, load).await;
-                        }
-                        None => self.load_in_task(target, guard, run),
-                    },
-                    Next::Leave => {}
-                }
+                self.lead(target, &mut once, guard, glance.take()).await;
             }
             match waiter.wait().await {
-                Flown::Landed(Landing::Done(landed)) => return landed,
-                Flown::Landed(Landing::Aborted) => {
-                    return Landed::failed(if self.bus().closing.is_cancelled() {
-                        CacheError::Closed
-                    } else {
-                        CacheError::LoadAborted
-                    });
-                }
+                Flown::Landed(landing) => return self.landed(landing),
                 Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(guard),
             }
         }
     }
 
-    fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
+    /// Leads a flight to its landing, or into the task that will land it. Takes `once` if it loads.
+    pub(super) async fn lead<F, Fut>(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        once: &mut Option<F>,
+        guard: Guard<K, Landed<V, E>>,
+        glance: Option<(Began, Option<Look<V, E>>)>,
+    ) where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<V, E>> + Send,
+    {
+        match self.seek(target, glance, Want::Read).await {
+            Next::Land(landed) => guard.land(landed),
+            Next::Load(run) => match once.take() {
+                Some(load) => {
+                    let load = load();
+                    let load = async { load.await.map(Loaded::new) };
+                    self.load_here(target, guard, run, load).await;
+                }
+                None => self.load_in_task(target, guard, run),
+            },
+            Next::Leave => {}
+        }
+    }
+
+    /// What a landing is to those on board.
+    pub(super) fn landed(&self, landing: Landing<Landed<V, E>>) -> Landed<V, E> {
+        match landing {
+            Landing::Done(landed) => landed,
+            Landing::Aborted if self.bus().closing.is_cancelled() => {
+                Landed::failed(CacheError::Closed)
+            }
+            Landing::Aborted => Landed::failed(CacheError::LoadAborted),
+        }
+    }
+
+    pub(super) fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
         let (hash, key, meta) = (target.hash, &target.key, began.meta());
         let may_join = self.may_join(target, began);
         self.level.flights.board(hash, key, meta, may_join)
@@ -252,7 +270,7 @@ where
     }
 
     /// What the flight before ours left, if it landed between our miss and our boarding.
-    fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
+    pub(super) fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
         let hit = self.level.hit(target.hash, &target.key)?;
         let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
         let age = hit.now.since(slot.loaded);
@@ -322,9 +340,8 @@ where
             let waiting = waiting.get_or_insert_with(|| Waiting::new(self.patience()));
             let granted = match asked {
                 Ok(found) => {
-                    let granted = self
-                        .ask_to_replace(&link, target, &began, found.token)
-                        .await;
+                    let ask = self.ask_over(target, found.token);
+                    let granted = self.ask_lease(&link, target, &began, ask, want).await;
                     previous = found.into_previous();
                     granted
                 }
@@ -335,9 +352,11 @@ where
                     // Whatever comes after what is not there now was loaded since.
                     first.get_or_insert(None);
                     let asks = waiting.found(holder);
-                    let unusable = unusable.as_deref();
                     match asks {
-                        true => self.ask_lease(&link, target, &began, unusable, want).await,
+                        true => {
+                            let ask = self.ask_for(target, unusable);
+                            self.ask_lease(&link, target, &began, ask, want).await
+                        }
                         false => Some(Err(None)),
                     }
                 }
@@ -361,18 +380,19 @@ where
     }
 
     /// A load without a lease: its outcome is not for the store.
-    fn uncovered_run(&self, lane: Lane) -> LoadRun<V> {
+    pub(super) fn uncovered_run(&self, lane: Lane) -> LoadRun<V> {
         let began = self.began(lane);
         LoadRun {
             rank: began.rank(),
             generation: began.generation,
             lease: None,
+            queued: true,
             previous: None,
         }
     }
 
     /// Waits for the fill of a key that another pod is loading to be announced, or a little while.
-    async fn pause(&self, hash: u64) {
+    pub(super) async fn pause(&self, hash: u64) {
         let filled = self.bus().fill_waiter(hash);
         // Either way the store is asked again.
         let _ = timeout(pause(), filled.notified()).await;
@@ -395,7 +415,7 @@ where
         Some(self.judge(target, began, found))
     }
 
-    fn is_poisoned(&self, target: &Target<K>) -> bool {
+    pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
         self.bus()
             .is_poisoned(target.lane, target.hash, self.keys.entity_hash())
     }
@@ -408,7 +428,9 @@ where
                 _ => Look::Absent(None),
             };
         };
-        let stored = match envelope::decode(&bytes, target.hashed(), self.options.schema) {
+        let options = &self.options;
+        let stored = envelope::decode(&bytes, target.hashed(), options.schema, &options.packing);
+        let stored = match stored {
             Ok(stored) => stored,
             Err(reason) => {
                 self.note_unusable(target, &reason);
@@ -432,7 +454,7 @@ where
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
-        match self.decode(kind, payload) {
+        match self.decode(kind, &payload) {
             Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
                 landed: self.keep_found(target, began, rank, &header, life, outcome),
                 token: header.lease.token,

@@ -12,7 +12,7 @@ use super::outcome::{Landed, Origin, Refresh, Stale, StaleReason};
 use super::read::{Look, Next, Standing, Want};
 use super::target::{Began, Target};
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flown, Guard, Landing};
+use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
 use crate::key::Key;
 use crate::local::Phase;
 use crate::random::random_part;
@@ -126,35 +126,55 @@ where
         target: &Target<K>,
         reason: StaleReason,
     ) -> Option<Landed<V, E>> {
-        if self.options.grace.is_zero() || self.options.refresh == Refresh::Behind {
-            return None; // it would have been served before
-        }
-        if self.bus().closing.is_cancelled() {
+        if !self.may_serve_instead() {
             return None;
         }
         // Boxed for the same reason as a flight: reads that end well need no room for it.
         Box::pin(self.still_served(target, reason)).await
     }
 
+    /// Whether there may be something to serve where a load gave nothing.
+    pub(super) fn may_serve_instead(&self) -> bool {
+        // With `Behind` it would have been served before.
+        let ahead = self.options.refresh == Refresh::Ahead && !self.options.grace.is_zero();
+        ahead && !self.bus().closing.is_cancelled()
+    }
+
     async fn still_served(&self, target: &Target<K>, reason: StaleReason) -> Option<Landed<V, E>> {
-        if let Some((hit, Phase::Stale(overdue))) = self.level.late(target.hash, &target.key) {
-            let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
-            let age = hit.now.since(slot.loaded);
-            let landed = Landed::new(&slot.value, Origin::Local, age, as_of);
-            return Some(landed.into_stale(overdue, reason));
+        if let Some(landed) = self.still_here(target, reason) {
+            return Some(landed);
         }
         let link = self.bus().link().ok()?;
         let began = self.began(target.lane);
-        match self
-            .ask_store(&*link, target, &began, Duration::MAX)
-            .await?
-        {
-            Look::Found(found) => match found.phase {
-                Phase::Stale(overdue) => Some(found.landed.into_stale(overdue, reason)),
-                Phase::Plain | Phase::Late(_) => Some(found.landed),
-                Phase::Over => None,
-            },
-            _ => None,
+        let look = self.ask_store(&*link, target, &began, Duration::MAX).await;
+        Self::still_stored(look?, reason)
+    }
+
+    /// What the local level has to serve instead.
+    pub(super) fn still_here(
+        &self,
+        target: &Target<K>,
+        reason: StaleReason,
+    ) -> Option<Landed<V, E>> {
+        let (hit, phase) = self.level.late(target.hash, &target.key)?;
+        let Phase::Stale(overdue) = phase else {
+            return None;
+        };
+        let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
+        let age = hit.now.since(slot.loaded);
+        let landed = Landed::new(&slot.value, Origin::Local, age, as_of);
+        Some(landed.into_stale(overdue, reason))
+    }
+
+    /// What of the store may be served instead.
+    pub(super) fn still_stored(look: Look<V, E>, reason: StaleReason) -> Option<Landed<V, E>> {
+        let Look::Found(found) = look else {
+            return None;
+        };
+        match found.phase {
+            Phase::Stale(overdue) => Some(found.landed.into_stale(overdue, reason)),
+            Phase::Plain | Phase::Late(_) => Some(found.landed),
+            Phase::Over => None,
         }
     }
 
@@ -225,14 +245,23 @@ where
         if want != Want::Read {
             return None;
         }
-        let began = self.began(target.lane);
-        let may_join = self.may_join(target, &began);
-        let (hash, key) = (target.hash, &target.key);
-        let mut waiter = self.level.refreshes.join(hash, key, may_join)?;
+        let mut waiter = self.join_refresh(target)?;
         match waiter.wait().await {
             Flown::Landed(Landing::Done(landed)) => landed.settled.then_some(landed),
             Flown::Landed(Landing::Aborted) | Flown::Lead(_) => None,
         }
+    }
+
+    /// Whether a refresh in this pod may give something to a reader.
+    pub(super) fn is_being_refreshed(&self, target: &Target<K>) -> bool {
+        self.join_refresh(target).is_some()
+    }
+
+    fn join_refresh(&self, target: &Target<K>) -> Option<Waiter<K, Landed<V, E>>> {
+        let began = self.began(target.lane);
+        let may_join = self.may_join(target, &began);
+        let (hash, key) = (target.hash, &target.key);
+        self.level.refreshes.join(hash, key, may_join)
     }
 
     fn board_refresh(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {

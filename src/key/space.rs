@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 use crate::coherence::Lane;
+use crate::store::RawPlace;
 
 /// The longest percent-encoded key that is kept as it is; a longer one is replaced by its hash, and
 /// its envelope carries the whole key.
@@ -52,6 +53,25 @@ impl KeySpace {
     pub(crate) fn lane_of(&self, hash: u64) -> Lane {
         let lane = ((hash >> 32) * u64::from(self.lanes.get())) >> 32;
         Lane(u16::try_from(lane).expect("a 32-bit fraction of a u16 is a u16"))
+    }
+
+    /// The keys of raw data under `prefix`.
+    pub(crate) fn raw(&self, prefix: &str) -> RawKeys {
+        // With the characters that patterns give a meaning: so a pattern of the name matches the name.
+        let mut name = String::new();
+        percent_encode(prefix.as_bytes(), b":*?[]\\^{}", &mut name);
+        RawKeys {
+            lanes: self.clone(),
+            seed: self.tag_hash(prefix),
+            name,
+        }
+    }
+
+    /// The lane of the room called `name`, and its name in printable ASCII without `:`.
+    pub(crate) fn room(&self, name: &str) -> (Lane, String) {
+        let mut printable = String::new();
+        percent_encode(name.as_bytes(), b":", &mut printable);
+        (self.lane_of(self.tag_hash(name)), printable)
     }
 
     /// The keys of the entity called `name`.
@@ -109,6 +129,31 @@ impl EntityKeys {
             percent_encode(rest, b"", out);
         } else {
             percent_encode(key.bytes, b"", out);
+        }
+    }
+}
+
+/// The keys under one prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct RawKeys {
+    lanes: KeySpace,
+    seed: u64,
+    /// The percent-encoded prefix.
+    name: String,
+}
+
+impl RawKeys {
+    /// The prefix as physical keys hold it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where `key` lives.
+    pub(crate) fn place<'a>(&'a self, key: &'a [u8]) -> RawPlace<'a> {
+        RawPlace {
+            lane: self.lanes.lane_of(xxh3_64_with_seed(key, self.seed)),
+            prefix: &self.name,
+            key,
         }
     }
 }
@@ -180,8 +225,25 @@ mod tests {
         );
         assert_eq!(address("shop", "user", b"#1"), at(7, "user:%231"));
         assert_eq!(address("a:{b}", "x:y", b""), at(14, "x%3Ay:"));
+        assert_eq!(shop.room("doc:7"), (Lane(11), "doc%3A7".to_owned()));
         let hashed = "user:#54c8d2259a56d016dce352d839be41f1";
         assert_eq!(address("shop", "user", &[b'k'; 1025]), at(2, hashed));
+    }
+
+    /// `docs/wire-format.md` lists the same.
+    #[test]
+    fn raw_places_are_wire_stable_and_prefixes_hold_no_pattern() {
+        let shop = space("shop");
+        let (cart, odd) = (shop.raw("cart"), shop.raw("50%:*"));
+        let place = |lane, prefix, key| RawPlace {
+            lane: Lane(lane),
+            prefix,
+            key,
+        };
+        assert_eq!(cart.place(b"1"), place(11, "cart", b"1"));
+        assert_eq!(odd.place(b"a:*"), place(7, "50%25%3A%2A", b"a:*"));
+        let all = shop.raw(":*?[]\\^{}% \u{e9}");
+        assert_eq!(all.name(), "%3A%2A%3F%5B%5D%5C%5E%7B%7D%25%20%C3%A9");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::hash::{BuildHasher, Hash, Hasher};
 
 use quick_cache::Equivalent;
 
+use super::Stored;
+
 /// A key as the map holds it, with its hash and its weight.
 ///
 /// Two stored keys are equal when their hashes are, whatever the keys: the map holds **one entry per
@@ -31,6 +33,13 @@ impl<K> Eq for StoredKey<K> {}
 impl<K> Hash for StoredKey<K> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
+    }
+}
+
+impl<K: Send + Sync + 'static, S> Stored<S> for StoredKey<K> {
+    #[inline]
+    fn weight(&self, _slot: &S) -> u32 {
+        self.weight
     }
 }
 

@@ -7,56 +7,61 @@
 //! [1]: Einziger, Friedman, Manes, "TinyLFU: a highly efficient cache admission policy", 2017.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hash};
 
 use ::moka::sync::Cache;
+use quick_cache::Equivalent;
 
-use super::key::{ByHash, Prehashed, Query, StoredKey};
-use super::{Capacity, Engine};
+use super::{Capacity, Displaced, Engine, Stored};
 
 /// The local level on `moka`.
-pub(crate) struct Moka<K, S>(Cache<StoredKey<K>, S, Prehashed>);
+pub(crate) struct Moka<P, S, B>(Cache<P, S, B>);
 
-impl<K, S> Moka<K, S>
+impl<P, S, B> Moka<P, S, B>
 where
-    K: Eq + Send + Sync + 'static,
+    P: Stored<S>,
     S: Clone + Send + Sync + 'static,
+    B: BuildHasher + Clone + Send + Sync + 'static,
 {
-    pub(crate) fn new(capacity: Capacity) -> Self {
+    pub(crate) fn new(capacity: Capacity, hasher: B) -> Self {
         let (Capacity::Entries(limit) | Capacity::Weight(limit)) = capacity;
         let builder = Cache::builder().max_capacity(limit);
         let builder = match capacity {
             Capacity::Entries(_) => builder,
-            Capacity::Weight(_) => builder.weigher(|key: &StoredKey<K>, _| key.weight),
+            Capacity::Weight(_) => builder.weigher(|key: &P, slot| key.weight(slot)),
         };
-        Self(builder.build_with_hasher(Prehashed))
+        Self(builder.build_with_hasher(hasher))
     }
 }
 
-impl<K, S> Engine<K, S> for Moka<K, S>
+impl<P, S, B> Engine<P, S> for Moka<P, S, B>
 where
-    K: Eq + Send + Sync + 'static,
+    P: Stored<S>,
     S: Clone + Send + Sync + 'static,
+    B: BuildHasher + Clone + Send + Sync + 'static,
 {
     #[inline]
-    fn get(&self, hash: u64, key: &K) -> Option<S> {
-        self.0.get(&Query { hash, key })
+    fn get<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.get(key)
     }
 
     // moka has no read that its policy does not see.
-    fn peek(&self, hash: u64, key: &K) -> Option<S> {
-        self.get(hash, key)
+    fn peek<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.get(key)
     }
 
-    fn peek_hash(&self, hash: u64) -> Option<S> {
-        self.0.get(&ByHash(hash))
-    }
-
-    fn insert(&self, key: StoredKey<K>, slot: S) {
+    fn insert(&self, key: P, slot: S) -> Displaced<P, S> {
         self.0.insert(key, slot);
+        Displaced::default()
     }
 
-    fn remove(&self, hash: u64) -> bool {
-        self.0.remove(&ByHash(hash)).is_some()
+    fn take<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.remove(key)
+    }
+
+    // It tells a listener, later.
+    fn tells_displaced(&self) -> bool {
+        false
     }
 
     fn len(&self) -> u64 {
@@ -75,7 +80,7 @@ where
     }
 }
 
-impl<K, S> fmt::Debug for Moka<K, S> {
+impl<P, S, B> fmt::Debug for Moka<P, S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Moka").finish_non_exhaustive()
     }

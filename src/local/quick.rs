@@ -1,21 +1,22 @@
 //! The engine on `quick_cache`: a sharded map with a Clock-PRO policy much like S3-FIFO [1].
 //!
 //! A hit takes the shard's lock for reading and sets a counter; nothing is queued, so no later call
-//! pays for it. No code of the caller's runs under a write lock: keys compare by hash on insert,
-//! weights are carried, and what a call displaces is dropped after the lock.
+//! pays for it. Under a write lock keys are compared and hashed, and nothing else of the caller's runs:
+//! weights are carried, and what a call displaces is dropped after the lock. An entity's keys compare by
+//! the hash they carry.
 //!
 //! [1]: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
 use std::num::NonZero;
 use std::thread;
 
 use quick_cache::sync::Cache;
-use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
-use super::key::{ByHash, Prehashed, Query, StoredKey};
-use super::{Capacity, Engine};
+use super::{Capacity, Displaced, Engine, Stored};
 
 /// Shards per core: enough that two cores seldom want the same one.
 const SHARDS_PER_CORE: u64 = 4;
@@ -30,12 +31,10 @@ const MIN_SHARD_BYTES: u64 = 1 << 20;
 const ASSUMED_ENTRY_BYTES: u64 = 1 << 10;
 
 /// The local level on `quick_cache`.
-pub(crate) struct Quick<K, S>(
-    Cache<StoredKey<K>, S, CarriedWeight, Prehashed, DropAfterUnlock<K, S>>,
-);
+pub(crate) struct Quick<P, S, B>(Cache<P, S, StoredWeight, B, DropAfterUnlock<P, S>>);
 
-impl<K: Eq, S: Clone> Quick<K, S> {
-    pub(crate) fn new(capacity: Capacity) -> Self {
+impl<P: Stored<S>, S: Clone, B: BuildHasher + Clone> Quick<P, S, B> {
+    pub(crate) fn new(capacity: Capacity, hasher: B) -> Self {
         let (limit, min_per_shard, assumed_weight) = match capacity {
             Capacity::Entries(entries) => (entries, MIN_SHARD_ENTRIES, 1),
             Capacity::Weight(bytes) => (bytes, MIN_SHARD_BYTES, ASSUMED_ENTRY_BYTES),
@@ -51,8 +50,8 @@ impl<K: Eq, S: Clone> Quick<K, S> {
             .expect("both required options were just set");
         Self(Cache::with_options(
             options,
-            CarriedWeight,
-            Prehashed,
+            StoredWeight,
+            hasher,
             DropAfterUnlock(PhantomData),
         ))
     }
@@ -66,30 +65,33 @@ fn shards(at_most: u64) -> u64 {
     wanted.min(largest)
 }
 
-impl<K, S> Engine<K, S> for Quick<K, S>
+impl<P, S, B> Engine<P, S> for Quick<P, S, B>
 where
-    K: Eq + Send + Sync + 'static,
+    P: Stored<S>,
     S: Clone + Send + Sync + 'static,
+    B: BuildHasher + Clone + Send + Sync + 'static,
 {
     #[inline]
-    fn get(&self, hash: u64, key: &K) -> Option<S> {
-        self.0.get(&Query { hash, key })
+    fn get<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.get(key)
     }
 
-    fn peek(&self, hash: u64, key: &K) -> Option<S> {
-        self.0.peek(&Query { hash, key })
+    fn peek<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.peek(key)
     }
 
-    fn peek_hash(&self, hash: u64) -> Option<S> {
-        self.0.peek(&ByHash(hash))
+    fn insert(&self, key: P, slot: S) -> Displaced<P, S> {
+        let mut displaced = Displaced::default();
+        self.0.insert_with_lifecycle(key, slot, &mut displaced);
+        displaced
     }
 
-    fn insert(&self, key: StoredKey<K>, slot: S) {
-        self.0.insert(key, slot);
+    fn take<Q: Hash + Equivalent<P>>(&self, key: &Q) -> Option<S> {
+        self.0.remove(key).map(|(_, slot)| slot)
     }
 
-    fn remove(&self, hash: u64) -> bool {
-        self.0.remove(&ByHash(hash)).is_some()
+    fn tells_displaced(&self) -> bool {
+        true
     }
 
     fn len(&self) -> u64 {
@@ -106,20 +108,20 @@ where
     }
 }
 
-impl<K, S> fmt::Debug for Quick<K, S> {
+impl<P, S, B> fmt::Debug for Quick<P, S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Quick").finish_non_exhaustive()
     }
 }
 
-/// Reads the weight that the key carries.
+/// Asks the key, which tells what was decided when the entry was inserted.
 #[derive(Clone)]
-struct CarriedWeight;
+struct StoredWeight;
 
-impl<K, S> Weighter<StoredKey<K>, S> for CarriedWeight {
+impl<P: Stored<S>, S> Weighter<P, S> for StoredWeight {
     #[inline]
-    fn weight(&self, key: &StoredKey<K>, _slot: &S) -> u64 {
-        u64::from(key.weight)
+    fn weight(&self, key: &P, slot: &S) -> u64 {
+        u64::from(key.weight(slot))
     }
 }
 
@@ -127,37 +129,19 @@ impl<K, S> Weighter<StoredKey<K>, S> for CarriedWeight {
 ///
 /// The library's own lifecycle keeps two and drops the rest under the lock, where a value whose
 /// `Drop` calls this cache would wait for itself.
-struct DropAfterUnlock<K, S>(PhantomData<fn() -> (K, S)>);
+struct DropAfterUnlock<P, S>(PhantomData<fn() -> (P, S)>);
 
-impl<K, S> Clone for DropAfterUnlock<K, S> {
+impl<P, S> Clone for DropAfterUnlock<P, S> {
     fn clone(&self) -> Self {
         Self(PhantomData)
     }
 }
 
-impl<K, S> Lifecycle<StoredKey<K>, S> for DropAfterUnlock<K, S> {
-    type RequestState = Displaced<K, S>;
+impl<P, S> Lifecycle<P, S> for DropAfterUnlock<P, S> {
+    type RequestState = Displaced<P, S>;
 
     #[inline]
-    fn on_evict(&self, displaced: &mut Displaced<K, S>, key: StoredKey<K>, slot: S) {
-        match &mut displaced.first {
-            first @ None => *first = Some((key, slot)),
-            Some(_) => displaced.rest.push((key, slot)),
-        }
-    }
-}
-
-/// Entries waiting to be dropped: one as a rule, which allocates nothing.
-struct Displaced<K, S> {
-    first: Option<(StoredKey<K>, S)>,
-    rest: Vec<(StoredKey<K>, S)>,
-}
-
-impl<K, S> Default for Displaced<K, S> {
-    fn default() -> Self {
-        Self {
-            first: None,
-            rest: Vec::new(),
-        }
+    fn on_evict(&self, displaced: &mut Displaced<P, S>, key: P, slot: S) {
+        displaced.push(key, slot);
     }
 }

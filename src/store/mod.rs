@@ -11,23 +11,30 @@
 //! a backend that cannot push may never give one.
 
 pub mod memory;
+mod raw;
+mod together;
 
 pub use memory::Memory;
+pub use raw::{RawFound, RawLink, RawPage, RawPlace};
 #[cfg(feature = "redis")]
-mod redis;
+pub(crate) mod redis;
+pub mod rooms;
 
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
+pub use rooms::RoomLink;
 
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
 use crate::error::StoreError;
 use bytes::Bytes;
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use together::together;
 
 /// A boxed future, as the methods of a trait object return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -55,7 +62,7 @@ impl Namespace {
 pub type Connected = (Arc<dyn Link>, Box<dyn Hints>);
 
 /// An address of a backing store.
-pub trait Store: fmt::Debug + Send + Sync + 'static {
+pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
     /// Opens a link for `namespace`: commands and subscription, the subscription acknowledged by the
     /// store before this returns (hole H12: what is published after it is not missed by design).
     ///
@@ -222,7 +229,10 @@ pub struct Logged {
 /// # Cancel safety
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of
 /// others.
-pub trait Link: Send + Sync + 'static {
+pub trait Link: Any + Send + Sync + 'static {
+    /// The part that presence stands on.
+    fn rooms(&self) -> &dyn RoomLink;
+
     /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
     /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
     /// values of epochs that were not continued can be told by their epoch.
@@ -256,6 +266,30 @@ pub trait Link: Send + Sync + 'static {
     /// announces it if somebody waits for the lease; whether it was stored. A refused fill may also be one that was stored before
     /// and repeated.
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>>;
+
+    /// [`read`](Self::read) for many places; an answer for each, in their order. One round trip, where
+    /// the store can do that, and each place in an atomic step of its own. The provided method runs
+    /// single reads side by side.
+    fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
+        together(places.iter().map(|&place| self.read(place)))
+    }
+
+    /// [`lease`](Self::lease) for many keys, in the same way as [`read_many`](Self::read_many).
+    fn lease_many<'a>(
+        &'a self,
+        asked: &'a [(Place<'a>, LeaseRequest<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
+        together(asked.iter().map(|&(place, asked)| self.lease(place, asked)))
+    }
+
+    /// [`fill`](Self::fill) for many keys, in the same way as [`read_many`](Self::read_many). How many
+    /// bytes go at once is the caller's to bound.
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(Place<'a>, Fill<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
+        together(fills.iter().map(|&(place, fill)| self.fill(place, fill)))
+    }
 
     /// Gives a lease back, if it is still there, so that the next caller need not wait for its end.
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;
@@ -292,4 +326,7 @@ pub trait Link: Send + Sync + 'static {
         expected: Epoch,
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>>;
+
+    /// What of this link keeps raw data: no part of the protocol.
+    fn raw(&self) -> &dyn RawLink;
 }

@@ -79,6 +79,7 @@ async fn options_out_of_range_are_named() {
         assert_eq!(option(useless), "soft_timeout", "{why}");
     }
     ahead().soft_timeout(soft).build().unwrap();
+    assert_eq!(option(named("a").max_batch(0)), "max_batch");
     for jitter in [1.0, 1.5, -0.1, f64::NAN, f64::INFINITY] {
         assert_eq!(option(named("a").jitter(jitter)), "jitter", "{jitter}");
     }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use tidings::{Cache, Origin};
 
 /// Polls a future at most `polls` times, whenever it is woken, and drops it; whether it ended before.
-async fn dropped_after(polls: usize, future: impl Future) -> bool {
+pub(crate) async fn dropped_after(polls: usize, future: impl Future) -> bool {
     let mut future = pin!(future);
     let mut left = polls;
     poll_fn(|cx| {

@@ -33,13 +33,20 @@ mod build;
 mod bytes;
 mod cancel;
 mod closing;
+#[cfg(all(feature = "lz4", feature = "zstd"))]
+mod compressed;
 mod context;
 mod expiry;
 mod flights;
 mod grace;
+mod grace_many;
 mod invalidation;
+mod many;
+mod many_trouble;
 mod outcomes;
 mod races;
 mod reads;
 mod refresh;
+#[cfg(all(feature = "lz4", feature = "seal"))]
+mod sealed;
 mod trouble;

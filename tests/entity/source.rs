@@ -36,6 +36,7 @@ pub(crate) struct Source(Arc<State>);
 struct State {
     answers: Mutex<HashMap<u64, Answer>>,
     held: watch::Sender<bool>,
+    batches: Mutex<Vec<Vec<u64>>>,
     started: AtomicUsize,
     ended: AtomicUsize,
     running: AtomicUsize,
@@ -101,22 +102,48 @@ impl Source {
         self.0.peak.load(SeqCst)
     }
 
-    pub(crate) async fn ask(&self, key: u64) -> Result<u64, Refused> {
+    /// The keys of each load of many so far.
+    pub(crate) fn batches(&self) -> Vec<Vec<u64>> {
+        self.0.batches.lock().unwrap().clone()
+    }
+
+    /// One load of many keys; what a key's answer is does not matter to the others, but for a panic.
+    pub(crate) async fn ask_many(&self, keys: Vec<u64>) -> Vec<(u64, Result<u64, Refused>)> {
         let state = &*self.0;
-        state.started.fetch_add(1, SeqCst);
-        let running = state.running.fetch_add(1, SeqCst) + 1;
-        state.peak.fetch_max(running, SeqCst);
-        let _running = Running(state);
-        let answer = state.answers.lock().unwrap().get(&key).cloned();
-        let mut held = state.held.subscribe();
+        state.batches.lock().unwrap().push(keys.clone());
+        let answers = state.answers.lock().unwrap().clone();
+        let _running = state.enter().await;
+        let answer = |key: u64| (key, of(answers.get(&key).cloned()));
+        keys.into_iter().map(answer).collect()
+    }
+
+    pub(crate) async fn ask(&self, key: u64) -> Result<u64, Refused> {
+        let answer = self.0.answers.lock().unwrap().get(&key).cloned();
+        let _running = self.0.enter().await;
+        of(answer)
+    }
+}
+
+impl State {
+    /// Counts a load, and holds it up for as long as the door is shut.
+    async fn enter(&self) -> Running<'_> {
+        self.started.fetch_add(1, SeqCst);
+        let running = self.running.fetch_add(1, SeqCst) + 1;
+        self.peak.fetch_max(running, SeqCst);
+        let running = Running(self);
+        let mut held = self.held.subscribe();
         held.wait_for(|held| !held).await.unwrap();
-        state.ended.fetch_add(1, SeqCst);
-        match answer {
-            None => Ok(0),
-            Some(Answer::Version(version)) => Ok(version),
-            Some(Answer::Refusal(number)) => Err(Refused(number)),
-            Some(Answer::Panic) => panic!("the source panics, as it was told to"),
-        }
+        self.ended.fetch_add(1, SeqCst);
+        running
+    }
+}
+
+fn of(answer: Option<Answer>) -> Result<u64, Refused> {
+    match answer {
+        None => Ok(0),
+        Some(Answer::Version(version)) => Ok(version),
+        Some(Answer::Refusal(number)) => Err(Refused(number)),
+        Some(Answer::Panic) => panic!("the source panics, as it was told to"),
     }
 }
 

@@ -10,9 +10,12 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, Replaces, Store, StoreResult,
+    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
 };
 use tokio::sync::watch;
+
+#[path = "wire_rooms.rs"]
+mod rooms;
 
 /// What may be wrong. Operations are named as in errors: `"read"`, `"lease"`, `"fill"` …
 #[derive(Clone, Debug, Default)]
@@ -243,7 +246,26 @@ impl WireLink {
     }
 }
 
+impl WireLink {
+    fn many<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        count: usize,
+        call: BoxFuture<'a, Vec<StoreResult<T>>>,
+    ) -> BoxFuture<'a, Vec<StoreResult<T>>> {
+        let call = Box::pin(async move { Ok(call.await) });
+        Box::pin(async move {
+            let answers = self.state.pass(operation, call).await;
+            answers.unwrap_or_else(|failed| (0..count).map(|_| Err(failed.clone())).collect())
+        })
+    }
+}
+
 impl Link for WireLink {
+    fn rooms(&self) -> &dyn RoomLink {
+        self
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(self.state.pass("touch", self.link.touch(lanes)))
     }
@@ -278,6 +300,24 @@ impl Link for WireLink {
 
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
         self.at("fill", place, self.link.fill(place, fill))
+    }
+
+    fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
+        self.many("read_many", places.len(), self.link.read_many(places))
+    }
+
+    fn lease_many<'a>(
+        &'a self,
+        asked: &'a [(Place<'a>, LeaseRequest<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
+        self.many("lease_many", asked.len(), self.link.lease_many(asked))
+    }
+
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(Place<'a>, Fill<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
+        self.many("fill_many", fills.len(), self.link.fill_many(fills))
     }
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
@@ -318,6 +358,10 @@ impl Link for WireLink {
             self.state
                 .pass("fence", self.link.fence(lane, expected, opening)),
         )
+    }
+
+    fn raw(&self) -> &dyn RawLink {
+        self.link.raw()
     }
 }
 

@@ -112,9 +112,9 @@ async fn an_invalidation_that_outlives_its_batch_is_not_lost(bed: Bed) {
         let cache = pod.clone();
         let spawned = tokio::spawn(async move { cache.invalidate(["org:8"]).await });
         assert_ne!(spawned.await.unwrap().unwrap(), Stamp::default());
-        later
+        (later,)
     });
-    let later = batch.await.value;
+    let (later,) = batch.await.value;
     runs.reach(1).await;
     assert_ne!(later.await.unwrap(), Stamp::default());
     runs.reach(2).await;

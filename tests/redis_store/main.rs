@@ -8,6 +8,7 @@ mod batches;
 mod connect;
 mod leases;
 mod logs;
+mod many;
 mod trouble;
 
 use server::Admin;

@@ -2,7 +2,6 @@
 
 use super::link::Access;
 use super::{MemoryState, Shared, lock};
-use crate::coherence::Hint;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Found, StoreResult};
 use std::fmt;
@@ -133,7 +132,7 @@ impl Troubles {
         *answers.expect("the sender is borrowed for as long as this waits")
     }
 
-    pub(super) fn lose_some(&self, hints: &mut Vec<Hint>) {
+    pub(super) fn lose_some<M>(&self, hints: &mut Vec<M>) {
         if self.now.borrow().dropping_hints {
             hints.clear();
         }

@@ -1,10 +1,10 @@
 //! Links to the embedded store. Every answer is ready at once.
 
-use super::{Inside, Room, Shared, lock};
+use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    StoreResult,
+    RawLink, RoomLink, StoreResult,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -31,27 +31,30 @@ impl Hints for MemoryHints {
 }
 
 pub(super) struct MemoryLink {
-    shared: Arc<Shared>,
-    room: Arc<Room>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) room: Arc<Room>,
     lanes: u16,
+    /// The rooms whose events come with the hints.
+    pub(super) watched: Watched,
     /// Which of the store's times of being reachable this link was opened in.
     #[cfg(feature = "testing")]
     reach: u64,
 }
 
 impl MemoryLink {
-    pub(super) fn new(shared: Arc<Shared>, room: Arc<Room>, lanes: u16) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, room: Arc<Room>, lanes: u16, watched: Watched) -> Self {
         Self {
             #[cfg(feature = "testing")]
             reach: shared.trouble.reach(),
             shared,
             room,
             lanes,
+            watched,
         }
     }
 
     /// Does one step under the lock, and publishes what it says before another step can.
-    fn step<'a, T: 'a>(
+    pub(super) fn step<'a, T: 'a>(
         &'a self,
         operation: &'static str,
         access: Access,
@@ -71,14 +74,14 @@ impl MemoryLink {
 
 #[cfg(feature = "testing")]
 impl MemoryLink {
-    async fn pass(&self, operation: &'static str, access: Access) -> StoreResult<()> {
+    pub(super) async fn pass(&self, operation: &'static str, access: Access) -> StoreResult<()> {
         self.shared
             .trouble
             .pass(operation, access, self.reach)
             .await
     }
 
-    fn lose_some(&self, hints: &mut Vec<Hint>) {
+    pub(super) fn lose_some<M>(&self, hints: &mut Vec<M>) {
         self.shared.trouble.lose_some(hints);
     }
 
@@ -90,13 +93,13 @@ impl MemoryLink {
 /// Without the faults nothing comes between a call and its step.
 #[cfg(not(feature = "testing"))]
 impl MemoryLink {
-    async fn pass(&self, _: &'static str, access: Access) -> StoreResult<()> {
+    pub(super) async fn pass(&self, _: &'static str, access: Access) -> StoreResult<()> {
         match access {
             Access::Read | Access::Write => Ok(()),
         }
     }
 
-    fn lose_some(&self, _: &mut Vec<Hint>) {}
+    pub(super) fn lose_some<M>(&self, _: &mut Vec<M>) {}
 
     fn corrupt(&self, found: Found) -> Found {
         found
@@ -104,6 +107,10 @@ impl MemoryLink {
 }
 
 impl Link for MemoryLink {
+    fn rooms(&self) -> &dyn RoomLink {
+        self
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         self.step("touch", Access::Write, |inside, now, hints| {
             inside.state.touch(lanes, now, hints)
@@ -193,5 +200,9 @@ impl Link for MemoryLink {
         self.step("fence", Access::Write, move |inside, now, hints| {
             inside.state.fence(lane, expected, opening, now, hints)
         })
+    }
+
+    fn raw(&self) -> &dyn RawLink {
+        self
     }
 }

@@ -7,6 +7,9 @@
 mod faults;
 pub(crate) mod layout;
 mod link;
+mod raw;
+mod room_link;
+mod rooms;
 mod state;
 mod step;
 mod values;
@@ -15,12 +18,13 @@ mod values;
 pub use faults::Faults;
 pub use state::{Continuity, DEFAULT_RETENTION, MemoryState};
 
+use super::rooms::RoomEvent;
 use super::{BoxFuture, Connected, Namespace, Store, StoreResult};
 use crate::Clock;
 use crate::coherence::{Hint, Incarnation};
 use bytes::Bytes;
 use link::{HINT_QUEUE, MemoryHints, MemoryLink};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
@@ -37,7 +41,7 @@ static NAMED: Mutex<BTreeMap<String, Weak<Shared>>> = Mutex::new(BTreeMap::new()
 ///
 /// It keeps [`DEFAULT_MAX_ENTRIES`] values for each namespace unless
 /// [`max_entries`](Self::max_entries) says otherwise. What has expired is removed as other values are
-/// written; a full lane evicts an arbitrary value for each new one.
+/// written; a full lane evicts an arbitrary value for each new one. Raw data is not bounded.
 #[derive(Clone, Default)]
 pub struct Memory {
     shared: Arc<Shared>,
@@ -67,8 +71,18 @@ struct Room(Mutex<Inside>);
 #[derive(Debug)]
 struct Inside {
     state: MemoryState,
-    listeners: Vec<mpsc::Sender<Bytes>>,
+    raw: raw::RawState,
+    listeners: Vec<Listener>,
 }
+
+/// A link that hears, and the rooms that it watches.
+#[derive(Debug)]
+struct Listener {
+    sender: mpsc::Sender<Bytes>,
+    rooms: Watched,
+}
+
+type Watched = Arc<Mutex<HashSet<String>>>;
 
 impl Memory {
     /// An empty store that only its own clones share.
@@ -144,13 +158,17 @@ impl Store for Memory {
 impl Shared {
     fn open(self: &Arc<Self>, namespace: &Namespace) -> (MemoryLink, MemoryHints) {
         let room = self.room(namespace);
-        let (listener, hints) = mpsc::channel(HINT_QUEUE);
+        let (sender, hints) = mpsc::channel(HINT_QUEUE);
+        let rooms = Watched::default();
         {
             let mut inside = lock(&room.0);
-            inside.listeners.retain(|listener| !listener.is_closed());
-            inside.listeners.push(listener);
+            let rooms = Arc::clone(&rooms);
+            inside
+                .listeners
+                .retain(|listener| !listener.sender.is_closed());
+            inside.listeners.push(Listener { sender, rooms });
         }
-        let link = MemoryLink::new(Arc::clone(self), room, namespace.lanes);
+        let link = MemoryLink::new(Arc::clone(self), room, namespace.lanes, rooms);
         (link, MemoryHints(hints))
     }
 
@@ -162,6 +180,7 @@ impl Shared {
             let share = usize::try_from(share).unwrap_or(usize::MAX);
             Arc::new(Room(Mutex::new(Inside {
                 state: MemoryState::new(self.incarnation).with_lane_capacity(share),
+                raw: raw::RawState::default(),
                 listeners: Vec::new(),
             })))
         };
@@ -197,19 +216,32 @@ impl Default for Shared {
 }
 
 impl Inside {
-    /// Sends to whoever still listens. A listener that does not keep up misses hints, which are only
-    /// hints; it never holds up the others.
+    /// Sends to whoever still listens.
     fn publish(&mut self, hints: &[Hint]) {
+        for hint in hints {
+            self.send(|| hint.encode(), |_| true);
+        }
+    }
+
+    /// Sends to whoever watches the room.
+    fn publish_events(&mut self, events: &[RoomEvent]) {
+        for event in events {
+            let watches = |listener: &Listener| lock(&listener.rooms).contains(&event.room);
+            self.send(|| event.encode(), watches);
+        }
+    }
+
+    /// A listener that does not keep up misses messages, which are only hints; it never holds up the
+    /// others.
+    fn send(&mut self, encode: impl Fn() -> Vec<u8>, to: impl Fn(&Listener) -> bool) {
         if self.listeners.is_empty() {
             return;
         }
-        for hint in hints {
-            let bytes = Bytes::from(hint.encode());
-            self.listeners.retain(|listener| {
-                use mpsc::error::TrySendError::Closed;
-                !matches!(listener.try_send(bytes.clone()), Err(Closed(_)))
-            });
-        }
+        let bytes = Bytes::from(encode());
+        self.listeners.retain(|listener| {
+            use mpsc::error::TrySendError::Closed;
+            !to(listener) || !matches!(listener.sender.try_send(bytes.clone()), Err(Closed(_)))
+        });
     }
 }
 

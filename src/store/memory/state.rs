@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
+use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
@@ -40,6 +41,7 @@ pub struct MemoryState {
     retention: usize,
     lane_capacity: usize,
     lanes: BTreeMap<Lane, LaneState>,
+    rooms: Rooms,
 }
 
 impl MemoryState {
@@ -52,6 +54,7 @@ impl MemoryState {
             retention: DEFAULT_RETENTION,
             lane_capacity: usize::MAX,
             lanes: BTreeMap::new(),
+            rooms: Rooms::default(),
         }
     }
 
@@ -271,6 +274,15 @@ impl MemoryState {
         }
     }
 
+    /// The rooms, and what their steps go by.
+    pub(super) fn rooms(&mut self, now_ms: u64) -> (&mut Rooms, Now) {
+        let now = Now {
+            ms: now_ms,
+            incarnation: self.incarnation,
+        };
+        (&mut self.rooms, now)
+    }
+
     /// A step that must not bring a lane into being.
     fn step_if_used<'a>(
         &'a mut self,
@@ -313,6 +325,7 @@ impl MemoryState {
     /// Somebody removes everything while the server lives on.
     pub fn flush_all(&mut self) {
         self.lanes.clear();
+        self.rooms.clear();
     }
 
     /// The log of a lane is lost; its head stays.

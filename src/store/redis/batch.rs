@@ -21,7 +21,7 @@ use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Found, Place, StoreResult};
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, Value};
+use ::redis::{Cmd, Pipeline, Value};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -65,13 +65,38 @@ struct Waiting {
     answer: oneshot::Sender<StoreResult<Found>>,
 }
 
-impl Waiting {
+/// What a read asks for.
+trait Asked {
+    fn lane(&self) -> Lane;
+    fn key(&self) -> &[u8];
+    fn entity(&self) -> &[u8];
+}
+
+impl Asked for Waiting {
+    fn lane(&self) -> Lane {
+        self.lane
+    }
+
     fn key(&self) -> &[u8] {
         &self.names[..self.key_len]
     }
 
     fn entity(&self) -> &[u8] {
         &self.names[self.key_len..]
+    }
+}
+
+impl Asked for Place<'_> {
+    fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key
+    }
+
+    fn entity(&self) -> &[u8] {
+        self.entity.as_bytes()
     }
 }
 
@@ -117,6 +142,40 @@ impl Reads {
                 .with_detail("the connection was given up"))
         })
     }
+
+    /// Reads that come together go together: in as few commands as [`BATCH`] allows, sent as one.
+    pub(super) async fn read_many(&self, places: &[Place<'_>]) -> StoreResult<Vec<Found>> {
+        let shared = &*self.shared;
+        let plans = places
+            .chunks(BATCH)
+            .map(|some| Plan::new(&shared.keys, some));
+        let plans = plans.collect::<StoreResult<Vec<_>>>()?;
+        let mut commands = Pipeline::with_capacity(plans.len());
+        for plan in &plans {
+            commands.add_command(mget(&plan.names));
+        }
+        let mut connection = shared.connection.clone();
+        let answers = connection.send_packed_commands(&commands, 0, plans.len());
+        let answers = answers
+            .await
+            .map_err(|failed| error::of_client("read", &failed))?;
+        if answers.len() != plans.len() {
+            return Err(Reply::malformed("read"));
+        }
+        let mut found = Vec::with_capacity(places.len());
+        for (plan, answer) in plans.iter().zip(answers) {
+            found.extend(plan.hand_out(&mut Reply::new("read", answer)?.array()?)?);
+        }
+        Ok(found)
+    }
+}
+
+/// One command for all of `names`.
+fn mget(names: &[Key<'_>]) -> Cmd {
+    let len = names.iter().map(Key::len).sum::<usize>();
+    let mut cmd = Cmd::with_capacity(1 + names.len(), "MGET".len() + len);
+    cmd.arg("MGET").arg(names);
+    cmd
 }
 
 impl Shared {
@@ -165,10 +224,8 @@ impl Shared {
     }
 
     async fn get(&self, names: &[Key<'_>]) -> StoreResult<Reply> {
-        let len = names.iter().map(Key::len).sum::<usize>();
-        let mut cmd = Cmd::with_capacity(1 + names.len(), "MGET".len() + len);
-        cmd.arg("MGET").arg(names);
-        let answer = self.connection.clone().send_packed_command(&cmd).await;
+        let mut connection = self.connection.clone();
+        let answer = connection.send_packed_command(&mget(names)).await;
         Reply::new(
             "read",
             answer.map_err(|failed| error::of_client("read", &failed))?,
@@ -282,21 +339,21 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(keys: &'a Keys, batch: &'a [Waiting]) -> StoreResult<Self> {
+    fn new<A: Asked>(keys: &'a Keys, batch: &'a [A]) -> StoreResult<Self> {
         let mut names = Vec::with_capacity(batch.len() + 2 * batch.len().min(keys.lanes().len()));
         for read in batch {
-            names.push(keys.lane(read.lane)?.value(read.key()));
+            names.push(keys.lane(read.lane())?.value(read.key()));
         }
         let mut heads: Vec<Option<usize>> = vec![None; keys.lanes().len()];
-        let mut floors: Vec<(&Waiting, usize)> = Vec::new();
+        let mut floors: Vec<(&A, usize)> = Vec::new();
         let mut places = Vec::with_capacity(batch.len());
         for read in batch {
-            let lane = keys.lane(read.lane)?;
-            let head = *heads[usize::from(read.lane.0)].get_or_insert_with(|| {
+            let lane = keys.lane(read.lane())?;
+            let head = *heads[usize::from(read.lane().0)].get_or_insert_with(|| {
                 names.push(lane.head());
                 names.len() - 1
             });
-            let same = |other: &Waiting| other.lane == read.lane && other.entity() == read.entity();
+            let same = |other: &A| other.lane() == read.lane() && other.entity() == read.entity();
             let known = floors.iter().find(|(other, _)| same(other));
             let floor = known.map(|&(_, at)| at).unwrap_or_else(|| {
                 names.push(lane.floor_of(read.entity()));

@@ -6,6 +6,9 @@
 use crate::error::{StoreError, StoreErrorKind};
 use ::redis::{ErrorKind, RedisError, ServerError};
 
+/// The longest first word of an error that is taken for its code.
+const LONGEST_CODE: usize = 32;
+
 /// An error of the connection, or of a command that it sent by itself.
 pub(super) fn of_client(operation: &'static str, error: &RedisError) -> StoreError {
     if let Some(code) = error.code() {
@@ -24,6 +27,25 @@ pub(super) fn of_client(operation: &'static str, error: &RedisError) -> StoreErr
 /// An error that the server answered with.
 pub(super) fn of_server(operation: &'static str, error: &ServerError) -> StoreError {
     of_code(operation, error.code(), error.details().unwrap_or_default())
+}
+
+/// An error that a command of the user was answered with. Its text, and even its code, may be of the
+/// user's making: the code is given if it looks like one and `repeats` no argument.
+pub(super) fn of_command(
+    operation: &'static str,
+    command: &str,
+    error: &ServerError,
+    repeats: impl FnOnce(&str) -> bool,
+) -> StoreError {
+    let code = error.code();
+    let kind = kind_of(code, error.details().unwrap_or_default());
+    let in_code = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let shown = (1..=LONGEST_CODE).contains(&code.len()) && code.chars().all(in_code);
+    let detail = match shown && !repeats(code) {
+        true => format!("{command} answered {code}"),
+        false => format!("{command} answered an error"),
+    };
+    StoreError::new(kind, operation).with_detail(detail)
 }
 
 fn of_code(operation: &'static str, code: &str, text: &str) -> StoreError {
@@ -52,6 +74,7 @@ fn kind_of(code: &str, text: &str) -> StoreErrorKind {
         "NOAUTH" | "WRONGPASS" => StoreErrorKind::Auth,
         "LOADING" | "BUSY" | "TRYAGAIN" => StoreErrorKind::Busy,
         "CLUSTERDOWN" => StoreErrorKind::Unavailable,
+        "WRONGTYPE" => StoreErrorKind::WrongType,
         "MOVED" | "ASK" | "CROSSSLOT" | "NOPROTO" => StoreErrorKind::Unsupported,
         "ERR" if says("max number of clients") => StoreErrorKind::Unavailable,
         "ERR" if says("DB index is out of range") => StoreErrorKind::Config,
@@ -92,6 +115,7 @@ mod tests {
     fn answers_of_the_server_have_the_kind_that_tells_what_to_do() {
         use StoreErrorKind::{
             Auth, Busy, Config, Denied, Full, Protocol, ReadOnly, Unavailable, Unsupported,
+            WrongType,
         };
         for (line, kind) in [
             (
@@ -124,7 +148,7 @@ mod tests {
                 Unsupported,
             ),
             ("MOVED 3999 127.0.0.1:6381", Unsupported),
-            ("WRONGTYPE Operation against a key", Protocol),
+            ("WRONGTYPE Operation against a key", WrongType),
             ("ERR anything", Protocol),
             ("RUBBISH", Protocol),
         ] {

@@ -3,22 +3,24 @@
 use super::error;
 use crate::store::{Hints, StoreResult};
 use ::redis::Client;
-use ::redis::aio::PubSubStream;
+use ::redis::aio::{PubSubSink, PubSubStream};
 use bytes::Bytes;
 use futures_core::Stream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// The messages of one channel, until the connection ends.
+/// The messages of the channels subscribed to, until the connection ends.
 pub(super) struct Subscription(PubSubStream);
 
 impl Subscription {
-    /// Subscribes to `channel` and waits until the server has acknowledged it.
-    pub(super) async fn open(client: &Client, channel: &str) -> StoreResult<Self> {
+    /// Subscribes to `channel` and waits until the server has acknowledged it. Further channels are
+    /// subscribed to through the sink.
+    pub(super) async fn open(client: &Client, channel: &str) -> StoreResult<(Self, PubSubSink)> {
         let failed = |failed| error::of_client("subscribe", &failed);
         let mut pubsub = client.get_async_pubsub().await.map_err(failed)?;
         pubsub.subscribe(channel).await.map_err(failed)?;
-        Ok(Self(pubsub.into_on_message()))
+        let (sink, messages) = pubsub.split();
+        Ok((Self(messages), sink))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::batch::Reads;
 use super::error;
+use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
 use super::reply::{self, Reply};
 use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TOUCH};
@@ -9,19 +10,22 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    Replaces, StoreResult,
+    RawLink, Replaces, RoomLink, StoreResult,
 };
-use ::redis::aio::MultiplexedConnection;
+use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A connection for one namespace. Never reconnects.
-pub(super) struct RedisLink {
-    connection: MultiplexedConnection,
-    keys: Arc<Keys>,
+pub(crate) struct RedisLink {
+    pub(super) connection: MultiplexedConnection,
+    /// Where the channels of watched rooms are subscribed to.
+    pub(super) sink: PubSubSink,
+    pub(super) keys: Arc<Keys>,
     reads: Reads,
     /// The life of the server as last seen. It can change under a living connection: the server
     /// draws a new replication id when its first replica attaches.
@@ -32,6 +36,7 @@ pub(super) struct RedisLink {
 impl RedisLink {
     pub(super) fn new(
         connection: MultiplexedConnection,
+        sink: PubSubSink,
         keys: Keys,
         incarnation: Incarnation,
     ) -> Self {
@@ -40,6 +45,7 @@ impl RedisLink {
         Self {
             reads: Reads::new(connection.clone(), Arc::clone(&keys)),
             connection,
+            sink,
             keys,
             incarnation: AtomicU64::new(incarnation.0),
             poll,
@@ -54,7 +60,7 @@ impl RedisLink {
         let mut call = step.call(2 + own.len());
         call.arg(&keys.head).arg(&keys.log).arg(own);
         self.common_args(&mut call, keys);
-        call.arg(&word(self.incarnation.load(Ordering::Relaxed)));
+        call.arg(&self.incarnation());
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
         call
     }
@@ -68,15 +74,78 @@ impl RedisLink {
         call
     }
 
+    /// A call that asks for leases of keys of one lane and one entity.
+    fn lease_call<'a>(
+        &self,
+        lane: Lane,
+        asked: impl Iterator<Item = &'a (Place<'a>, LeaseRequest<'a>)>,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
+        let asked: Vec<_> = asked.collect();
+        let (first, request) = asked[0];
+        let values = asked.iter().map(|(place, _)| keys.value(place.key));
+        let own: Vec<_> = iter::once(keys.floor(first.entity)).chain(values).collect();
+        let mut call = self.opening_call(&LEASE, keys, &own, request.opening);
+        for (_, request) in asked {
+            call.arg(&word(request.token)).arg(millis(request.ttl));
+            // Empty bytes are never taken for a value, and so stand for none.
+            call.arg(request.unusable.unwrap_or_default());
+        }
+        Ok(call)
+    }
+
+    /// A call that fills keys of one lane.
+    fn fill_call<'a>(
+        &self,
+        lane: Lane,
+        fills: impl Iterator<Item = &'a (Place<'a>, Fill<'a>)>,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
+        let fills: Vec<_> = fills.collect();
+        let mut call = FILL.call(1 + fills.len());
+        call.arg(&keys.head);
+        for (place, _) in &fills {
+            call.arg(keys.value(place.key));
+        }
+        self.common_args(&mut call, keys);
+        for (place, fill) in fills {
+            call.arg(&word(place.hash)).arg(&word(fill.token));
+            call.arg(&word(fill.epoch.0)).arg(fill.envelope);
+            call.arg(match fill.replaces {
+                Replaces::Lease => "L",
+                Replaces::Value => "V",
+            });
+            match fill.ttl {
+                Some(ttl) => call.arg(millis(ttl)),
+                None => call.arg(""),
+            };
+        }
+        Ok(call)
+    }
+
     fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
         call.arg(&keys.lane[..]).arg(&self.keys.channel);
     }
 
-    async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
+    /// The life of the server as last seen, as scripts take it.
+    pub(super) fn incarnation(&self) -> [u8; 8] {
+        word(self.incarnation.load(Ordering::Relaxed))
+    }
+
+    pub(super) async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
         step.run(&mut self.connection.clone(), call).await
     }
 
-    async fn pipeline(
+    /// Runs many calls of `step` at once.
+    pub(super) async fn run_many(
+        &self,
+        step: &Step,
+        calls: &Pipeline,
+    ) -> StoreResult<Vec<StoreResult<Reply>>> {
+        step.run_many(&mut self.connection.clone(), calls).await
+    }
+
+    pub(super) async fn pipeline(
         &self,
         operation: &'static str,
         commands: &Pipeline,
@@ -89,6 +158,10 @@ impl RedisLink {
 }
 
 impl Link for RedisLink {
+    fn rooms(&self) -> &dyn RoomLink {
+        self
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(async move {
             // A pipeline cannot repeat what the server did not know, so it brings the script along.
@@ -157,31 +230,49 @@ impl Link for RedisLink {
         request: LeaseRequest<'a>,
     ) -> BoxFuture<'a, StoreResult<LeaseReply>> {
         Box::pin(async move {
-            let keys = self.keys.lane(place.lane)?;
-            let own = [keys.value(place.key), keys.floor(place.entity)];
-            let mut call = self.opening_call(&LEASE, keys, &own, request.opening);
-            call.arg(&word(request.token)).arg(millis(request.ttl));
-            if let Some(unusable) = request.unusable {
-                call.arg(unusable);
-            }
-            self.run(&LEASE, &call).await?.lease()
+            let call = self.lease_call(place.lane, [(place, request)].iter())?;
+            alone(self.run(&LEASE, &call).await?.leases(1)?)
         })
     }
 
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
         Box::pin(async move {
-            let keys = self.keys.lane(place.lane)?;
-            let mut call = self.value_call(&FILL, keys, place);
-            call.arg(&word(fill.token)).arg(&word(fill.epoch.0));
-            call.arg(fill.envelope).arg(match fill.replaces {
-                Replaces::Lease => "L",
-                Replaces::Value => "V",
-            });
-            if let Some(ttl) = fill.ttl {
-                call.arg(millis(ttl));
-            }
-            self.run(&FILL, &call).await?.flag()
+            let call = self.fill_call(place.lane, [(place, fill)].iter())?;
+            alone(self.run(&FILL, &call).await?.flags(1)?)
         })
+    }
+
+    fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
+        Box::pin(async move {
+            match self.reads.read_many(places).await {
+                Ok(found) => found.into_iter().map(Ok).collect(),
+                Err(failed) => places.iter().map(|_| Err(failed.clone())).collect(),
+            }
+        })
+    }
+
+    fn lease_many<'a>(
+        &'a self,
+        asked: &'a [(Place<'a>, LeaseRequest<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
+        let groups = groups(asked.iter().map(|(place, _)| *place));
+        let call = |group: &Group| {
+            let members = group.members.iter().map(|&at| &asked[at]);
+            self.lease_call(group.lane, members)
+        };
+        Box::pin(run(self, &LEASE, groups, call, Reply::leases))
+    }
+
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(Place<'a>, Fill<'a>)],
+    ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
+        let groups = groups(fills.iter().map(|(place, _)| *place));
+        let call = |group: &Group| {
+            let members = group.members.iter().map(|&at| &fills[at]);
+            self.fill_call(group.lane, members)
+        };
+        Box::pin(run(self, &FILL, groups, call, Reply::flags))
     }
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
@@ -245,6 +336,10 @@ impl Link for RedisLink {
             self.run(&FENCE, &call).await?.head()
         })
     }
+
+    fn raw(&self) -> &dyn RawLink {
+        self
+    }
 }
 
 /// Heads, life and clock of the server, then the proof that it still takes writes.
@@ -265,13 +360,19 @@ fn poll_commands(keys: &Keys) -> Pipeline {
     commands
 }
 
+/// The part of the only key.
+fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
+    let part = parts.into_iter().next();
+    part.ok_or_else(|| Reply::malformed("run a step"))
+}
+
 /// A 64-bit value as scripts and stored bytes hold it.
-fn word(value: u64) -> [u8; 8] {
+pub(super) fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
 }
 
 /// A time to live in milliseconds, rounded up, within what the server takes.
-fn millis(ttl: Duration) -> u64 {
+pub(super) fn millis(ttl: Duration) -> u64 {
     const LONGEST: u128 = 1 << 52;
     let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, LONGEST);
     u64::try_from(millis).expect("clamped to 52 bits")

@@ -12,22 +12,32 @@
 //! | `{ns:xx}s` | stream | the log: id `seq-0`, field `e` a [log entry](crate::coherence::LogEntry) |
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
+//! | `{ns:xx}r:prefix:key` | string, hash | raw data |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
+//! | `{ns:xx}p:room:s` | string | where a room's events are: epoch, seq, incarnation, 24 bytes |
+//! | `{ns:xx}p:room:l` | sorted set | the room's holds by the end of their leases |
+//! | `{ns:xx}p:room:m` | hash | each member's version 8, number of holds 4, meta |
+//! | `{ns:xx}p:room:x` | sorted set | the members in order, all with score 0 |
+//! | `{ns:xx}p:room:h` | sorted set | the members of each hold: its id 8, then the member; score 0 |
 //!
-//! Hints go through the channel `{ns}c`.
+//! Hints go through the channel `{ns}c`, the events of a room through `{ns:xx}p:room:c`.
 
 mod batch;
+mod commands;
 mod error;
+mod groups;
 mod hints;
 mod keys;
 mod link;
+mod raw;
 mod reply;
+mod rooms;
 mod scripts;
 mod server;
 
 use self::hints::Subscription;
 use self::keys::Keys;
-use self::link::RedisLink;
+pub(crate) use self::link::RedisLink;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
 use ::redis::io::tcp::TcpSettings;
@@ -114,8 +124,8 @@ impl Redis {
             .map_err(|failed| error::of_client("connect", &failed))?;
         let incarnation = server::identify(&mut connection).await?;
         let keys = Keys::new(namespace);
-        let hints = Subscription::open(&self.client, &keys.channel).await?;
-        let link = RedisLink::new(connection, keys, incarnation);
+        let (hints, sink) = Subscription::open(&self.client, &keys.channel).await?;
+        let link = RedisLink::new(connection, sink, keys, incarnation);
         Ok((Arc::new(link), Box::new(hints)))
     }
 }

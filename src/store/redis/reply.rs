@@ -57,6 +57,32 @@ impl Reply {
         }
     }
 
+    /// How many.
+    pub(super) fn count(self) -> StoreResult<u64> {
+        Self::of(self.operation, number_of(&self.value))
+    }
+
+    /// A value, or that there is none.
+    pub(super) fn stored(self) -> StoreResult<Option<Bytes>> {
+        match self.value {
+            Value::Nil => Ok(None),
+            value => Self::of(self.operation, stored(value).map(Some)),
+        }
+    }
+
+    /// `[cursor, [item, …]]`, the answer to a step of a walk; no cursor at its end.
+    pub(super) fn walked(self) -> StoreResult<(Vec<Value>, Option<Bytes>)> {
+        let operation = self.operation;
+        let [cursor, items] = self.items()?;
+        let cursor = Self::of(operation, stored(cursor))?;
+        let items = Self {
+            operation,
+            value: items,
+        }
+        .array()?;
+        Ok((items, (cursor != "0").then_some(cursor)))
+    }
+
     pub(super) fn head(self) -> StoreResult<Head> {
         let operation = self.operation;
         Self::of(operation, head(self.value))
@@ -76,29 +102,40 @@ impl Reply {
         })
     }
 
-    /// `[state, head, floor, server ms, value if present]`, as `lease.lua` gives it.
-    pub(super) fn lease(self) -> StoreResult<LeaseReply> {
+    /// `[head, floor, server ms, state or present value, …]`, as `lease.lua` gives it for `count` keys.
+    pub(super) fn leases(self, count: usize) -> StoreResult<Vec<LeaseReply>> {
         let operation = self.operation;
         let mut items = self.array()?.into_iter();
-        let mut read = || {
-            let state = number(items.next()?)?;
+        let read = || {
             let head = head(items.next()?)?;
             let floor = number(items.next()?)?;
             let server_ms = number(items.next()?)?;
-            let state = match state {
-                1 => LeaseState::Granted,
-                2 => LeaseState::Held,
-                3 => LeaseState::Present(bytes(items.next()?)?.into()),
-                _ => return None,
+            let state = |item| match item {
+                Value::Int(1) => Some(LeaseState::Granted),
+                Value::Int(2) => Some(LeaseState::Held),
+                item => Some(LeaseState::Present(bytes(item)?.into())),
             };
-            Some(LeaseReply {
+            let reply = |state| LeaseReply {
                 head,
                 floor,
                 server_ms,
                 state,
-            })
+            };
+            let replies: Option<Vec<_>> = items.map(|item| state(item).map(reply)).collect();
+            replies.filter(|replies| replies.len() == count)
         };
         Self::of(operation, read())
+    }
+
+    /// `[1 or 0, …]` for `count` questions.
+    pub(super) fn flags(self, count: usize) -> StoreResult<Vec<bool>> {
+        let operation = self.operation;
+        let flag = |item| match item {
+            Value::Int(number) => Some(number == 1),
+            _ => None,
+        };
+        let flags: Option<Vec<_>> = self.array()?.into_iter().map(flag).collect();
+        Self::of(operation, flags.filter(|flags| flags.len() == count))
     }
 
     /// The answer to `TIME`, in milliseconds.
@@ -225,24 +262,21 @@ mod tests {
             Value::SimpleString("PONG".to_owned()),
             Value::Array(Vec::new()),
             Value::Array(vec![Value::Nil, Value::Int(-1), bulk("x")]),
+            Value::Array(vec![bulk([0; HEAD_LEN]), Value::Int(1), Value::Int(1)]),
             Value::Array(vec![
-                Value::Int(3),
                 bulk([0; HEAD_LEN]),
                 Value::Int(1),
                 Value::Int(1),
-            ]),
-            Value::Array(vec![
                 Value::Int(9),
-                bulk([0; HEAD_LEN]),
-                Value::Int(1),
-                Value::Int(1),
             ]),
+            Value::Array(vec![Value::Int(1), Value::Nil]),
         ];
         for value in rubbish {
             let kinds = [
                 reply(value.clone()).head().err(),
                 reply(value.clone()).logged().err(),
-                reply(value.clone()).lease().err(),
+                reply(value.clone()).leases(1).err(),
+                reply(value.clone()).flags(1).err(),
                 reply(value.clone()).time().err(),
             ];
             for error in kinds {

@@ -2,13 +2,14 @@
 //!
 //! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
 //! carry `allow-oom`. [`LEASE`] and [`FILL`] do not: what only makes the cache warmer must not push a
-//! full server any further.
+//! full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
+//! one can do so always, by [`ROOM_LEAVE`].
 
 use super::error;
 use super::reply::Reply;
 use crate::store::StoreResult;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, Script, ServerErrorKind, Value};
+use ::redis::{Cmd, Pipeline, Script, ServerErrorKind, Value};
 use std::sync::LazyLock;
 
 macro_rules! steps {
@@ -27,6 +28,13 @@ steps! {
     LEASE = "lease", "#!lua" + "wire.lua" + "open.lua" + "lease.lua";
     FILL = "fill", "#!lua" + "wire.lua" + "fill.lua";
     RELEASE = "release", "#!lua flags=allow-oom" + "wire.lua" + "release.lua";
+    ROOM_CHANGE = "join", "#!lua" + "room.lua" + "room_change.lua";
+    ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_change.lua";
+    ROOM_RELEASE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_release.lua";
+    ROOM_BEAT = "beat", "#!lua flags=allow-oom" + "room.lua" + "room_beat.lua";
+    ROOM_PAGE = "page", "#!lua flags=allow-oom" + "room.lua" + "room_page.lua";
+    ROOM_COUNT = "count", "#!lua flags=allow-oom" + "room.lua" + "room_count.lua";
+    ROOM_GET = "get", "#!lua flags=allow-oom" + "room.lua" + "room_get.lua";
 }
 
 /// One script: a step of the protocol that the server runs without anything in between.
@@ -72,9 +80,7 @@ impl Step {
         call: &Cmd,
     ) -> StoreResult<Reply> {
         let mut answer = self.send(connection, call).await?;
-        if let Value::ServerError(refused) = &answer
-            && refused.kind() == Some(ServerErrorKind::NoScript)
-        {
+        if is_unknown(&answer) {
             let loaded = self.send(connection, &self.load()).await?;
             Reply::new(self.operation, loaded)?;
             answer = self.send(connection, call).await?;
@@ -82,8 +88,60 @@ impl Step {
         Reply::new(self.operation, answer)
     }
 
+    /// Runs calls as one; an answer for each, in their order.
+    ///
+    /// The server goes on behind a call whose script it does not know. So those calls, and only those,
+    /// are repeated, behind the script.
+    pub(super) async fn run_many(
+        &self,
+        connection: &mut MultiplexedConnection,
+        calls: &Pipeline,
+    ) -> StoreResult<Vec<StoreResult<Reply>>> {
+        let mut answers = self.send_many(connection, calls).await?;
+        let unknown = |(at, answer)| is_unknown(answer).then_some(at);
+        let unknown: Vec<usize> = answers.iter().enumerate().filter_map(unknown).collect();
+        if !unknown.is_empty() {
+            let mut again = Pipeline::with_capacity(1 + unknown.len());
+            again.add_command(self.load());
+            for (at, call) in calls.cmd_iter().enumerate() {
+                if unknown.binary_search(&at).is_ok() {
+                    again.add_command(call.clone());
+                }
+            }
+            let mut repeated = self.send_many(connection, &again).await?.into_iter();
+            let _loaded = repeated
+                .next()
+                .map(|loaded| Reply::new(self.operation, loaded))
+                .transpose()?;
+            for (at, answer) in unknown.into_iter().zip(repeated) {
+                answers[at] = answer;
+            }
+        }
+        let replies = answers
+            .into_iter()
+            .map(|answer| Reply::new(self.operation, answer));
+        Ok(replies.collect())
+    }
+
+    async fn send_many(
+        &self,
+        connection: &mut MultiplexedConnection,
+        calls: &Pipeline,
+    ) -> StoreResult<Vec<Value>> {
+        let answers = connection.send_packed_commands(calls, 0, calls.len()).await;
+        let answers = answers.map_err(|failed| error::of_client(self.operation, &failed))?;
+        match answers.len() == calls.len() {
+            true => Ok(answers),
+            false => Err(Reply::malformed(self.operation)),
+        }
+    }
+
     async fn send(&self, connection: &mut MultiplexedConnection, cmd: &Cmd) -> StoreResult<Value> {
         let answer = connection.send_packed_command(cmd).await;
         answer.map_err(|failed| error::of_client(self.operation, &failed))
     }
+}
+
+fn is_unknown(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(refused) if refused.kind() == Some(ServerErrorKind::NoScript))
 }

@@ -115,6 +115,10 @@ pub(super) struct Lease {
 }
 
 impl Probe<'_> {
+    pub(super) fn opening(&self) -> Opening {
+        self.names.opening()
+    }
+
     pub(super) async fn touch(&self, lane: Lane) -> Head {
         let lanes = [(lane, self.names.opening())];
         let heads = self.link.touch(&lanes).await.expect("touch");

@@ -39,11 +39,29 @@ mod hints;
     reason = "every claim panics if it does not hold"
 )]
 mod log;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod many;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod raw;
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "every claim panics if it does not hold"
+)]
+mod rooms;
 
 pub use fills::*;
 pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
+pub use many::*;
+pub use raw::*;
+pub use rooms::*;
 
 use crate::store::Store;
 use std::sync::Arc;
@@ -92,6 +110,13 @@ macro_rules! __store_claims {
             a_value_without_ttl_outlives_those_with_one
             a_ttl_below_the_resolution_rounds_up
             two_namespaces_share_nothing
+            // Many keys.
+            many_keys_are_leased_filled_and_read_as_each_alone
+            of_many_fills_each_replaces_what_it_says
+            a_key_named_twice_is_granted_once
+            no_keys_are_no_answers
+            unusable_bytes_are_those_of_their_own_key
+            a_waiter_hears_of_its_fill_among_many
             // Hints.
             hints_carry_the_entries_of_the_log
             every_link_hears_what_is_published_after_its_connect
@@ -99,6 +124,37 @@ macro_rules! __store_claims {
             a_waiter_hears_of_the_release
             a_fill_that_nobody_waits_for_is_silent
             two_namespaces_do_not_hear_each_other
+            // Raw data.
+            raw_values_are_kept_under_any_bytes
+            raw_values_are_given_in_the_order_asked
+            a_raw_value_takes_the_place_of_what_stood_there
+            a_raw_value_ends_with_its_ttl
+            a_raw_ttl_is_changed_and_taken_away
+            a_raw_ttl_below_the_resolution_rounds_up
+            removing_raw_keys_counts_those_that_were_there
+            raw_hashes_keep_fields_and_end_with_the_last
+            a_raw_hash_keeps_its_ttl_as_fields_come_and_go
+            raw_values_and_hashes_are_told_apart
+            a_raw_scan_gives_every_key_that_stays
+            a_raw_scan_removes_what_it_is_told_to
+            a_walk_over_a_raw_hash_gives_every_field_that_stays
+            raw_lanes_prefixes_and_namespaces_share_nothing
+            // Rooms.
+            members_of_a_room_are_found_counted_and_listed
+            a_member_of_two_holds_leaves_with_the_last
+            the_newest_meta_wins_and_keep_leaves_it
+            a_hold_that_does_not_stand_changes_nothing
+            an_empty_room_is_gone_and_opens_again_with_another_epoch
+            a_released_hold_takes_its_members_along
+            members_go_when_the_lease_of_their_hold_ends
+            a_beat_removes_what_has_ended
+            a_beat_renews_a_hold
+            a_beat_answers_for_many_rooms_in_order
+            pages_walk_a_room_in_the_order_of_bytes
+            a_page_of_large_metas_is_cut_short_and_says_so
+            events_of_a_room_are_numbered_without_holes
+            only_who_watches_a_room_hears_of_it
+            two_namespaces_share_no_room
         }
     };
 }

@@ -1,35 +1,42 @@
--- KEYS[3] value, KEYS[4] floor; ARGV[6] token, ARGV[7] milliseconds, ARGV[8] unusable bytes, if any.
-local GRANTED, HELD, PRESENT = 1, 2, 3
+-- KEYS[3] floor, KEYS[4..] values; from ARGV[6] on, three for each value: token, milliseconds, and the
+-- unusable bytes, empty if there are none. Answers head, floor, time, then for each value what it is:
+-- granted, held, or the bytes that are present.
+local GRANTED, HELD = 1, 2
 local head = open()
 
-local floor = redis.pcall('GET', KEYS[4])
+local floor = redis.pcall('GET', KEYS[3])
 floor = type(floor) == 'string' and floor:match('^%d+$') and tonumber(floor)
 if not floor or floor > head.seq then
   floor = head.seq
-  redis.call('SET', KEYS[4], decimal(floor))
+  redis.call('SET', KEYS[3], decimal(floor))
 end
 
 -- Whether what stands under the key belongs to a timeline that the head continues, and was not cleared.
-local function counts(bytes)
+local function counts(bytes, unusable)
   if type(bytes) ~= 'string' or #bytes < 28 or bytes:byte(1) ~= MAGIC then return false end
   local epoch, fork = bytes:sub(13, 20), head.flags:byte(2) % 2 == 1
   if epoch ~= head.epoch and not (fork and epoch == head.prev_epoch) then return false end
-  return struct.unpack('>I8', bytes, 21) >= floor and bytes ~= ARGV[8]
+  return struct.unpack('>I8', bytes, 21) >= floor and bytes ~= unusable
 end
 
-local function answer(state, value)
-  return { state, encode(head), floor, now_ms(), value }
-end
-
-local value = redis.pcall('GET', KEYS[3])
-if counts(value) then
-  local state = value:byte(3)
-  if state == VALUE or state == ABSENT then return answer(PRESENT, value) end
-  if state == LEASE then
-    redis.call('SETRANGE', KEYS[3], 3, '\1')
-    return answer(HELD)
+local function take(key, token, ms, unusable)
+  local value = redis.pcall('GET', key)
+  if counts(value, unusable) then
+    local state = value:byte(3)
+    if state == VALUE or state == ABSENT then return value end
+    if state == LEASE then
+      redis.call('SETRANGE', key, 3, '\1')
+      return HELD
+    end
   end
+  local lease = string.char(MAGIC, 1, LEASE, 0) .. token .. head.epoch .. word(head.seq)
+  redis.call('SET', key, lease, 'PX', ms)
+  return GRANTED
 end
-local lease = string.char(MAGIC, 1, LEASE, 0) .. ARGV[6] .. head.epoch .. word(head.seq)
-redis.call('SET', KEYS[3], lease, 'PX', ARGV[7])
-return answer(GRANTED)
+
+local answers = { encode(head), floor, now_ms() }
+for i = 4, #KEYS do
+  local at = 3 * i - 6
+  answers[i] = take(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2])
+end
+return answers

@@ -1,0 +1,43 @@
+//! What presence promises, on the embedded store and on Redis: one test for each promise and store.
+//!
+//! Each pod is a `Cache` of its own on a shared store, behind a [`wire::Wire`] that can be cut, held up
+//! and listened to. Whoever watches checks every event against what was told before.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+/// Declares each promise as a test on the embedded store, and one on Redis.
+macro_rules! on_both_stores {
+    ($($promise:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                super::$promise($crate::bed::Bed::memory()).await;
+            })*
+        }
+        #[cfg(feature = "redis")]
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                super::$promise($crate::bed::Bed::redis()).await;
+            })*
+        }
+    };
+}
+
+mod bed;
+#[expect(dead_code, reason = "entities need more of it")]
+#[path = "../entity/wire.rs"]
+mod wire;
+
+mod build;
+mod closing;
+#[cfg(feature = "redis")]
+mod faults;
+mod holding;
+#[cfg(feature = "redis")]
+mod large;
+#[cfg(feature = "redis")]
+mod pods;
+mod reading;
+mod time;
+mod trouble;
+mod watching;
