@@ -19,7 +19,7 @@ use common::{Ratio, judge, median, rotated};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tidings::coherence::{Epoch, Lane, Nonce};
-use tidings::store::{Fill, LeaseRequest, Link, Namespace, Opening, Place, Redis, Store};
+use tidings::store::{Fill, LeaseRequest, Link, Namespace, Opening, Place, Redis, Replaces, Store};
 use tidings::testing::RedisServer;
 use tidings::{Cache, Entity};
 use tokio::task::JoinSet;
@@ -244,6 +244,7 @@ async fn fill(link: &dyn Link, names: &[String]) {
         envelope.resize(200, 0);
         let fill = Fill {
             token: request.token,
+            replaces: Replaces::Lease,
             epoch: at.epoch,
             envelope: &envelope,
             ttl: None,

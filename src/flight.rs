@@ -115,6 +115,22 @@ impl<K, T, M> Flights<K, T, M> {
         Boarding::Leader(Guard(Arc::clone(&flight)), Waiter(flight))
     }
 
+    /// Joins the flight of `key` if there is one and `may_join` holds, as [`board`](Self::board) does.
+    pub(crate) fn join(
+        &self,
+        hash: u64,
+        key: &K,
+        may_join: impl FnOnce(&M) -> bool,
+    ) -> Option<Waiter<K, T, M>>
+    where
+        K: Eq,
+    {
+        let stripe = self.stripe(hash);
+        let flight = stripe.get(&hash).filter(|flight| flight.key == *key)?;
+        let joined = flight.join(may_join);
+        joined.then(|| Waiter(Arc::clone(flight)))
+    }
+
     /// Detaches the flight of `hash` if `when` holds, and returns whether it did.
     ///
     /// Later callers do not join it; those on board get its outcome. `when` is called under locks.

@@ -155,9 +155,10 @@ pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
-    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_MAX_BATCH, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, Entity, EntityBuilder, Loader,
-    LocalView, Origin, Served,
+    Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
+    DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
+    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, Freshness, LoadContext, Loaded,
+    Loader, LocalView, Origin, Previous, Refresh, Served, StaleReason,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;
@@ -188,6 +189,8 @@ mod pages {
     mod compression {}
     #[doc = include_str!("../docs/entity.md")]
     mod entity {}
+    #[doc = include_str!("../docs/grace.md")]
+    mod grace {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
     #[doc = include_str!("../docs/memo.md")]

@@ -173,6 +173,33 @@ fn a_write_races_two_loads_and_their_fills() {
 }
 
 #[test]
+fn a_write_races_a_refresh_and_a_load() {
+    let config = Config {
+        until: 0,
+        loaders: 0b11,
+        ..with(|budget| {
+            budget.refreshes = 1;
+            budget.flights = 1;
+            budget.evictions = 1;
+        })
+    };
+    keeps_every_promise(config);
+}
+
+#[test]
+fn two_refreshes_race_a_write() {
+    let config = Config {
+        until: 0,
+        loaders: 0b11,
+        ..with(|budget| {
+            budget.refreshes = 2;
+            budget.flights = 0;
+        })
+    };
+    keeps_every_promise(config);
+}
+
+#[test]
 fn a_hint_or_an_answer_is_lost() {
     keeps_every_promise(a_lost_hint());
 }

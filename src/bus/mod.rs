@@ -30,6 +30,7 @@ use bytes::Bytes;
 use health::Observed;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -301,6 +302,11 @@ impl Bus {
     /// first poll.
     pub(crate) fn server_now(&self) -> Option<u64> {
         self.observed.server_now(self.clock.now())
+    }
+
+    /// Runs `task` behind the caller, who need not be in the runtime.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.work.spawn_on(task, &self.runtime);
     }
 
     /// A number that no other call has.

@@ -1,9 +1,11 @@
 //! Building an [`Entity`]: every option is checked in [`EntityBuilder::build`].
 
+use super::attempts::Attempts;
 use super::batch::Batches;
+use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
-use super::outcome::Kept;
+use super::outcome::{EarlyRefresh, Kept, Refresh};
 use super::usual::{LogGate, UsualLoad};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
@@ -17,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::TypeId;
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -31,6 +34,9 @@ pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_UNLEASED_LOADS: usize = 64;
 /// ±10 % on lives over ten seconds.
 pub const DEFAULT_JITTER: f64 = 0.1;
+/// How long a key is left alone after it could not be refreshed: long enough for a source that is down
+/// to be asked by nobody most of the time, short enough that a hiccup is over soon.
+pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of a payload that are left as they are: with their header they fit one network packet, so
 /// that less of them would save nothing.
 pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
@@ -54,6 +60,11 @@ pub(super) struct Options<K, V, E> {
     pub(super) local_ttl: Duration,
     pub(super) jitter: f64,
     pub(super) load_timeout: Duration,
+    pub(super) soft_timeout: Option<Duration>,
+    pub(super) grace: Duration,
+    pub(super) refresh: Refresh,
+    pub(super) retry_after: Duration,
+    pub(super) early_refresh: EarlyRefresh,
     pub(super) schema: u32,
     pub(super) packing: Packing,
 }
@@ -70,6 +81,42 @@ impl Cache {
         loader: L,
     ) -> EntityBuilder<K, L> {
         EntityBuilder::new(self.clone(), name.into(), loader)
+    }
+
+    /// As [`entity`](Self::entity), with a loader that is given its [`LoadContext`]: the value that was
+    /// loaded before, and who waits. It gives a [`Loaded`], which may say how long it is to be kept, or
+    /// that nothing has changed.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use std::time::Duration;
+    /// use tidings::{Cache, LoadContext, Loaded};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cache = Cache::builder("shop").build().await?;
+    /// let counts = cache
+    ///     .entity_with("count", |load: LoadContext<u32, u32>| async move {
+    ///         let before = load.previous().map_or(0, |previous| **previous.value());
+    ///         Ok::<_, Infallible>(Loaded::new(before + 1).ttl(Duration::from_secs(60)))
+    ///     })
+    ///     .build()?;
+    /// assert_eq!(*counts.get(&7).await?, 1);
+    /// assert_eq!(*counts.refresh(&7).await?, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn entity_with<K, V, E, F, Fut>(
+        &self,
+        name: impl Into<String>,
+        load: F,
+    ) -> EntityBuilder<K, ContextLoader<F, V, E>>
+    where
+        K: Key,
+        V: Send + Sync + 'static,
+        E: Send + Sync + 'static,
+        F: Fn(LoadContext<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<V>, E>> + Send,
+    {
+        self.entity(name, ContextLoader::new(load))
     }
 }
 
@@ -133,6 +180,11 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 local_ttl: Duration::MAX,
                 jitter: DEFAULT_JITTER,
                 load_timeout: DEFAULT_LOAD_TIMEOUT,
+                soft_timeout: None,
+                grace: Duration::ZERO,
+                refresh: Refresh::default(),
+                retry_after: DEFAULT_RETRY_AFTER,
+                early_refresh: EarlyRefresh::default(),
                 schema: 0,
                 packing: Packing {
                     compress_above: DEFAULT_COMPRESS_ABOVE,
@@ -219,6 +271,44 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// How long past its TTL a value may still be served, as [stale](crate::Freshness::Stale), while
+    /// it is loaded anew or cannot be: none if not set. Only values, and never one that was invalidated:
+    /// grace is for what expired. The store keeps them for so much longer.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.options.grace = grace;
+        self
+    }
+
+    /// When a stale value is loaded anew: behind the callers, who get it at once, if not set.
+    pub fn refresh(mut self, refresh: Refresh) -> Self {
+        self.options.refresh = refresh;
+        self
+    }
+
+    /// How long a call waits for a load while there is a stale value, which it is given then; as long
+    /// as [`load_timeout`](Self::load_timeout) if not set. The load goes on, and later calls are given
+    /// the stale value at once until it ends or [`retry_after`](Self::retry_after) is over. Only with
+    /// [`grace`](Self::grace) and [`Refresh::Ahead`].
+    pub fn soft_timeout(mut self, limit: Duration) -> Self {
+        self.options.soft_timeout = Some(limit);
+        self
+    }
+
+    /// How long a key is left alone after a load failed while there was a value to serve:
+    /// [`DEFAULT_RETRY_AFTER`] if not set.
+    pub fn retry_after(mut self, pause: Duration) -> Self {
+        self.options.retry_after = pause;
+        self
+    }
+
+    /// Whether a value that is read often is loaded anew shortly before its TTL ends, so that nobody
+    /// waits when it does: on if not set. Costs a load that is made a few load times earlier. Never for
+    /// a TTL under a second, nor in more than the last fifth of one.
+    pub fn early_refresh(mut self, early: EarlyRefresh) -> Self {
+        self.options.early_refresh = early;
+        self
+    }
+
     /// How many loads run at the same time while the store cannot coordinate them between pods:
     /// [`DEFAULT_UNLEASED_LOADS`] if not set. Protects the source while the store is away.
     pub fn max_unleased_loads(mut self, loads: usize) -> Self {
@@ -274,8 +364,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `jitter`, `load_timeout`, `max_unleased_loads`, `max_batch` or the
-    /// level of `compress` if out of range; `seal` if a key id stands for two keys.
+    /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
+    /// `max_unleased_loads`, `max_batch` or the level of `compress` if out of range, or of no use with
+    /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
@@ -311,6 +402,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             options: self.options,
             limiter: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
+            attempts: Attempts::default(),
             unusable_log: LogGate::default(),
             cache: self.cache,
         })))
@@ -332,6 +424,24 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         }
         if self.options.load_timeout.is_zero() {
             return refuse("load_timeout", "must be above zero");
+        }
+        if let Some(soft) = self.options.soft_timeout {
+            let never_waits = self.options.refresh == Refresh::Behind;
+            if self.options.grace.is_zero() || never_waits {
+                return refuse("soft_timeout", "is for `grace` with `Refresh::Ahead` alone");
+            }
+            if soft.is_zero() || soft >= self.options.load_timeout {
+                return refuse(
+                    "soft_timeout",
+                    "must be above zero and below `load_timeout`",
+                );
+            }
+        }
+        if self.options.retry_after.is_zero() {
+            return refuse(
+                "retry_after",
+                "must be above zero, or a source that is down is asked all the time",
+            );
         }
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
             return refuse("max_unleased_loads", "must be at least 1");

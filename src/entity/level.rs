@@ -5,7 +5,7 @@ use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::flight::Flights;
 use crate::key::KeySpace;
-use crate::local::{Local, Slot};
+use crate::local::{Local, Phase, Slot};
 use crate::time::{Clock, Millis};
 use std::sync::Mutex;
 
@@ -18,7 +18,10 @@ pub(super) struct Level<K, V, E> {
     /// The newest clear that was carried out on each lane: hints of it come more than once.
     cleared: Box<[Mutex<Rank>]>,
     pub(super) map: Local<K, Kept<V, E>>,
+    /// Reads that have missed.
     pub(super) flights: Flights<K, Landed<V, E>>,
+    /// Refreshes, apart from them: a reader who finds a value need not wait for a better one.
+    pub(super) refreshes: Flights<K, Landed<V, E>>,
 }
 
 /// An entry that may be served, and what says so.
@@ -67,6 +70,7 @@ where
             cleared: bus.namespace.lanes().map(|_| Mutex::default()).collect(),
             map,
             flights: Flights::new(),
+            refreshes: Flights::new(),
         }
     }
 
@@ -75,7 +79,34 @@ where
         self.words[usize::from(lane.0)].load()
     }
 
-    /// The entry of `key`, if it may be served now.
+    /// The entry of `key`, if it may be served now and there is nothing more to think of.
+    #[inline]
+    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
+        self.look(hash, || self.map.get(hash, key))
+            .filter(|hit| hit.slot.life.is_plain(hit.now))
+    }
+
+    /// As [`hit`](Self::hit) for an entry in a later phase, which it comes with.
+    #[cold]
+    pub(super) fn late(&self, hash: u64, key: &K) -> Option<(Hit<V, E>, Phase)> {
+        let hit = self.look(hash, || self.map.get(hash, key))?;
+        let phase = hit.slot.life.phase(hit.now);
+        (phase != Phase::Over).then_some((hit, phase))
+    }
+
+    /// A fresh entry, without counting as a use.
+    pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
+        let hit = self.look(hash, || self.map.peek(hash, key))?;
+        let fresh = matches!(hit.slot.life.phase(hit.now), Phase::Plain | Phase::Late(_));
+        fresh.then_some(hit.slot)
+    }
+
+    /// What is kept of `key`, whether or not it may be served.
+    pub(super) fn remembered(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
+        self.map.peek(hash, key)
+    }
+
+    /// What `get` finds, if the coherence rules let it be served now.
     ///
     /// The order is the point (hole H11): first the lane's word, then the entry, then the clock. With
     /// the entry first:
@@ -84,29 +115,19 @@ where
     /// 2. the bus removes the entry and confirms the lane;
     /// 3. the reader finds the lane live, and serves what was removed.
     #[inline]
-    pub(super) fn hit(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
+    fn look(&self, hash: u64, get: impl FnOnce() -> Option<Kept<V, E>>) -> Option<Hit<V, E>> {
         let lane = self.space.lane_of(hash);
         let word = self.word(lane);
-        let slot = self.map.get(hash, key)?;
+        let slot = get()?;
         let word = if self.rules.mechanisms.on(Mechanism::CheckOrder) {
             word
         } else {
             self.word(lane)
         };
         let now = self.clock.now();
-        (now < slot.expires && self.rules.may_serve(word, stamp(&slot), now)).then_some(Hit {
-            slot,
-            word,
-            now,
-        })
-    }
-
-    /// As [`hit`](Self::hit), without counting as a use.
-    pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
-        let word = self.word(self.space.lane_of(hash));
-        let slot = self.map.peek(hash, key)?;
-        let now = self.clock.now();
-        (now < slot.expires && self.rules.may_serve(word, stamp(&slot), now)).then_some(slot)
+        self.rules
+            .may_serve(word, stamp(&slot), now)
+            .then_some(Hit { slot, word, now })
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).
@@ -138,10 +159,28 @@ where
         allowed
     }
 
+    /// Forgets what `rank` outranks or equals under `hash`: there is an outcome in its place that is not
+    /// to be kept.
+    pub(super) fn forget(&self, bus: &Bus, hash: u64, rank: Rank) {
+        let _stripe = bus.stripe(self.space.lane_of(hash), hash);
+        let there = self.map.peek_hash(hash);
+        if there.is_some_and(|slot| slot.rank <= rank) {
+            self.map.remove(hash);
+        }
+    }
+
     /// Forgets every entry. Loads under way are not kept either.
     pub(super) fn clear_all(&self, bus: &Bus) {
         bus.namespace.lanes().for_each(|lane| self.flush(lane));
         self.map.clear();
+    }
+}
+
+impl<K, V, E> Level<K, V, E> {
+    fn detach_all(&self, lane: Lane) {
+        for flights in [&self.flights, &self.refreshes] {
+            flights.detach_all(|hash| self.space.lane_of(hash) == lane);
+        }
     }
 }
 
@@ -163,13 +202,14 @@ where
         {
             self.map.remove(hash);
         }
-        self.flights.detach(hash, |flight| flight.rank < below);
+        for flights in [&self.flights, &self.refreshes] {
+            flights.detach(hash, |flight| flight.rank < below);
+        }
     }
 
     fn flush(&self, lane: Lane) {
         self.words[usize::from(lane.0)].update(Word::flushed);
-        self.flights
-            .detach_all(|hash| self.space.lane_of(hash) == lane);
+        self.detach_all(lane);
         // Ranks start again, and so does this.
         *lock(&self.cleared[usize::from(lane.0)]) = Rank::default();
     }
@@ -183,8 +223,7 @@ where
             *cleared = rank;
         }
         self.words[usize::from(lane.0)].update(Word::flushed);
-        self.flights
-            .detach_all(|hash| self.space.lane_of(hash) == lane);
+        self.detach_all(lane);
     }
 
     fn confirm(&self, lane: Lane, until: Millis) {

@@ -1,25 +1,27 @@
 //! Loading from the source, and what becomes of the outcome.
 
 use super::Inner;
-use super::outcome::{Landed, Origin, Outcome};
+use super::context::{LoadContext, Loaded, Previous};
+use super::lease::{GrantedLease, LeaseHeld};
+use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
 use super::target::Target;
 use crate::bus::Bus;
 use crate::codec;
-use crate::coherence::{Epoch, Position, Rank};
+use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
 use crate::flight::Guard;
 use crate::key::Key;
-use crate::local::Slot;
-use crate::store::{Fill, Link, Place};
+use crate::local::{Life, Slot};
+use crate::store::{Fill, Link, Place, Replaces};
 use crate::time::{Millis, millis};
 use crate::ttl::Ttl;
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 /// Leases are no shorter than this, or a pause of the loading pod would cost it its fill …
 const LEASE_MIN: Duration = Duration::from_secs(1);
@@ -28,14 +30,24 @@ const LEASE_MAX: Duration = Duration::from_secs(30);
 /// Lives shorter than this are not jittered: their loads do not fall together.
 const JITTER_FROM: Duration = Duration::from_secs(10);
 
+/// Lives shorter than this are not refreshed early: they are over before it is worth it.
+const EARLY_FROM: Duration = Duration::from_secs(1);
+/// A refresh is thought of from this many load times before the end of a life on: earlier, one read in
+/// half a thousand million would ask for it …
+const EARLY_LOADS: u32 = 20;
+/// … and in no more than this part of the life, or the outcome of a slow load would hardly be used.
+const EARLY_PART: u32 = 5;
+
 /// What a load may do with its outcome.
-pub(super) struct LoadRun {
+pub(super) struct LoadRun<V> {
     /// The lane position that the outcome will reflect, if the lane is followed.
     pub(super) rank: Option<Rank>,
     pub(super) generation: u32,
     pub(super) lease: Option<GrantedLease>,
     /// It waits for its turn among the loads that the entity's limit is for.
     pub(super) queued: bool,
+    /// What was found that is to be replaced.
+    pub(super) previous: Option<Previous<V>>,
 }
 
 /// An outcome that was loaded under a lease, to be stored.
@@ -48,112 +60,41 @@ pub(super) struct Unfilled<K, V, E> {
     outcome: Outcome<V, E>,
 }
 
-/// An encoded outcome, and the lease to store it under.
-pub(super) struct Filling {
-    pub(super) held: LeaseHeld,
+/// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
+pub(super) struct Filling<K> {
+    target: Arc<Target<K>>,
+    held: LeaseHeld,
+    over: Option<u64>,
     epoch: Epoch,
     pub(super) envelope: Vec<u8>,
     ttl: Option<Duration>,
 }
 
-impl Filling {
+impl<K> Filling<K> {
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
+        &self.held.link
+    }
+
     pub(super) fn fill(&self) -> (Place<'_>, Fill<'_>) {
         let fill = Fill {
-            token: self.held.token,
+            token: self.over.unwrap_or(self.held.token),
+            replaces: match self.over {
+                Some(_) => Replaces::Value,
+                None => Replaces::Lease,
+            },
             epoch: self.epoch,
             envelope: &self.envelope,
             ttl: self.ttl,
         };
-        (self.held.place(), fill)
+        (self.target.place(&self.held.entity), fill)
     }
-}
 
-/// A lease that is asked for or held; dropping it gives it back.
-pub(super) struct LeaseHeld {
-    bus: Arc<Bus>,
-    link: Arc<dyn Link>,
-    entity: Arc<str>,
-    name: Bytes,
-    place: (crate::coherence::Lane, u64),
-    token: u64,
-    armed: bool,
-}
-
-/// A lease that was granted, and when.
-pub(super) struct GrantedLease {
-    held: LeaseHeld,
-    at: Position,
-    server_ms: u64,
-    granted: Millis,
-}
-
-impl LeaseHeld {
-    pub(super) fn new<K>(
-        bus: &Arc<Bus>,
-        link: &Arc<dyn Link>,
-        target: &Target<K>,
-        entity: &Arc<str>,
-        token: u64,
-    ) -> Self {
-        Self {
-            bus: Arc::clone(bus),
-            link: Arc::clone(link),
-            entity: Arc::clone(entity),
-            name: target.name.clone(),
-            place: (target.lane, target.hash),
-            token,
-            armed: true,
+    /// The store has answered. Stored, or refused because the lease is gone: either way there is none
+    /// to give back. A lease beside the value is given back, which wakes those who wait for it.
+    pub(super) fn answered(self) {
+        if self.over.is_none() {
+            self.held.forget();
         }
-    }
-
-    pub(super) fn granted(self, at: Position, server_ms: u64, granted: Millis) -> GrantedLease {
-        GrantedLease {
-            held: self,
-            at,
-            server_ms,
-            granted,
-        }
-    }
-
-    /// There is nothing to give back.
-    pub(super) fn forget(mut self) {
-        self.armed = false;
-    }
-
-    pub(super) fn link(&self) -> &Arc<dyn Link> {
-        &self.link
-    }
-
-    fn place(&self) -> Place<'_> {
-        let (lane, hash) = self.place;
-        Place {
-            lane,
-            hash,
-            entity: &self.entity,
-            key: &self.name,
-        }
-    }
-}
-
-impl Drop for LeaseHeld {
-    fn drop(&mut self) {
-        if !self.armed || tokio::runtime::Handle::try_current().is_err() {
-            return; // it ends by itself
-        }
-        let (bus, link) = (Arc::clone(&self.bus), Arc::clone(&self.link));
-        let (lane, hash) = self.place;
-        let (entity, name, token) = (Arc::clone(&self.entity), self.name.clone(), self.token);
-        let limit = bus.timing.read_timeout;
-        bus.work.spawn(async move {
-            let place = Place {
-                lane,
-                hash,
-                entity: &entity,
-                key: &name,
-            };
-            // If this fails too, the lease ends by itself.
-            let _ = Bus::within(limit, "release", link.release(place, token)).await;
-        });
     }
 }
 
@@ -168,22 +109,59 @@ where
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
         guard: Guard<K, Landed<V, E>>,
-        run: LoadRun,
+        run: LoadRun<V>,
     ) {
         let (this, target) = (Arc::clone(self), Arc::clone(target));
         let (abandoned, limit) = (guard.abandoned(), self.lead_limit());
         let closing = self.bus().closing.clone();
         self.bus().work.spawn(async move {
-            let loader = Arc::clone(&this.loader);
             tokio::select! {
                 biased;
-                () = this.load_here(&target, guard, run, loader.load(&target.key)) => {}
+                () = this.load_by_loader(&target, guard, run) => {}
                 () = closing.cancelled() => {}
                 () = abandoned => {}
                 // A hung load must not hold the key for ever: whoever still waits leads another one.
-                () = sleep(limit) => {}
+                () = sleep(limit) => this.note_failure(&target, StaleReason::LoadTimedOut),
             }
         });
+    }
+
+    /// Loads by the entity's loader, which is told if this is dropped.
+    pub(super) async fn load_by_loader(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        mut run: LoadRun<V>,
+    ) {
+        let previous = run.previous.take().or_else(|| self.previous(target));
+        let cancelled = CancellationToken::new();
+        let dropped = cancelled.clone().drop_guard();
+        let context = LoadContext::with(target.key.clone(), previous, cancelled);
+        let loader = Arc::clone(&self.loader);
+        let load = async {
+            let _panic = OnPanic(|| self.note_failure(target, StaleReason::LoadFailed));
+            let loaded = loader.load(context).await;
+            dropped.disarm();
+            loaded
+        };
+        self.load_here(target, guard, run, load).await;
+    }
+
+    /// The value that this pod has kept of a key, whether or not it may be served.
+    fn previous(&self, target: &Target<K>) -> Option<Previous<V>> {
+        let slot = self.level.remembered(target.hash, &target.key)?;
+        let age = self.bus().clock.now().since(slot.loaded);
+        Some(Previous::new(slot.value.ok()?, age))
+    }
+
+    /// Lets nobody load anew for a while what can be served without.
+    pub(super) fn note_failure(&self, target: &Target<K>, reason: StaleReason) {
+        if self.options.grace.is_zero() && self.options.early_refresh == EarlyRefresh::Off {
+            return;
+        }
+        let now = self.bus().clock.now();
+        let until = now + self.options.retry_after;
+        self.attempts.rest(target.hash, now, until, reason);
     }
 
     /// Runs `load`, lands its outcome, and lets it be stored behind the caller.
@@ -191,8 +169,8 @@ where
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
         guard: Guard<K, Landed<V, E>>,
-        mut run: LoadRun,
-        load: impl Future<Output = Result<V, E>>,
+        mut run: LoadRun<V>,
+        load: impl Future<Output = Result<Loaded<V>, E>>,
     ) {
         let _permit = match run.queued {
             false => None,
@@ -203,10 +181,14 @@ where
             }
         };
         let (start, precise) = (self.bus().clock.now(), Instant::now());
-        let outcome: Outcome<V, E> = load.await.map(Arc::new).map_err(Arc::new);
+        let (outcome, said) = match load.await {
+            Ok(loaded) => (Ok(loaded.value), loaded.ttl),
+            Err(error) => (Err(Arc::new(error)), None),
+        };
         let took = precise.elapsed();
         self.usual_load.add(took);
-        if let Some(unfilled) = self.land_loaded(target, guard, run, (start, took), outcome) {
+        let timing = (start, took);
+        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
             let this = Arc::clone(self);
             self.bus()
                 .work
@@ -216,7 +198,7 @@ where
 
     /// What was known before a load had to wait would date it too early, which is safe but wasteful.
     /// Under a lease the store says what it reflects, however long ago.
-    pub(super) fn date_anew(&self, target: &Target<K>, run: &mut LoadRun) {
+    pub(super) fn date_anew(&self, target: &Target<K>, run: &mut LoadRun<V>) {
         if run.lease.is_none() {
             let began = self.began(target.lane);
             (run.rank, run.generation) = (began.rank(), began.generation);
@@ -224,20 +206,36 @@ where
     }
 
     /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
-    /// the store. `start` and `took` are the load's.
+    /// the store. `start` and `took` are the load's, `said` is what its loader said of the TTL.
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
         guard: Guard<K, Landed<V, E>>,
-        run: LoadRun,
+        run: LoadRun<V>,
         (start, took): (Millis, Duration),
         outcome: Outcome<V, E>,
+        said: Option<Ttl>,
     ) -> Option<Unfilled<K, V, E>> {
-        let ttl = self.ttl_of(&target.key, &outcome);
-        self.keep_loaded(target, &guard, &run, start, ttl, &outcome);
-        let landed = Landed::new(&outcome, Origin::Loader, took, start);
+        let ttl = self.ttl_of(&target.key, &outcome, said);
+        let mut landed = Landed::new(&outcome, Origin::Loader, took, start);
+        landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
+        if landed.settled {
+            self.attempts.clear(target.hash);
+            self.keep_loaded(target, &guard, &run, (start, took), ttl, &outcome);
+        } else {
+            self.note_failure(target, StaleReason::LoadFailed);
+        }
+        let settled = landed.settled;
         guard.land(landed);
-        run.lease.map(|lease| Unfilled {
+        let lease = run.lease?;
+        if !settled {
+            if lease.over.is_some() {
+                // What could not be refreshed is left alone by other pods too, until this ends.
+                lease.held.forget();
+            }
+            return None;
+        }
+        Some(Unfilled {
             target: Arc::clone(target),
             lease,
             start,
@@ -249,9 +247,9 @@ where
 
     /// How long to keep an outcome; jittered, so that what was loaded together does not expire
     /// together.
-    fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>) -> Ttl {
+    fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>, said: Option<Ttl>) -> Ttl {
         let ttl = match outcome {
-            Ok(value) => (self.options.ttl)(key, value),
+            Ok(value) => said.unwrap_or_else(|| (self.options.ttl)(key, value)),
             Err(error) => match &self.options.error_codec {
                 Some(codec) => (codec.ttl)(error).map_or(Ttl::NONE, Ttl::For),
                 None => Ttl::NONE,
@@ -267,21 +265,40 @@ where
         }
     }
 
+    /// The life that an outcome has here from now on.
+    fn life_of(&self, outcome: &Outcome<V, E>, ttl: Ttl, took: Duration) -> Life {
+        let now = self.bus().clock.now();
+        let local_end = now + self.options.local_ttl;
+        let Ttl::For(life) = ttl else {
+            return Life::new(Millis::NEVER, Duration::ZERO, local_end);
+        };
+        let (grace, late) = match outcome {
+            Ok(_) => (self.options.grace, self.early_window(life, took)),
+            Err(_) => Default::default(),
+        };
+        Life::new(now + life, late, (now + life + grace).min(local_end))
+    }
+
+    /// For how long before its end a life of this length may be ended by a refresh.
+    pub(super) fn early_window(&self, life: Duration, took: Duration) -> Duration {
+        if life < EARLY_FROM || self.options.early_refresh == EarlyRefresh::Off {
+            return Duration::ZERO;
+        }
+        took.saturating_mul(EARLY_LOADS).min(life / EARLY_PART)
+    }
+
     fn keep_loaded(
         &self,
         target: &Target<K>,
         guard: &Guard<K, Landed<V, E>>,
-        run: &LoadRun,
-        start: Millis,
+        run: &LoadRun<V>,
+        (start, took): (Millis, Duration),
         ttl: Ttl,
         outcome: &Outcome<V, E>,
     ) {
-        let life = match ttl {
-            Ttl::For(life) => life.min(self.options.local_ttl),
-            Ttl::Forever => self.options.local_ttl,
-        };
-        if life.is_zero() {
-            return;
+        if ttl == Ttl::NONE || self.options.local_ttl.is_zero() {
+            let rank = run.rank.unwrap_or_default();
+            return self.level.forget(self.bus(), target.hash, rank);
         }
         let slot = Slot {
             value: outcome.clone(),
@@ -291,7 +308,8 @@ where
             generation: run.generation,
             load_start: start,
             loaded: start,
-            expires: self.bus().clock.now() + life,
+            load_ms: whole_millis(took),
+            life: self.life_of(outcome, ttl, took),
         };
         self.level
             .insert(self.bus(), target.hash, target.key.clone(), slot, |_| {
@@ -301,24 +319,22 @@ where
             });
     }
 
-    /// Stores an outcome under its lease. Whatever fails here costs another load, nothing else.
+    /// Stores an outcome under its lease, or over the value that it refreshes. Whatever fails here costs
+    /// another load, nothing else.
     async fn fill(&self, unfilled: Unfilled<K, V, E>) {
         let Some(filling) = self.encode(unfilled) else {
             return;
         };
         let (place, fill) = filling.fill();
-        let filled = filling.held.link().fill(place, fill);
-        if Bus::within(self.bus().timing.read_timeout, "fill", filled)
-            .await
-            .is_ok()
-        {
-            // Stored, or refused because the lease is gone: either way there is none to give back.
-            filling.held.forget();
+        let filled = filling.link().fill(place, fill);
+        let filled = Bus::within(self.bus().timing.read_timeout, "fill", filled).await;
+        if filled.is_ok() {
+            filling.answered();
         }
     }
 
     /// The bytes to store; `None`, and the lease given back, if there are to be none.
-    pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling> {
+    pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling<K>> {
         let Unfilled {
             target,
             lease,
@@ -327,7 +343,7 @@ where
             ttl,
             outcome,
         } = unfilled;
-        if ttl == Ttl::NONE {
+        if ttl == Ttl::NONE && lease.over.is_none() {
             return None; // dropping the lease removes it
         }
         let payload = match (&outcome, &self.options.error_codec) {
@@ -344,21 +360,29 @@ where
             at,
             server_ms,
             granted,
+            over,
         } = lease;
         let loaded_ms = server_ms + millis(start.since(granted));
         let now_ms = server_ms + millis(self.bus().clock.now().since(granted));
+        // A life of nothing is for the value that stood there: it is over with the next millisecond.
         let life = match ttl {
             Ttl::For(life) => Some(life),
             Ttl::Forever => None,
         };
+        let grace = match &outcome {
+            Ok(_) if ttl != Ttl::NONE => self.options.grace,
+            _ => Duration::ZERO,
+        };
+        let end = |life: Duration| now_ms.saturating_add(millis(life).max(1));
+        let kept = life.map(|life| life.saturating_add(grace));
         let header = Header {
             lease: Lease {
                 token: held.token,
                 began: at,
             },
             loaded_ms,
-            expires_ms: life.map_or(0, |life| now_ms.saturating_add(millis(life).max(1))),
-            soft_expires_ms: 0,
+            expires_ms: kept.map_or(0, end),
+            soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
             load_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
             schema: self.options.schema,
             tags: Vec::new(),
@@ -375,10 +399,12 @@ where
             }
         };
         Some(Filling {
+            target,
             held,
+            over,
             epoch: at.epoch,
             envelope,
-            ttl: life,
+            ttl: kept,
         })
     }
 
@@ -398,4 +424,20 @@ where
             .get()
             .map_or(lease, |usual| (usual * 2).max(LEASE_MIN).min(lease))
     }
+}
+
+/// Does something if it is dropped by a panic.
+pub(super) struct OnPanic<F: Fn()>(pub(super) F);
+
+impl<F: Fn()> Drop for OnPanic<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
+        }
+    }
+}
+
+/// Whole milliseconds, saturating. What takes less than one is not worth a refresh ahead of its time.
+pub(super) fn whole_millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

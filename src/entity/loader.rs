@@ -1,5 +1,6 @@
 //! How values come from their source.
 
+use super::context::{LoadContext, Loaded};
 use crate::store::BoxFuture;
 use std::future::Future;
 use std::sync::Arc;
@@ -39,6 +40,25 @@ pub trait Loader<K>: Send + Sync + 'static {
     /// for it is gone, when it takes longer than the load timeout (or its lease), and when the cache is
     /// closed. Nothing is stored then.
     fn load(&self, key: &K) -> impl Future<Output = Result<Self::Value, Self::Error>> + Send;
+
+    /// As [`load`](Self::load), for a loader that wants to know more of its load, or to say more of the
+    /// outcome: its time to live, or that nothing has changed. Entities call this one, and memos, which
+    /// have no value before; by default it calls `load`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Cancel safety
+    /// As [`load`](Self::load).
+    fn load_with(
+        &self,
+        context: LoadContext<K, Self::Value>,
+    ) -> impl Future<Output = Result<Loaded<Self::Value>, Self::Error>> + Send
+    where
+        K: Send + Sync,
+    {
+        async move { self.load(context.key()).await.map(Loaded::new) }
+    }
 }
 
 impl<K, V, E, F, Fut> Loader<K> for F
@@ -59,12 +79,19 @@ where
 
 /// A loader whose type is forgotten.
 pub(crate) trait AnyLoader<K, V, E>: Send + Sync {
-    fn load<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<V, E>>;
+    fn load(&self, context: LoadContext<K, V>) -> BoxFuture<'_, Result<Loaded<V>, E>>;
 }
 
-impl<K: Sync, L: Loader<K>> AnyLoader<K, L::Value, L::Error> for L {
-    fn load<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<L::Value, L::Error>> {
-        Box::pin(Loader::load(self, key))
+impl<K, L> AnyLoader<K, L::Value, L::Error> for L
+where
+    K: Send + Sync + 'static,
+    L: Loader<K>,
+{
+    fn load(
+        &self,
+        context: LoadContext<K, L::Value>,
+    ) -> BoxFuture<'_, Result<Loaded<L::Value>, L::Error>> {
+        Box::pin(self.load_with(context))
     }
 }
 

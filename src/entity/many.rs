@@ -2,31 +2,30 @@
 //!
 //! Every key is a flight of its own, which single reads join and which joins them; what is shared is
 //! the way. Those that this call leads go together to the store, to the leases and to the loader. A
-//! key that leaves that way, because another pod loads it or the store is ahead of this one, goes on
-//! as a single read does, in a task beside the others.
+//! key that leaves that way, because another pod loads it, this pod refreshes it, or the store is ahead
+//! of this one, goes on as a single read does, in a task beside the others. What is stale is served as
+//! to a single read, or its replacement asked for among the other leases.
 
-use super::batch::{Loaded, each_once};
-use super::load::{LeaseHeld, LoadRun, Unfilled};
-use super::outcome::Landed;
-use super::read::{Look, Next, NoLoader};
+use super::asking::Ask;
+use super::context::Previous;
+use super::load::LoadRun;
+use super::outcome::{Landed, StaleReason};
+use super::read::{Look, Next, NoLoader, Want};
 use super::target::{Began, Target};
 use super::{Entity, Inner};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Waiter};
 use crate::key::Key;
-use crate::store::{BoxFuture, LeaseRequest, Link, StoreResult};
-use bytes::Bytes;
+use crate::store::{BoxFuture, Link, StoreResult};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Keys that go to the store at once; more go one such part after another. It is asked within the time
 /// that a single read has.
 const PART: usize = 1_000;
-/// Bytes that are stored at once, unless one value alone has more.
-const FILL_BYTES: usize = 1 << 20;
 
 /// What a key of a batch gives.
 type Got<V, E> = Result<Arc<V>, CacheError<E>>;
@@ -43,6 +42,18 @@ struct Missed<'k, K> {
 struct Aboard<K, V, E> {
     target: Arc<Target<K>>,
     waiter: Waiter<K, Landed<V, E>>,
+    /// What it gave, once it has, or what is served instead.
+    landed: Option<Landed<V, E>>,
+}
+
+impl<K, V, E> Aboard<K, V, E> {
+    /// Why something stale would be better than what there is; `None` if it would not.
+    fn lacks(&self) -> Option<StaleReason> {
+        match &self.landed {
+            None => Some(StaleReason::LoadTimedOut),
+            Some(landed) => (!landed.settled).then_some(StaleReason::LoadFailed),
+        }
+    }
 }
 
 /// A flight that this call leads.
@@ -52,15 +63,23 @@ struct Lead<K, V, E> {
     guard: Guard<K, Landed<V, E>>,
 }
 
+/// A lead that needs a lease.
+struct Wanted<K, V, E> {
+    lead: Lead<K, V, E>,
+    ask: Ask,
+    /// What the outcome is to replace.
+    previous: Option<Previous<V>>,
+}
+
 /// A lead that has to load.
-struct Load<K, V, E> {
-    target: Arc<Target<K>>,
-    guard: Guard<K, Landed<V, E>>,
-    run: LoadRun,
+pub(super) struct Load<K, V, E> {
+    pub(super) target: Arc<Target<K>>,
+    pub(super) guard: Guard<K, Landed<V, E>>,
+    pub(super) run: LoadRun<V>,
 }
 
 impl<K, V, E> Lead<K, V, E> {
-    fn load(self, run: LoadRun) -> Load<K, V, E> {
+    fn load(self, run: LoadRun<V>) -> Load<K, V, E> {
         Load {
             target: self.target,
             guard: self.guard,
@@ -108,7 +127,9 @@ where
         let (mut got, mut missed) = (Vec::new(), Vec::new());
         for (at, key) in keys.into_iter().enumerate() {
             let hash = self.hash(key);
-            got.push(match self.0.level.hit(hash, key) {
+            let hit = self.0.level.hit(hash, key);
+            let hit = hit.or_else(|| self.0.late_hit(key, hash).map(|(hit, _)| hit));
+            got.push(match hit {
                 Some(hit) => hit.slot.value.map_err(CacheError::Load),
                 None => {
                     missed.push(Missed { at, key, hash });
@@ -137,7 +158,8 @@ where
         if self.bus().closing.is_cancelled() {
             return missed.iter().map(|_| Err(CacheError::Closed)).collect();
         }
-        let end = Instant::now() + self.options.load_timeout;
+        let start = Instant::now();
+        let end = start + self.options.load_timeout;
         // What goes on alone ends with this call, as a single read does.
         let mut alone = JoinSet::new();
         let mut aboard = Vec::with_capacity(missed.len());
@@ -147,13 +169,23 @@ where
             // Leads that are dropped here fall to whoever else waits.
             let _ = timeout_at(end, self.set_off(leads, &mut alone)).await;
         }
-        let mut got = Vec::with_capacity(aboard.len());
-        // One after another: each flight goes on by itself, so the last to be looked at has landed when
-        // the slowest has.
-        for one in aboard {
-            got.push(self.arrive(one, end, &mut alone).await);
+        if let Some(soft) = self.options.soft_timeout {
+            self.arrive(&mut aboard, start + soft, &mut alone).await;
+            let note_late = |target: &Target<K>| {
+                self.note_failure(target, StaleReason::LoadTimedOut);
+            };
+            self.serve_instead(&mut aboard, note_late).await;
         }
-        got
+        self.arrive(&mut aboard, end, &mut alone).await;
+        self.serve_instead(&mut aboard, |_| {}).await;
+        let after = self.options.load_timeout;
+        let got = aboard.into_iter().map(|one| {
+            // The caller gives up what has not landed, the load does not: it may still fill.
+            one.waiter.leave_running();
+            let landed = one.landed.ok_or(CacheError::Timeout { after })?;
+            landed.outcome
+        });
+        got.collect()
     }
 
     /// A multiple of the batches, so that no part ends with a small one.
@@ -178,29 +210,75 @@ where
                 waiter
             }
         };
-        Aboard { target, waiter }
+        Aboard {
+            target,
+            waiter,
+            landed: None,
+        }
     }
 
-    /// Waits for a flight to land, and sees to it that it does if its lead falls to this call.
+    /// Waits for all flights to land, and sees to it that they do if their leads fall to this call.
     async fn arrive(
         self: &Arc<Self>,
-        Aboard { target, mut waiter }: Aboard<K, V, E>,
-        end: Instant,
+        aboard: &mut [Aboard<K, V, E>],
+        until: Instant,
         alone: &mut JoinSet<()>,
-    ) -> Got<V, E> {
-        loop {
-            match timeout_at(end, waiter.wait()).await {
-                Ok(Flown::Landed(landing)) => return self.landed(landing).outcome,
-                Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
-                Ok(Flown::Lead(guard)) => {
-                    let (this, target) = (Arc::clone(self), Arc::clone(&target));
-                    alone.spawn(async move { this.lead_alone(&target, guard, None).await });
+    ) {
+        // One after another: each flight goes on by itself, so the last to be looked at has landed when
+        // the slowest has.
+        for one in aboard {
+            while one.landed.is_none() {
+                match timeout_at(until, one.waiter.wait()).await {
+                    Ok(Flown::Landed(landing)) => one.landed = Some(self.landed(landing)),
+                    Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
+                    Ok(Flown::Lead(guard)) => {
+                        let (this, target) = (Arc::clone(self), Arc::clone(&one.target));
+                        alone.spawn(async move { this.lead_alone(&target, guard, None).await });
+                    }
+                    Err(_) => break,
                 }
-                Err(_) => {
-                    // The caller gives up, the load does not: it may still fill.
-                    waiter.leave_running();
-                    let after = self.options.load_timeout;
-                    return Err(CacheError::Timeout { after });
+            }
+        }
+    }
+
+    /// Serves what is stale where a load failed or takes too long, if that is allowed; those that take
+    /// too long are told to `late`.
+    async fn serve_instead(&self, aboard: &mut [Aboard<K, V, E>], late: impl Fn(&Target<K>)) {
+        if !self.may_serve_instead() {
+            return;
+        }
+        let serve = |one: &mut Aboard<K, V, E>, stale| {
+            if one.landed.is_none() {
+                late(&one.target);
+            }
+            one.landed = Some(stale);
+        };
+        let mut without = Vec::new();
+        for one in aboard {
+            let Some(reason) = one.lacks() else {
+                continue;
+            };
+            match self.still_here(&one.target, reason) {
+                Some(stale) => serve(one, stale),
+                None => without.push((one, reason)),
+            }
+        }
+        let Ok(link) = self.bus().link() else {
+            return;
+        };
+        for part in without.chunks_mut(self.part()) {
+            let targets: Vec<_> = part
+                .iter()
+                .map(|(one, _)| Arc::clone(&one.target))
+                .collect();
+            let places: Vec<_> = targets.iter().map(|it| it.place(&self.name)).collect();
+            let began: Vec<_> = targets.iter().map(|it| self.began(it.lane)).collect();
+            let found = self.ask(places.len(), || link.read_many(&places)).await;
+            for (((one, reason), began), found) in part.iter_mut().zip(&began).zip(found) {
+                let look = found.map(|found| self.judge(&one.target, began, found));
+                let stale = look.and_then(|look| Self::still_stored(look, *reason));
+                if let Some(stale) = stale {
+                    serve(one, stale);
                 }
             }
         }
@@ -212,8 +290,22 @@ where
         guard: Guard<K, Landed<V, E>>,
         glance: Option<(Began, Option<Look<V, E>>)>,
     ) {
-        self.lead(target, None::<NoLoader<V, E>>, guard, glance)
+        self.lead(target, &mut None::<NoLoader<V, E>>, guard, glance)
             .await;
+    }
+
+    /// Lets a key go on as a single read, from what was seen of it.
+    fn go_alone(
+        self: &Arc<Self>,
+        lead: Lead<K, V, E>,
+        look: Option<Look<V, E>>,
+        alone: &mut JoinSet<()>,
+    ) {
+        let this = Arc::clone(self);
+        alone.spawn(async move {
+            let glance = look.map(|look| (lead.began, Some(look)));
+            this.lead_alone(&lead.target, lead.guard, glance).await;
+        });
     }
 
     /// The leader's way for many: the local level again, the store, the right to load; and then, behind
@@ -231,7 +323,12 @@ where
             let wanted = self.look_for(&*link, sought, &mut loads, alone).await;
             self.ask_leases(&link, wanted, &mut loads, alone).await;
         } else {
-            loads.extend(sought.into_iter().map(|lead| self.uncovered(lead)));
+            for lead in sought {
+                match self.is_being_refreshed(&lead.target) {
+                    true => self.go_alone(lead, None, alone),
+                    false => loads.push(self.uncovered(lead)),
+                }
+            }
         }
         self.load_many(loads);
     }
@@ -242,15 +339,14 @@ where
         lead.load(run)
     }
 
-    /// Reads all keys from the store. Gives those that need a lease, with unusable bytes that stand
-    /// there.
+    /// Reads all keys from the store. Gives those that need a lease.
     async fn look_for(
         self: &Arc<Self>,
         link: &dyn Link,
         sought: Vec<Lead<K, V, E>>,
         loads: &mut Vec<Load<K, V, E>>,
         alone: &mut JoinSet<()>,
-    ) -> Vec<(Lead<K, V, E>, Option<Bytes>)> {
+    ) -> Vec<Wanted<K, V, E>> {
         let (poisoned, sought): (Vec<_>, Vec<_>) = sought
             .into_iter()
             .partition(|lead| self.is_poisoned(&lead.target));
@@ -263,20 +359,36 @@ where
         let mut wanted = Vec::new();
         for (lead, found) in sought.into_iter().zip(found) {
             let look = found.map(|found| self.judge(&lead.target, &lead.began, found));
-            match look {
-                Some(Look::Found(landed)) => lead.guard.land(landed),
-                Some(Look::Absent(unusable)) => wanted.push((lead, unusable)),
-                // Its holder must learn that somebody waits.
-                Some(Look::Held(_)) => wanted.push((lead, None)),
-                Some(Look::Sync) => {
-                    let this = Arc::clone(self);
-                    alone.spawn(async move {
-                        let glance = Some((lead.began, Some(Look::Sync)));
-                        this.lead_alone(&lead.target, lead.guard, glance).await;
-                    });
+            let target = &lead.target;
+            let (ask, previous) = match look {
+                None => {
+                    loads.push(self.uncovered(lead));
+                    continue;
                 }
-                None => loads.push(self.uncovered(lead)),
-            }
+                Some(Look::Found(found)) => match self.served(target, &found) {
+                    Some(landed) => {
+                        lead.guard.land(landed);
+                        continue;
+                    }
+                    None => (self.ask_over(target, found.token), found.into_previous()),
+                },
+                Some(Look::Sync) => {
+                    self.go_alone(lead, Some(Look::Sync), alone);
+                    continue;
+                }
+                Some(look) if self.is_being_refreshed(target) => {
+                    self.go_alone(lead, Some(look), alone);
+                    continue;
+                }
+                Some(Look::Absent(unusable)) => (self.ask_for(target, unusable), None),
+                // Its holder must learn that somebody waits.
+                Some(Look::Held(_)) => (self.ask_for(target, None), None),
+            };
+            wanted.push(Wanted {
+                lead,
+                ask,
+                previous,
+            });
         }
         wanted
     }
@@ -285,36 +397,34 @@ where
     async fn ask_leases(
         self: &Arc<Self>,
         link: &Arc<dyn Link>,
-        wanted: Vec<(Lead<K, V, E>, Option<Bytes>)>,
+        wanted: Vec<Wanted<K, V, E>>,
         loads: &mut Vec<Load<K, V, E>>,
         alone: &mut JoinSet<()>,
     ) {
-        let ttl = self.lease_ttl();
-        let token = |_| crate::random::random();
-        let tokens: Vec<u64> = wanted.iter().map(token).collect();
         // In place before the call: if this future is dropped, leases that it was granted are freed.
-        let held = wanted.iter().zip(&tokens).map(|((lead, _), token)| {
-            LeaseHeld::new(self.bus(), link, &lead.target, &self.name, *token)
-        });
+        let held = wanted
+            .iter()
+            .map(|Wanted { lead, ask, .. }| self.to_be_held(link, &lead.target, ask));
         let held: Vec<_> = held.collect();
-        let asked = wanted.iter().zip(&tokens).map(|((lead, unusable), token)| {
-            let request = LeaseRequest {
-                token: *token,
-                ttl,
-                unusable: unusable.as_deref(),
-                opening: self.bus().opening(),
-            };
-            (lead.target.place(&self.name), request)
+        let asked = held.iter().zip(&wanted).map(|(held, wanted)| {
+            let request = wanted.ask.request(self.bus().opening());
+            (held.place(), request)
         });
         let asked: Vec<_> = asked.collect();
         let replies = self.ask(asked.len(), || link.lease_many(&asked)).await;
-        for (((lead, _), held), reply) in wanted.into_iter().zip(held).zip(replies) {
+        for ((wanted, held), reply) in wanted.into_iter().zip(held).zip(replies) {
+            let Wanted {
+                lead,
+                ask,
+                previous,
+            } = wanted;
+            let seen = (&*lead.target, &lead.began);
             let next =
-                reply.and_then(|reply| self.make_of_lease(&lead.target, &lead.began, held, reply));
+                reply.and_then(|reply| self.make_of_lease(seen, &ask, held, reply, Want::Read));
             match next {
                 Some(Ok(Next::Land(landed))) => lead.guard.land(landed),
-                Some(Ok(Next::Load(run))) => loads.push(lead.load(run)),
-                Some(Err(())) => {
+                Some(Ok(Next::Load(run))) => loads.push(lead.load(LoadRun { previous, ..run })),
+                Some(Ok(Next::Leave) | Err(_)) => {
                     let this = Arc::clone(self);
                     alone.spawn(async move {
                         this.pause(lead.target.hash).await;
@@ -327,7 +437,7 @@ where
     }
 
     /// Asks the store for `count` answers, within the time of one; `None` where it is of no help.
-    async fn ask<'a, T>(
+    pub(super) async fn ask<'a, T>(
         &self,
         count: usize,
         call: impl FnOnce() -> BoxFuture<'a, Vec<StoreResult<T>>>,
@@ -341,127 +451,5 @@ where
         let mut answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
         answers.resize_with(count, || None);
         answers
-    }
-
-    /// Loads, in tasks that go on while anybody waits for one of their keys.
-    fn load_many(self: &Arc<Self>, loads: Vec<Load<K, V, E>>) {
-        if self.batches.load.is_none() {
-            for Load { target, guard, run } in loads {
-                // The source is asked no faster than it would be by callers without the store.
-                let run = LoadRun {
-                    queued: true,
-                    ..run
-                };
-                self.load_in_task(&target, guard, run);
-            }
-            return;
-        }
-        let mut loads = loads.into_iter().peekable();
-        while loads.peek().is_some() {
-            let batch = loads.by_ref().take(self.batches.max).collect();
-            self.load_batch_in_task(batch);
-        }
-    }
-
-    fn load_batch_in_task(self: &Arc<Self>, batch: Vec<Load<K, V, E>>) {
-        let waited_for: Vec<_> = batch.iter().map(|load| load.guard.abandoned()).collect();
-        // One after another. A key that somebody asks for again after its turn is loaded again, if it
-        // comes to that: whoever waits for a lead that is dropped gets it.
-        let abandoned = async {
-            for flight in waited_for {
-                flight.await;
-            }
-        };
-        let (this, limit) = (Arc::clone(self), self.lead_limit());
-        let closing = self.bus().closing.clone();
-        self.bus().work.spawn(async move {
-            tokio::select! {
-                biased;
-                () = this.load_batch(batch) => {}
-                () = closing.cancelled() => {}
-                () = abandoned => {}
-                // A hung load must not hold its keys for ever: whoever still waits leads another one.
-                () = sleep(limit) => {}
-            }
-        });
-    }
-
-    /// One call of the batch loader: lands its outcomes, and lets them be stored behind the callers.
-    async fn load_batch(self: &Arc<Self>, mut batch: Vec<Load<K, V, E>>) {
-        let Some(load) = &self.batches.load else {
-            return;
-        };
-        let _permit = match batch.iter().any(|load| load.run.queued) {
-            false => None,
-            true => {
-                let permit = self.limiter.acquire().await;
-                for load in &mut batch {
-                    self.date_anew(&load.target, &mut load.run);
-                }
-                Some(permit)
-            }
-        };
-        let keys = each_once(
-            batch
-                .iter()
-                .map(|load| (load.target.hash, &load.target.key)),
-        );
-        let (start, precise) = (self.bus().clock.now(), std::time::Instant::now());
-        let answers = load(keys).await;
-        let took = precise.elapsed();
-        self.usual_load.add(took);
-
-        let loaded = Loaded::new(answers, |key| {
-            key.with_bytes(|bytes| self.keys.hash(bytes).hash)
-        });
-        let mut unfilled = Vec::new();
-        let mut forgotten = 0;
-        for Load { target, guard, run } in batch {
-            match loaded.of(target.hash, &target.key) {
-                Some(outcome) => {
-                    unfilled.extend(self.land_loaded(&target, guard, run, (start, took), outcome));
-                }
-                None => {
-                    forgotten += 1;
-                    guard.abort();
-                }
-            }
-        }
-        if forgotten > 0 {
-            tracing::warn!(entity = %self.name, forgotten, "the batch loader has no answer for some keys");
-        }
-        if !unfilled.is_empty() {
-            let this = Arc::clone(self);
-            self.bus()
-                .work
-                .spawn(async move { this.fill_many(unfilled).await });
-        }
-    }
-
-    /// Stores outcomes under their leases. Whatever fails here costs other loads, nothing else.
-    async fn fill_many(&self, unfilled: Vec<Unfilled<K, V, E>>) {
-        let mut fillings = unfilled
-            .into_iter()
-            .filter_map(|unfilled| self.encode(unfilled))
-            .peekable();
-        while let Some(first) = fillings.next() {
-            let link = Arc::clone(first.held.link());
-            let mut bytes = first.envelope.len();
-            let mut some = vec![first];
-            while let Some(next) = fillings.next_if(|next| {
-                bytes + next.envelope.len() <= FILL_BYTES && Arc::ptr_eq(&link, next.held.link())
-            }) {
-                bytes += next.envelope.len();
-                some.push(next);
-            }
-            let fills: Vec<_> = some.iter().map(|filling| filling.fill()).collect();
-            let stored = self.ask(fills.len(), || link.fill_many(&fills)).await;
-            for (filling, stored) in some.into_iter().zip(stored) {
-                if stored.is_some() {
-                    // Stored, or refused because the lease is gone: none is left to give back.
-                    filling.held.forget();
-                }
-            }
-        }
     }
 }

@@ -1,36 +1,45 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
-//! to the lease, to the loader ([`load`]). The outcome goes into the local level, to everybody on
-//! board, and behind their backs into the store. A list of keys takes the same way, step by
-//! step ([`many`]). An invalidation is a call of the bus; what it does to
-//! an entity is in [`level`].
+//! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
+//! everybody on board, and behind their backs into the store. What is found towards the end of its life
+//! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
+//! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
+//! [`level`].
 
+mod asking;
+mod attempts;
 mod batch;
+mod batch_load;
 mod builder;
+mod context;
+mod lease;
 mod level;
 mod load;
 mod loader;
 mod many;
 mod outcome;
 mod read;
+mod refresh;
 mod target;
 mod usual;
 mod waiting;
 
 pub use batch::DEFAULT_MAX_BATCH;
 pub use builder::{
-    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EntityBuilder,
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EntityBuilder,
 };
+pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
-pub use outcome::{Origin, Served};
+pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
 use crate::bus::{Bus, InvalidateError, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
+use attempts::Attempts;
 use batch::Batches;
 use builder::Options;
 use level::Level;
@@ -59,6 +68,7 @@ struct Inner<K, V, E> {
     /// Loads that no lease coordinates.
     limiter: Semaphore,
     usual_load: UsualLoad,
+    attempts: Attempts,
     unusable_log: LogGate,
     /// Keeps the bus running.
     cache: Cache,
@@ -120,6 +130,9 @@ where
         if let Some(hit) = self.0.level.hit(hash, key) {
             return hit.slot.value.map_err(CacheError::Load);
         }
+        if let Some((hit, _)) = self.0.late_hit(key, hash) {
+            return hit.slot.value.map_err(CacheError::Load);
+        }
         self.miss(key, hash).await.and_then(|landed| landed.outcome)
     }
 
@@ -133,17 +146,18 @@ where
     ///
     /// # Consistency
     /// As [`get`](Self::get); [`Served::bound`] is what holds for this one read, mostly far below the
-    /// general bound.
+    /// general bound. It is there for a fresh value alone.
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
         let bus = self.0.bus();
         let hash = self.hash(key);
-        if let Some(hit) = self.0.level.hit(hash, key) {
+        let hit = self.0.level.hit(hash, key).map(|hit| (hit, None));
+        if let Some((hit, stale)) = hit.or_else(|| self.0.late_hit(key, hash)) {
             let (now, as_of) = (hit.now, hit.as_of(&bus.rules));
             return Ok(Served {
                 age: now.since(hit.slot.loaded),
                 value: hit.slot.value.map_err(CacheError::Load)?,
                 origin: Origin::Local,
-                bound: now.since(as_of),
+                freshness: Freshness::of(stale, now.since(as_of)),
             });
         }
         // A flight that we join may have begun long before us. What was applied here before we did so
@@ -155,7 +169,7 @@ where
             value: landed.outcome?,
             origin: landed.origin,
             age: landed.age,
-            bound: bus.clock.now().since(as_of),
+            freshness: Freshness::of(landed.stale, bus.clock.now().since(as_of)),
         })
     }
 
@@ -182,8 +196,36 @@ where
         if let Some(hit) = self.0.level.hit(hash, key) {
             return hit.slot.value.map_err(CacheError::Load);
         }
+        if let Some((hit, _)) = self.0.late_hit(key, hash) {
+            return hit.slot.value.map_err(CacheError::Load);
+        }
         let read = Box::pin(Arc::clone(&self.0).read(key, hash, Some(load)));
         read.await.and_then(|landed| landed.outcome)
+    }
+
+    /// Loads `key` from the source although there is a value, which goes on being served until the new
+    /// one takes its place. Gives the new one.
+    ///
+    /// One pod loads: a call while the key is being loaded or refreshed, here or in another pod, shares
+    /// the outcome, also that of a load which began a moment before the call. If the load fails, what was there stays, and the error is the caller's. Costs two round trips before
+    /// the load and two behind the caller.
+    ///
+    /// For a value that is known to have changed, use [`invalidate`](Self::invalidate): a refresh tells
+    /// no other pod, and those that have the old value serve it for as long as they would have.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get). Never a stale value instead.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. The load is dropped with the last call that waits for it.
+    ///
+    /// # Consistency
+    /// As [`get`](Self::get). A refresh that an invalidation overtook is given to its callers, who asked
+    /// before, and kept in neither level.
+    pub async fn refresh(&self, key: &K) -> Result<Arc<V>, CacheError<E>> {
+        let hash = self.hash(key);
+        let refresh = Box::pin(self.0.refresh_now(key, hash));
+        refresh.await.and_then(|landed| landed.outcome)
     }
 
     async fn miss(&self, key: &K, hash: u64) -> Result<Landed<V, E>, CacheError<E>> {

@@ -32,9 +32,100 @@ pub struct Served<V> {
     pub origin: Origin,
     /// How long ago its load from the source began, as far as this process can tell.
     pub age: Duration,
-    /// How much of the source's recent past it may miss: an invalidation that was acknowledged longer
-    /// ago than this is reflected.
-    pub bound: Duration,
+    /// Whether its time to live is over, and what is known of it.
+    pub freshness: Freshness,
+}
+
+/// Whether a value is within its time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Freshness {
+    /// It is.
+    Fresh {
+        /// How much of the source's recent past it may miss: an invalidation that was acknowledged
+        /// longer ago than this is reflected.
+        bound: Duration,
+    },
+    /// It is not, but within [grace](crate::EntityBuilder::grace). It was not invalidated, as far as
+    /// this pod may rely on; beyond that nothing is said of how much it misses.
+    Stale {
+        /// How long ago its time to live ended.
+        overdue: Duration,
+        /// Why nothing fresh is served.
+        reason: StaleReason,
+    },
+}
+
+/// Why a stale value is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StaleReason {
+    /// It is being refreshed behind the caller, by this pod or another one.
+    Refreshing,
+    /// The last attempt to load the key failed; the next one comes after
+    /// [`retry_after`](crate::EntityBuilder::retry_after).
+    LoadFailed,
+    /// The last load outlasted its time limit, the soft one or the hard one.
+    LoadTimedOut,
+}
+
+impl Freshness {
+    /// Of a value of which nothing else is said, or `stale`.
+    pub(super) fn of(stale: Option<Stale>, bound: Duration) -> Self {
+        match stale {
+            Some(Stale { overdue, reason }) => Self::Stale { overdue, reason },
+            None => Self::Fresh { bound },
+        }
+    }
+}
+
+impl<V> Served<V> {
+    /// How much of the source's recent past the value may miss; `None` if it is stale, of which nothing
+    /// such is said.
+    #[must_use]
+    pub fn bound(&self) -> Option<Duration> {
+        match self.freshness {
+            Freshness::Fresh { bound } => Some(bound),
+            Freshness::Stale { .. } => None,
+        }
+    }
+
+    /// Whether the value is past its time to live.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        matches!(self.freshness, Freshness::Stale { .. })
+    }
+}
+
+/// When a value is loaded anew that is past its time to live and within
+/// [grace](crate::EntityBuilder::grace).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refresh {
+    /// Behind the callers: they get the stale value at once, while one load runs in the background.
+    #[default]
+    Behind,
+    /// Ahead of serving: callers wait for the load, and get the stale value only if it fails or
+    /// outlasts [`soft_timeout`](crate::EntityBuilder::soft_timeout).
+    Ahead,
+}
+
+/// Whether values that are read often are loaded anew shortly before their time to live ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EarlyRefresh {
+    /// Yes, at random, the more likely the closer the end and the longer the load (XFetch).
+    #[default]
+    On,
+    /// No.
+    Off,
+}
+
+/// What is said of a stale value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stale {
+    pub(super) overdue: Duration,
+    pub(super) reason: StaleReason,
 }
 
 impl<V> Clone for Served<V> {
@@ -53,6 +144,9 @@ pub(super) struct Landed<V, E> {
     pub(super) age: Duration,
     /// Every invalidation that was acknowledged before this is reflected.
     pub(super) as_of: Millis,
+    pub(super) stale: Option<Stale>,
+    /// It is kept, or a value: no stale value may be served in its place.
+    pub(super) settled: bool,
 }
 
 impl<V, E> Clone for Landed<V, E> {
@@ -77,7 +171,15 @@ impl<V, E> Landed<V, E> {
             origin,
             age,
             as_of,
+            stale: None,
+            settled: true,
         }
+    }
+
+    /// A stale value.
+    pub(super) fn into_stale(self, overdue: Duration, reason: StaleReason) -> Self {
+        let stale = Some(Stale { overdue, reason });
+        Self { stale, ..self }
     }
 
     pub(super) fn failed(error: CacheError<E>) -> Self {
@@ -86,6 +188,8 @@ impl<V, E> Landed<V, E> {
             origin: Origin::Loader,
             age: Duration::ZERO,
             as_of: Millis::default(),
+            stale: None,
+            settled: false,
         }
     }
 }

@@ -2,8 +2,9 @@
 //! loader.
 
 use super::Inner;
-use super::load::{LeaseHeld, LoadRun};
-use super::outcome::{Landed, Origin, Outcome};
+use super::context::{Loaded, Previous};
+use super::load::{LoadRun, whole_millis};
+use super::outcome::{Landed, Origin, Outcome, StaleReason};
 use super::target::{Began, Target};
 use super::waiting::{Waiting, pause};
 use crate::bus::Bus;
@@ -13,8 +14,8 @@ use crate::envelope::{self, Header, Stored};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
 use crate::key::Key;
-use crate::local::Slot;
-use crate::store::{Found, LeaseReply, LeaseRequest, LeaseState, Link};
+use crate::local::{Life, Phase, Slot};
+use crate::store::{Found, Link};
 use crate::time::Millis;
 use bytes::Bytes;
 use serde::Serialize;
@@ -31,9 +32,31 @@ const SYNCS: usize = 2;
 /// A one-shot loader's type, where there is none.
 pub(super) type NoLoader<V, E> = fn() -> std::future::Ready<Result<V, E>>;
 
+/// Why a key is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// To be read: anything will do that may be served.
+    Read,
+    /// To be refreshed behind readers: unless somebody has done so.
+    Renewed,
+    /// To be loaded anew, for somebody who said so.
+    Anew,
+}
+
+/// A usable value of the store.
+pub(super) struct Standing<V, E> {
+    pub(super) landed: Landed<V, E>,
+    /// The lease it was filled under.
+    pub(super) token: u64,
+    pub(super) phase: Phase,
+    /// What is left of the plain part of its life.
+    pub(super) left: Duration,
+    pub(super) load_ms: u32,
+}
+
 /// What the store has under a key.
 pub(super) enum Look<V, E> {
-    Found(Landed<V, E>),
+    Found(Standing<V, E>),
     /// Somebody is loading it, under the lease with this token.
     Held(u64),
     /// Nothing that can be used; the bytes that stand there, if they are what cannot be.
@@ -53,7 +76,21 @@ enum Glance<V, E> {
 /// What a leader must do.
 pub(super) enum Next<V, E> {
     Land(Landed<V, E>),
-    Load(LoadRun),
+    Load(LoadRun<V>),
+    /// Nothing: another pod is at it. Never for a reader.
+    Leave,
+}
+
+impl<V, E> Standing<V, E> {
+    /// What a loader may be told of it.
+    pub(super) fn into_previous(self) -> Option<Previous<V>> {
+        let value = self.landed.outcome.ok()?;
+        Some(Previous::new(value, self.landed.age))
+    }
+}
+
+fn load_ms(header: &Header) -> u32 {
+    whole_millis(Duration::from_micros(header.load_us.into()))
 }
 
 impl<K, V, E> Inner<K, V, E>
@@ -99,13 +136,35 @@ where
             lead = Some(guard);
         }
         // Boxed, so that the future of those reads fits where allocators are quick (under 1 KiB).
-        let flight = Box::pin(self.fly(&target, once, lead, glance, &mut waiter));
-        match timeout_at(end, flight).await {
-            Ok(landed) => Ok(landed),
-            Err(_) => {
+        let mut flight = Box::pin(self.fly(&target, once, lead, glance, &mut waiter));
+        let mut landed = None;
+        if let Some(soft) = self.options.soft_timeout {
+            let soft_end = end - (limit - soft);
+            landed = timeout_at(soft_end, &mut flight).await.ok();
+            if landed.is_none()
+                && let Some(stale) = self.stale_instead(&target, StaleReason::LoadTimedOut).await
+            {
+                self.note_failure(&target, StaleReason::LoadTimedOut);
+                drop(flight);
+                waiter.leave_running();
+                return Ok(stale);
+            }
+        }
+        if landed.is_none() {
+            landed = timeout_at(end, &mut flight).await.ok();
+        }
+        drop(flight);
+        match landed {
+            Some(landed) if landed.settled => Ok(landed),
+            Some(failed) => {
+                let stale = self.stale_instead(&target, StaleReason::LoadFailed).await;
+                Ok(stale.unwrap_or(failed))
+            }
+            None => {
                 // The caller gives up, the load does not: it may still fill.
                 waiter.leave_running();
-                Err(CacheError::Timeout { after: limit })
+                let stale = self.stale_instead(&target, StaleReason::LoadTimedOut).await;
+                stale.ok_or(CacheError::Timeout { after: limit })
             }
         }
     }
@@ -125,7 +184,7 @@ where
     {
         loop {
             if let Some(guard) = lead.take() {
-                self.lead(target, once.take(), guard, glance.take()).await;
+                self.lead(target, &mut once, guard, glance.take()).await;
             }
             match waiter.wait().await {
                 Flown::Landed(landing) => return self.landed(landing),
@@ -135,23 +194,28 @@ where
         }
     }
 
-    /// Leads a flight to its landing, or into the task that will land it.
+    /// Leads a flight to its landing, or into the task that will land it. Takes `once` if it loads.
     pub(super) async fn lead<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        once: Option<F>,
+        once: &mut Option<F>,
         guard: Guard<K, Landed<V, E>>,
         glance: Option<(Began, Option<Look<V, E>>)>,
     ) where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<V, E>> + Send,
     {
-        match self.seek(target, glance).await {
+        match self.seek(target, glance, Want::Read).await {
             Next::Land(landed) => guard.land(landed),
-            Next::Load(run) => match once {
-                Some(load) => self.load_here(target, guard, run, load()).await,
+            Next::Load(run) => match once.take() {
+                Some(load) => {
+                    let load = load();
+                    let load = async { load.await.map(Loaded::new) };
+                    self.load_here(target, guard, run, load).await;
+                }
                 None => self.load_in_task(target, guard, run),
             },
+            Next::Leave => {}
         }
     }
 
@@ -167,24 +231,29 @@ where
     }
 
     pub(super) fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
-        let bus = self.bus();
-        let meta = FlightMeta {
-            rank: began.rank().unwrap_or_default(),
-            start: began.start,
-            uncovered: began.view.is_none(),
-        };
-        let live_until = bus.live_until(target.lane);
+        let (hash, key, meta) = (target.hash, &target.key, began.meta());
+        let may_join = self.may_join(target, began);
+        self.level.flights.board(hash, key, meta, may_join)
+    }
+
+    pub(super) fn may_join(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+    ) -> impl FnOnce(&FlightMeta) -> bool + use<K, V, E> {
+        let (rules, now) = (self.bus().rules, began.start);
+        let live_until = self.bus().live_until(target.lane);
         let lead_ends = self.lead_limit();
-        self.level
-            .flights
-            .board(target.hash, &target.key, meta, |flight| {
-                bus.rules.may_join(live_until, flight, began.start)
-                    && began.start < flight.start + lead_ends
-            })
+        move |flight| rules.may_join(live_until, flight, now) && now < flight.start + lead_ends
     }
 
     /// A leader's first look: the local level again, then the store, once.
-    async fn glance(&self, target: &Target<K>, began: Began, limit: Duration) -> Glance<V, E> {
+    async fn glance(
+        self: &Arc<Self>,
+        target: &Target<K>,
+        began: Began,
+        limit: Duration,
+    ) -> Glance<V, E> {
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
@@ -192,7 +261,10 @@ where
             return Glance::NoLink;
         };
         match self.ask_store(&*link, target, &began, limit).await {
-            Some(Look::Found(landed)) => Glance::Land(landed),
+            Some(Look::Found(found)) => match self.served(target, &found) {
+                Some(landed) => Glance::Land(landed),
+                None => Glance::Seek(began, Some(Look::Found(found))),
+            },
             look => Glance::Seek(began, look),
         }
     }
@@ -207,21 +279,31 @@ where
 
     /// The leader's way: the local level again, then the store, then the right to load. What a glance
     /// has seen of the first two is not looked at again.
-    async fn seek(
-        &self,
+    pub(super) async fn seek(
+        self: &Arc<Self>,
         target: &Target<K>,
         mut glance: Option<(Began, Option<Look<V, E>>)>,
+        want: Want,
     ) -> Next<V, E> {
         if glance.is_none()
+            && want == Want::Read
             && let Some(landed) = self.landed_meanwhile(target)
         {
             return Next::Land(landed);
         }
         let Ok(link) = self.bus().link() else {
-            return Next::Load(self.uncovered_run(target.lane));
+            return match self.refreshed(target, want).await {
+                Some(landed) => Next::Land(landed),
+                None => Next::Load(self.uncovered_run(target.lane)),
+            };
         };
         let mut syncs = 0;
         let mut waiting = None;
+        // What is to be replaced: the token of what was found first, and the value.
+        let mut first = None;
+        let mut previous = None;
+        // What may be done with an outcome although somebody else has the right to load.
+        let mut besides = None;
         loop {
             let (began, look) = match glance.take() {
                 Some(seen) => seen,
@@ -234,42 +316,78 @@ where
             let Some(look) = look else {
                 break;
             };
-            let (holder, unusable) = match look {
-                Look::Found(landed) => return Next::Land(landed),
+            let asked = match look {
+                Look::Found(found) if want == Want::Anew => {
+                    let (first, token) = (*first.get_or_insert(Some(found.token)), found.token);
+                    if first != Some(token) {
+                        return Next::Land(found.landed); // somebody else has loaded it since
+                    }
+                    Ok(found)
+                }
+                Look::Found(found) => match self.suffices(target, &found, want) {
+                    Some(landed) => return Next::Land(landed),
+                    None => Ok(found),
+                },
                 Look::Sync if syncs < SYNCS => {
                     syncs += 1;
                     self.bus().sync(SYNC_LIMIT).await;
                     continue;
                 }
                 Look::Sync => break,
-                Look::Held(holder) => (Some(holder), None),
-                Look::Absent(unusable) => (None, unusable),
+                Look::Held(holder) => Err((Some(holder), None)),
+                Look::Absent(unusable) => Err((None, unusable)),
             };
             let waiting = waiting.get_or_insert_with(|| Waiting::new(self.patience()));
-            if waiting.found(holder) {
-                let unusable = unusable.as_deref();
-                match self.ask_lease(&link, target, &began, unusable).await {
-                    Some(Ok(next)) => return next,
-                    Some(Err(())) => {}
-                    None => break,
+            let granted = match asked {
+                Ok(found) => {
+                    let ask = self.ask_over(target, found.token);
+                    let granted = self.ask_lease(&link, target, &began, ask, want).await;
+                    previous = found.into_previous();
+                    granted
                 }
+                Err((holder, unusable)) => {
+                    if let Some(landed) = self.refreshed(target, want).await {
+                        return Next::Land(landed);
+                    }
+                    // Whatever comes after what is not there now was loaded since.
+                    first.get_or_insert(None);
+                    let asks = waiting.found(holder);
+                    match asks {
+                        true => {
+                            let ask = self.ask_for(target, unusable);
+                            self.ask_lease(&link, target, &began, ask, want).await
+                        }
+                        false => Some(Err(None)),
+                    }
+                }
+            };
+            match granted {
+                Some(Ok(Next::Load(run))) => return Next::Load(LoadRun { previous, ..run }),
+                Some(Ok(next)) => return next,
+                Some(Err(_)) if want == Want::Renewed => return Next::Leave,
+                Some(Err(run)) => besides = run,
+                None => break,
             }
-            if waiting.is_over() {
+            // Somebody who says so does not wait for the end of a pause that this pod has begun itself.
+            let failed = want == Want::Anew && self.has_failed(target.hash);
+            if waiting.is_over() || (failed && besides.is_some()) {
                 break;
             }
             self.pause(target.hash).await;
         }
-        Next::Load(self.uncovered_run(target.lane))
+        let run = besides.unwrap_or_else(|| self.uncovered_run(target.lane));
+        Next::Load(LoadRun { previous, ..run })
     }
 
     /// A load without a lease: its outcome is not for the store.
-    pub(super) fn uncovered_run(&self, lane: Lane) -> LoadRun {
+    pub(super) fn uncovered_run(&self, lane: Lane) -> LoadRun<V> {
         let began = self.began(lane);
         LoadRun {
             rank: began.rank(),
             generation: began.generation,
             lease: None,
             queued: true,
+            previous: None,
         }
     }
 
@@ -281,7 +399,7 @@ where
     }
 
     /// One read of the store, no longer than `limit`; `None` if it is of no help.
-    async fn ask_store(
+    pub(super) async fn ask_store(
         &self,
         link: &dyn Link,
         target: &Target<K>,
@@ -332,13 +450,18 @@ where
         let Stored::Outcome(kind, header, payload) = stored else {
             return Look::Held(lease.token);
         };
-        let Some(left) = self.left_of(&header) else {
+        let now = self.bus().clock.now();
+        let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
         match self.decode(kind, &payload) {
-            Ok(outcome) if !self.is_poisoned(target) => {
-                Look::Found(self.keep_found(target, began, rank, &header, left, outcome))
-            }
+            Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
+                landed: self.keep_found(target, began, rank, &header, life, outcome),
+                token: header.lease.token,
+                phase: life(Duration::MAX).phase(now),
+                left: life(Duration::MAX).plain_left(now),
+                load_ms: load_ms(&header),
+            }),
             Ok(_) => Look::Absent(None),
             Err(reason) => {
                 self.note_unusable(target, &reason);
@@ -374,17 +497,30 @@ where
         }
     }
 
-    /// What is left of a stored outcome's life; `None` if nothing is.
-    fn left_of(&self, header: &Header) -> Option<Duration> {
-        if header.expires_ms == 0 {
-            return Some(Duration::MAX);
-        }
-        let now = self.bus().server_now()?;
-        let left = header
-            .expires_ms
-            .checked_sub(now)
-            .filter(|&left| left > 0)?;
-        Some(Duration::from_millis(left))
+    /// What is left of a stored outcome's life, here for so long at most; `None` if nothing is.
+    fn life_left(&self, header: &Header, now: Millis) -> Option<impl Fn(Duration) -> Life + Copy> {
+        let (fresh_until, ends, late) = if header.expires_ms == 0 {
+            (Millis::NEVER, Millis::NEVER, Duration::ZERO)
+        } else {
+            let server_now = self.bus().server_now()?;
+            let here = |then: u64| Millis((now.0 + then).saturating_sub(server_now));
+            let fresh_ms = match header.soft_expires_ms {
+                0 => header.expires_ms,
+                soft => soft.min(header.expires_ms),
+            };
+            let life = Duration::from_millis(fresh_ms.saturating_sub(header.loaded_ms));
+            let took = Duration::from_millis(load_ms(header).into());
+            let fresh_until = here(fresh_ms);
+            let ends = here(header.expires_ms);
+            if ends <= now {
+                return None;
+            }
+            // The grace of the pod that stored it, or this pod's, if that is less: then there is
+            // something that others may serve, and this pod may not.
+            let ends = ends.min(fresh_until + self.options.grace);
+            (fresh_until, ends, self.early_window(life, took))
+        };
+        Some(move |at_most: Duration| Life::new(fresh_until, late, ends.min(now + at_most)))
     }
 
     fn keep_found(
@@ -393,7 +529,7 @@ where
         began: &Began,
         rank: Rank,
         header: &Header,
-        left: Duration,
+        life: impl FnOnce(Duration) -> Life,
         outcome: Outcome<V, E>,
     ) -> Landed<V, E> {
         let now = self.bus().clock.now();
@@ -403,15 +539,15 @@ where
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
         let age = Duration::from_millis(age_ms);
         let landed = Landed::new(&outcome, Origin::Store, age, began.start);
-        let life = left.min(self.options.local_ttl);
-        if !life.is_zero() {
+        if !self.options.local_ttl.is_zero() {
             let slot = Slot {
                 value: outcome,
                 rank,
                 generation: began.generation,
                 load_start: began.start,
                 loaded: Millis(now.0.saturating_sub(age_ms)),
-                expires: now + life,
+                load_ms: load_ms(header),
+                life: life(self.options.local_ttl),
             };
             self.level.insert(
                 self.bus(),
@@ -422,75 +558,6 @@ where
             );
         }
         landed
-    }
-
-    /// Asks for the lease. `Some(Err(()))` if somebody else has it; `None` if the store is of no help.
-    async fn ask_lease(
-        &self,
-        link: &Arc<dyn Link>,
-        target: &Target<K>,
-        began: &Began,
-        unusable: Option<&[u8]>,
-    ) -> Option<Result<Next<V, E>, ()>> {
-        let token = crate::random::random();
-        let request = LeaseRequest {
-            token,
-            ttl: self.lease_ttl(),
-            unusable,
-            opening: self.bus().opening(),
-        };
-        // In place before the call: if this future is dropped, a lease that it was granted is freed.
-        let held = LeaseHeld::new(self.bus(), link, target, &self.name, token);
-        let lease = link.lease(target.place(&self.name), request);
-        let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
-        self.make_of_lease(target, began, held, reply.ok()?)
-    }
-
-    /// What an answer to the question for a lease means; as [`ask_lease`](Self::ask_lease).
-    pub(super) fn make_of_lease(
-        &self,
-        target: &Target<K>,
-        began: &Began,
-        held: LeaseHeld,
-        reply: LeaseReply,
-    ) -> Option<Result<Next<V, E>, ()>> {
-        let LeaseReply {
-            head,
-            floor,
-            server_ms,
-            state,
-        } = reply;
-        let rank = crate::coherence::rules::rank_of_head(began.view, &head);
-        match state {
-            LeaseState::Granted => {
-                let lease = Some(held.granted(head.at, server_ms, self.bus().clock.now()));
-                if rank.is_none() {
-                    self.bus().ask_for_poll();
-                }
-                Some(Ok(Next::Load(LoadRun {
-                    rank,
-                    generation: began.generation,
-                    lease,
-                    queued: false,
-                })))
-            }
-            LeaseState::Held => {
-                held.forget();
-                Some(Err(()))
-            }
-            LeaseState::Present(bytes) => {
-                held.forget();
-                let found = Found {
-                    head: Some(head),
-                    value: Some(bytes),
-                    floor: Some(floor),
-                };
-                match self.judge(target, began, found) {
-                    Look::Found(landed) => Some(Ok(Next::Land(landed))),
-                    _ => None,
-                }
-            }
-        }
     }
 
     /// How long a load may take before its lead ends.

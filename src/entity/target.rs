@@ -1,7 +1,7 @@
 //! A key on its way through the store, and what was known before the store was asked.
 
 use super::Inner;
-use crate::coherence::{Lane, Rank, View};
+use crate::coherence::{FlightMeta, Lane, Rank, View};
 use crate::key::{HashedKey, Key};
 use crate::store::Place;
 use crate::time::Millis;
@@ -31,6 +31,15 @@ impl<K> Target<K> {
         }
     }
 
+    /// The physical key beside this one where a refresh of the value with the token `over` is leased. No
+    /// key is named so: in a key's name a `%` stands before two hexadecimal digits.
+    pub(super) fn name_beside(&self, over: u64) -> Bytes {
+        let mut name = Vec::with_capacity(self.name.len() + 18);
+        name.extend_from_slice(&self.name);
+        name.extend_from_slice(format!("%~{over:016x}").as_bytes());
+        Bytes::from(name)
+    }
+
     pub(super) fn place<'a>(&'a self, entity: &'a str) -> Place<'a> {
         Place {
             lane: self.lane,
@@ -53,6 +62,15 @@ impl Began {
     /// The rank of a value that is loaded from the source from here on, whatever the store says.
     pub(super) fn rank(&self) -> Option<Rank> {
         self.view.map(|view| view.applied)
+    }
+
+    /// What a flight that begins here starts from.
+    pub(super) fn meta(&self) -> FlightMeta {
+        FlightMeta {
+            rank: self.rank().unwrap_or_default(),
+            start: self.start,
+            uncovered: self.view.is_none(),
+        }
     }
 }
 

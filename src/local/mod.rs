@@ -10,6 +10,7 @@
 //! holds one entry per hash: see [`StoredKey`]. A memo's key is an ordinary one, hashed by the map.
 
 mod key;
+mod life;
 #[cfg(feature = "moka")]
 mod moka;
 #[cfg(feature = "testing")]
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use quick_cache::Equivalent;
 
 use self::key::{ByHash, Prehashed, Query, StoredKey};
+pub(crate) use self::life::{Life, Phase};
 #[cfg(feature = "moka")]
 use self::moka::Moka;
 use self::quick::Quick;
@@ -78,8 +80,10 @@ pub(crate) struct Slot<T> {
     pub(crate) load_start: Millis,
     /// When the value was loaded from its source, for reporting its age.
     pub(crate) loaded: Millis,
-    /// When the value's time to live ends.
-    pub(crate) expires: Millis,
+    /// How long the load took, in milliseconds, saturating.
+    pub(crate) load_ms: u32,
+    /// When the value's time to live ends, and what comes before and after.
+    pub(crate) life: Life,
 }
 
 /// An entry's key as a map holds it. Maps compare and hash it under their locks.

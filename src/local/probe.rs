@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Capacity, Local, LocalEngine, Slot};
+use super::{Capacity, Life, Local, LocalEngine, Slot};
 use crate::coherence::Rank;
 use crate::time::Millis;
 
@@ -36,7 +36,8 @@ impl LocalProbe {
             generation: 0,
             load_start: Millis(0),
             loaded: Millis(0),
-            expires: Millis::NEVER,
+            load_ms: 0,
+            life: Life::until(Millis::NEVER),
         };
         self.0.insert(xxh3_64(key.as_bytes()), key, slot);
     }

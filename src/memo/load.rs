@@ -2,6 +2,7 @@
 
 use super::Inner;
 use super::level::{Guard, Landed, Slot, Waiter};
+use crate::entity::{LoadContext, Loaded};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Landing};
 use crate::tags::Dependency;
@@ -11,6 +12,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// A computation is dropped after so many load timeouts: the first caller gives up after one, and what
 /// takes a little longer than that must come to its end, or it would be begun again and again. Who
@@ -123,9 +125,16 @@ where
 
     async fn compute(&self, key: K, hash: u64, guard: Guard<K, V, E>) {
         let (began, dependency) = (Instant::now(), self.dependency(&key));
-        let outcome = self.loader.load(&key).await.map_err(Arc::new);
+        let cancelled = CancellationToken::new();
+        let dropped = cancelled.clone().drop_guard();
+        let context = LoadContext::with(key.clone(), None, cancelled);
+        let (outcome, said) = match self.loader.load(context).await {
+            Ok(Loaded { value, ttl }) => (Ok(Arc::unwrap_or_clone(value)), ttl),
+            Err(error) => (Err(Arc::new(error)), None),
+        };
+        dropped.disarm();
         self.counters.loaded(began.elapsed(), outcome.is_err());
-        self.remember(key, hash, &guard, dependency, &outcome);
+        self.remember((key, hash), &guard, dependency, &outcome, said);
         guard.land(Arc::new(outcome.map_err(CacheError::Load)));
     }
 
@@ -137,14 +146,14 @@ where
 
     fn remember(
         &self,
-        key: K,
-        hash: u64,
+        (key, hash): (K, u64),
         guard: &Guard<K, V, E>,
         dependency: Option<Dependency>,
         outcome: &Result<V, Arc<E>>,
+        said: Option<Ttl>,
     ) {
         let ttl = match outcome {
-            Ok(value) => (self.options.ttl)(&key, value),
+            Ok(value) => said.unwrap_or_else(|| (self.options.ttl)(&key, value)),
             Err(error) => match (self.options.error_ttl)(error) {
                 Some(life) if !life.is_zero() => Ttl::For(life),
                 _ => return, // what is remembered is better than an error that is not

@@ -181,12 +181,25 @@ pub enum LeaseState {
     Present(Bytes),
 }
 
-/// A fill under a lease.
+/// What a fill takes the place of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Replaces {
+    /// The lease that its load was granted.
+    #[default]
+    Lease,
+    /// The value that was there when its load began: a refresh.
+    Value,
+}
+
+/// A fill: of a key that was leased, or over a value that stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Fill<'a> {
-    /// The token the lease was granted with.
+    /// The token of what it takes the place of. For a lease, the one it was granted with; for a value,
+    /// the one that its envelope names.
     pub token: u64,
-    /// The epoch the lease was granted in.
+    /// Of which kind that is. Anything else under the key, with whatever token, refuses the fill.
+    pub replaces: Replaces,
+    /// The epoch that the lane was in when the load began.
     pub epoch: Epoch,
     /// The envelope to store.
     pub envelope: &'a [u8],
@@ -249,8 +262,8 @@ pub trait Link: Any + Send + Sync + 'static {
         request: LeaseRequest<'a>,
     ) -> BoxFuture<'a, StoreResult<LeaseReply>>;
 
-    /// Stores a value if the lease is still there and the epoch unchanged, and announces it if
-    /// somebody waits; whether it was stored. A refused fill may also be one that was stored before
+    /// Stores a value if what it [replaces](Fill::replaces) is still there and the epoch unchanged, and
+    /// announces it if somebody waits for the lease; whether it was stored. A refused fill may also be one that was stored before
     /// and repeated.
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>>;
 

@@ -13,6 +13,7 @@ pub(crate) struct Budget {
     pub writes: u8,
     pub clears: u8,
     pub flights: u8,
+    pub refreshes: u8,
     /// How often somebody who waits for another's load looks again.
     pub retries: u8,
     /// How often a call is repeated whose epoch nobody has come to know.

@@ -17,6 +17,8 @@ pub(crate) struct Flight {
     pub(super) meta: FlightMeta,
     /// Later readers start another one.
     pub(super) detached: bool,
+    /// It loads what is there anew, and nobody who misses joins it.
+    refresh: bool,
     generation: u32,
     view: Option<View>,
     stage: Stage,
@@ -33,6 +35,11 @@ enum Stage {
     Absent {
         unusable: Option<Bytes>,
     },
+    /// There is a value, with this token, and it is to be replaced. The lease that keeps other pods from
+    /// doing the same may be lost, so here it is not even asked for.
+    Standing {
+        token: u64,
+    },
     /// The answer to the lease is on its way.
     Leased {
         token: u64,
@@ -47,6 +54,8 @@ struct Lease {
     token: u64,
     epoch: Epoch,
     seq: u64,
+    /// The token of the value to replace, instead of a lease.
+    over: Option<u64>,
 }
 
 /// A fill on its way.
@@ -63,11 +72,14 @@ impl World {
             if self.would_board(config, pod, n, key) {
                 out.push(Event::Miss(n, key));
             }
+            if self.would_refresh(config, pod, n, key) {
+                out.push(Event::Refresh(n, key));
+            }
         }
         for (at, flight) in pod.flights.iter().enumerate() {
             let at = at as u8;
             let usable = pod.driver.is_usable();
-            let asks = matches!(flight.stage, Stage::Begun | Stage::Absent { .. });
+            let asks = flight.stage.asks();
             if usable || !asks {
                 out.push(Event::Flight(n, at));
             }
@@ -93,6 +105,7 @@ impl World {
         pod.flights.iter().position(|flight| {
             flight.key == key
                 && !flight.detached
+                && !flight.refresh
                 && config.rules().may_join(until, &flight.meta, now)
         })
     }
@@ -119,11 +132,36 @@ impl World {
         if !spend(&mut self.left.flights) {
             return false;
         }
+        self.take_off(config, n, key, false);
+        true
+    }
+
+    fn would_refresh(&self, config: &Config, pod: &Pod, n: u8, key: Key) -> bool {
+        let under_way = |flight: &Flight| flight.refresh && flight.key == key && !flight.detached;
+        self.left.refreshes > 0
+            && config.loaders & (1 << n) != 0
+            && !pod.flights.iter().any(under_way)
+    }
+
+    /// Somebody wants what is there loaded anew.
+    pub(super) fn refresh(&mut self, config: &Config, n: u8, key: Key) -> bool {
+        if self.running(n).is_none()
+            || !self.would_refresh(config, &self.pods[usize::from(n)], n, key)
+            || !spend(&mut self.left.refreshes)
+        {
+            return false;
+        }
+        self.take_off(config, n, key, true);
+        true
+    }
+
+    fn take_off(&mut self, config: &Config, n: u8, key: Key, refresh: bool) {
         // Whoever asks the store or the source misses nothing that was acknowledged before.
         let wants = self.acked(usize::from(key));
         let start = self.clock(config, &self.pods[usize::from(n)]);
         let pod = &mut self.pods[usize::from(n)];
-        for flight in pod.flights.iter_mut().filter(|flight| flight.key == key) {
+        let replaced = |flight: &&mut Flight| flight.key == key && flight.refresh == refresh;
+        for flight in pod.flights.iter_mut().filter(replaced) {
             flight.detached = true;
         }
         let mut flight = Flight {
@@ -134,6 +172,7 @@ impl World {
                 uncovered: true,
             },
             detached: false,
+            refresh,
             generation: 0,
             view: None,
             stage: Stage::Begun,
@@ -141,7 +180,6 @@ impl World {
         };
         flight.begin(pod);
         pod.flights.push(flight);
-        true
     }
 
     pub(super) fn step_flight(&mut self, config: &Config, n: u8, at: u8) -> bool {
@@ -153,12 +191,13 @@ impl World {
             return false;
         };
         let stage = match flight.stage.clone() {
-            Stage::Begun | Stage::Absent { .. } if !usable => return false,
+            ref stage if stage.asks() && !usable => return false,
             Stage::Begun => {
                 let key = physical(flight.key);
                 Stage::Found(self.server.read(place(flight.key, &key), self.now.0))
             }
             Stage::Found(found) => return self.judge(config, n, at, &found),
+            Stage::Standing { token } => self.replace(n, at, token),
             Stage::Absent { unusable } => self.lease(config, flight.key, unusable.as_deref()),
             Stage::Leased { token, reply } => return self.take_lease(config, n, at, token, &reply),
             Stage::Loading(lease) => Stage::Loaded(lease, self.source[usize::from(flight.key)]),
@@ -187,8 +226,7 @@ impl World {
         let Some(flight) = pod.flights.get_mut(usize::from(at)) else {
             return false;
         };
-        let asks = matches!(flight.stage, Stage::Begun | Stage::Absent { .. });
-        let may = asks && (config.bypass || !usable);
+        let may = flight.stage.asks() && (config.bypass || !usable);
         if may {
             flight.stage = Stage::Loading(None);
         }
@@ -200,12 +238,15 @@ impl World {
         let flight = &mut pod.flights[usize::from(at)];
         let poisoned = pod.clearing > 0 || pod.stripes[usize::from(flight.key)].poisoned > 0;
         let value = found.value.as_deref().and_then(read_value);
-        let place = value.map(|(epoch, seq, _)| (epoch, seq));
+        let place = value.map(|(_, epoch, seq, _)| (epoch, seq));
         let verdict = config
             .rules()
             .judge(flight.view, found.head.as_ref(), place, found.floor);
         match (verdict, value) {
-            (Verdict::Usable(rank), Some((_, _, version))) if !poisoned => {
+            (Verdict::Usable(_), Some((token, ..))) if flight.refresh && !poisoned => {
+                flight.stage = Stage::Standing { token };
+            }
+            (Verdict::Usable(rank), Some((.., version))) if !poisoned => {
                 flight.meta.rank = flight.meta.rank.max(rank);
                 return self.land(config, n, at, version);
             }
@@ -223,6 +264,27 @@ impl World {
             }
         }
         true
+    }
+
+    /// Begins to load what is to take the place of the value with this token. What the store says of the
+    /// lane at that moment is what the load will reflect.
+    fn replace(&mut self, n: u8, at: u8, over: u64) -> Stage {
+        let token = self.draw();
+        let key = self.pods[usize::from(n)].flights[usize::from(at)].key;
+        let name = physical(key);
+        let Some(head) = self.server.read(place(key, &name), self.now.0).head else {
+            return Stage::Loading(None);
+        };
+        let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
+        if let Some(rank) = rank_of_head(flight.view, &head) {
+            flight.meta.rank = flight.meta.rank.max(rank);
+        }
+        Stage::Loading(Some(Lease {
+            token,
+            epoch: head.at.epoch,
+            seq: head.at.seq,
+            over: Some(over),
+        }))
     }
 
     fn lease(&mut self, config: &Config, key: Key, unusable: Option<&[u8]>) -> Stage {
@@ -268,6 +330,7 @@ impl World {
                     token,
                     epoch: reply.head.at.epoch,
                     seq: reply.head.at.seq,
+                    over: None,
                 }))
             }
             // Waits for the fill as long as it likes, then looks again or loads by itself.
@@ -320,7 +383,11 @@ impl World {
         };
         let (name, envelope, mut hints) = (physical(key), write_value(lease, version), Vec::new());
         let fill = store::Fill {
-            token: lease.token,
+            token: lease.over.unwrap_or(lease.token),
+            replaces: match lease.over {
+                Some(_) => store::Replaces::Value,
+                None => store::Replaces::Lease,
+            },
             epoch: lease.epoch,
             envelope: &envelope,
             ttl: None,
@@ -339,12 +406,22 @@ impl World {
     pub(super) fn in_store(&self, config: &Config, pod: &Pod, key: Key) -> Option<Version> {
         let name = physical(key);
         let found = self.server.read(place(key, &name), self.now.0);
-        let (epoch, seq, version) = read_value(found.value.as_deref()?)?;
+        let (_, epoch, seq, version) = read_value(found.value.as_deref()?)?;
         let (view, place) = (pod.lane.view(), Some((epoch, seq)));
         let verdict = config
             .rules()
             .judge(view, found.head.as_ref(), place, found.floor);
         matches!(verdict, Verdict::Usable(_)).then_some(version)
+    }
+}
+
+impl Stage {
+    /// Whether the next step is a call of the store.
+    fn asks(&self) -> bool {
+        matches!(
+            self,
+            Self::Begun | Self::Absent { .. } | Self::Standing { .. }
+        )
     }
 }
 
@@ -368,9 +445,10 @@ fn write_value(lease: Lease, version: Version) -> Vec<u8> {
     out
 }
 
-fn read_value(bytes: &[u8]) -> Option<(Epoch, u64, Version)> {
+fn read_value(bytes: &[u8]) -> Option<(u64, Epoch, u64, Version)> {
     let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let version = bytes.get(FRONT_LEN..)?.try_into().ok()?;
-    let value = (Epoch(word(12)?), word(20)?, Version::from_be_bytes(version));
+    let version = Version::from_be_bytes(version);
+    let value = (word(4)?, Epoch(word(12)?), word(20)?, version);
     (bytes[2] == VALUE).then_some(value)
 }

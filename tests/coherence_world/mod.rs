@@ -53,6 +53,8 @@ pub(crate) enum Event {
     Advance(u16),
     /// A reader that finds nothing to serve joins the flight of its key, or starts one.
     Miss(PodId, Key),
+    /// Somebody wants what is there loaded anew.
+    Refresh(PodId, Key),
     /// A flight takes its next step: read the store, judge, take a lease, load, land.
     Flight(PodId, u8),
     /// A flight goes on without the store.
@@ -301,6 +303,7 @@ impl World {
         match event {
             E::Advance(ms) => self.advance(config, u64::from(ms)),
             E::Miss(pod, key) => self.miss(config, pod, key),
+            E::Refresh(pod, key) => self.refresh(config, pod, key),
             E::Flight(pod, at) => self.step_flight(config, pod, at),
             E::Bypass(pod, at) => self.bypass(config, pod, at),
             E::Fill(at) => self.fill(config, at),

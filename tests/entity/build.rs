@@ -64,6 +64,21 @@ async fn options_out_of_range_are_named() {
         option(named("a").max_unleased_loads(usize::MAX)),
         "max_unleased_loads"
     );
+    assert_eq!(option(named("a").retry_after(zero)), "retry_after");
+    let (soft, second) = (Duration::from_millis(50), Duration::from_secs(1));
+    let ahead = || named("a").grace(second).refresh(tidings::Refresh::Ahead);
+    for (useless, why) in [
+        (named("a").soft_timeout(soft), "no grace"),
+        (named("a").grace(second).soft_timeout(soft), "never waits"),
+        (ahead().soft_timeout(zero), "zero"),
+        (
+            ahead().load_timeout(second).soft_timeout(second),
+            "not below the hard one",
+        ),
+    ] {
+        assert_eq!(option(useless), "soft_timeout", "{why}");
+    }
+    ahead().soft_timeout(soft).build().unwrap();
     assert_eq!(option(named("a").max_batch(0)), "max_batch");
     for jitter in [1.0, 1.5, -0.1, f64::NAN, f64::INFINITY] {
         assert_eq!(option(named("a").jitter(jitter)), "jitter", "{jitter}");

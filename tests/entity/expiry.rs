@@ -1,48 +1,8 @@
 //! When lives end, to the millisecond: on the embedded store, with one clock that the test moves.
 
-use crate::bed::{Bed, Numbers, Pod, eventually};
-use crate::source::Source;
-use std::time::Duration;
-use tidings::store::Memory;
-use tidings::{Clock, Millis, Origin, Ttl};
-
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-
-/// Pods and store on one manual clock.
-struct Lab {
-    bed: Bed,
-    clock: Clock,
-    source: Source,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let clock = Clock::manual(Millis(1_000_000));
-        Self {
-            bed: Bed::on(Memory::new().with_clock(clock.clone())),
-            clock,
-            source: Source::new(),
-        }
-    }
-
-    async fn pod(&self) -> Pod {
-        self.bed
-            .pod_with(|builder| builder.clock(self.clock.clone()))
-            .await
-    }
-
-    /// Moves the time, and waits until the pods know that they missed nothing.
-    async fn pass(&self, time: Duration, pods: &[&Pod]) {
-        self.clock.advance(time);
-        for pod in pods {
-            eventually("a poll of the new time", async || {
-                pod.cache.health().confirmed == Some(Duration::ZERO)
-            })
-            .await;
-        }
-    }
-}
+use crate::bed::{Numbers, Pod};
+use crate::lab::{Lab, MS, SECOND};
+use tidings::{Origin, Ttl};
 
 async fn origin(numbers: &Numbers, key: u64) -> Origin {
     numbers.get_with(&key).await.unwrap().origin

@@ -25,6 +25,7 @@ macro_rules! on_both_stores {
 }
 
 mod bed;
+mod lab;
 mod source;
 mod wire;
 
@@ -34,14 +35,18 @@ mod cancel;
 mod closing;
 #[cfg(all(feature = "lz4", feature = "zstd"))]
 mod compressed;
+mod context;
 mod expiry;
 mod flights;
+mod grace;
+mod grace_many;
 mod invalidation;
 mod many;
 mod many_trouble;
 mod outcomes;
 mod races;
 mod reads;
+mod refresh;
 #[cfg(all(feature = "lz4", feature = "seal"))]
 mod sealed;
 mod trouble;

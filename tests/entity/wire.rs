@@ -10,7 +10,7 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, RoomLink, Store, StoreResult,
+    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
 };
 use tokio::sync::watch;
 
@@ -405,6 +405,7 @@ impl Hand {
         let reply = self.link.lease(at.place(), request).await.unwrap();
         let fill = Fill {
             token: 77,
+            replaces: Replaces::Lease,
             epoch: reply.head.at.epoch,
             envelope: bytes,
             ttl: Some(Duration::from_secs(60)),

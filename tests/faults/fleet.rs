@@ -298,7 +298,7 @@ async fn read(
                 start,
                 version: *served.value,
                 origin: served.origin,
-                bound: served.bound,
+                bound: served.bound().expect("nothing here has grace"),
             }),
             Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
         }

@@ -4,7 +4,7 @@ use crate::bed::{Answer, Bed, Refused};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tidings::{CacheError, Clock, DEFAULT_TTL, Ttl};
+use tidings::{CacheError, Clock, DEFAULT_TTL, LoadContext, Loaded, Loader, Ttl};
 
 #[tokio::test]
 async fn a_value_is_computed_once_and_remembered() {
@@ -196,4 +196,33 @@ async fn time_is_the_caches() {
     numbers.get(&1).await.unwrap();
     Clock::default().advance(Duration::from_secs(1 << 30));
     assert!(numbers.peek(&1).is_some());
+}
+
+/// Says how long its outcome is to be kept.
+struct Sayer;
+
+impl Loader<u32> for Sayer {
+    type Value = u32;
+    type Error = Infallible;
+
+    async fn load(&self, _: &u32) -> Result<u32, Infallible> {
+        unreachable!("memos call `load_with`")
+    }
+
+    async fn load_with(&self, load: LoadContext<u32, u32>) -> Result<Loaded<u32>, Infallible> {
+        assert!(load.previous().is_none());
+        Ok(Loaded::new(*load.key()).ttl(Duration::from_millis(5)))
+    }
+}
+
+#[tokio::test]
+async fn what_a_loader_says_of_the_ttl_comes_first() {
+    let bed = Bed::new().await;
+    let memo = bed.cache.memo("said", Sayer).ttl(Ttl::Forever);
+    let memo = memo.build().unwrap();
+    assert_eq!(memo.get(&7).await.unwrap(), 7);
+    bed.pass(4);
+    assert_eq!(memo.peek(&7), Some(7));
+    bed.pass(1);
+    assert_eq!(memo.peek(&7), None);
 }

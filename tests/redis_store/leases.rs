@@ -3,7 +3,7 @@
 use super::{Admin, LANE, OPENING, OTHER_OPENING, Pod, envelope, place};
 use std::time::Duration;
 use tidings::coherence::{Epoch, Kind};
-use tidings::store::{Fill, LeaseRequest, LeaseState};
+use tidings::store::{Fill, LeaseRequest, LeaseState, Replaces};
 
 #[tokio::test]
 async fn one_caller_gets_the_lease_and_the_next_hears_that_it_is_held() {
@@ -200,6 +200,7 @@ async fn a_fill_lives_as_long_as_it_says() {
         pod.lease("k", 1).await;
         let fill = Fill {
             token: 1,
+            replaces: Replaces::Lease,
             epoch: OPENING.epoch,
             envelope: b"value",
             ttl,

@@ -19,7 +19,7 @@ use tidings::coherence::{Epoch, Head, Hint, Lane, Nonce};
 use tidings::error::StoreErrorKind;
 use tidings::store::{
     Fill, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged, Namespace, Opening, Place,
-    Redis, Store, StoreResult,
+    Redis, Replaces, Store, StoreResult,
 };
 use tidings::testing::RedisServer;
 
@@ -125,6 +125,7 @@ impl Pod {
     ) -> StoreResult<bool> {
         let fill = Fill {
             token,
+            replaces: Replaces::Lease,
             epoch,
             envelope,
             ttl: Some(Duration::from_secs(60)),

@@ -5,7 +5,9 @@ use super::{LEASE_TTL, OTHER_OPENING, Pod, connect, envelope, place};
 use std::sync::Arc;
 use tidings::coherence::Lane;
 use tidings::error::StoreErrorKind;
-use tidings::store::{Fill, LeaseReply, LeaseRequest, LeaseState, Link, Place, StoreResult};
+use tidings::store::{
+    Fill, LeaseReply, LeaseRequest, LeaseState, Link, Place, Replaces, StoreResult,
+};
 
 const MANY: usize = 300;
 
@@ -29,6 +31,7 @@ async fn fill(pod: &Pod, places: &[Place<'_>]) -> Vec<StoreResult<bool>> {
     let envelope = envelope(at.epoch, at.seq);
     let fill = Fill {
         token: 7,
+        replaces: Replaces::Lease,
         epoch: at.epoch,
         envelope: &envelope,
         ttl: None,

@@ -69,6 +69,19 @@ fn h1_a_fill_without_a_lease_brings_the_old_value_back() {
     is_needed(Mechanism::LeaseFence, calm(), stored);
 }
 
+/// The same for a fill that takes the place of a value: scenario 38.
+#[test]
+fn h1_a_refresh_that_replaces_anything_brings_the_old_value_back() {
+    let config = Config {
+        loaders: 0b11,
+        ..with(|budget| {
+            budget.flights = 0;
+            budget.refreshes = 20;
+        })
+    };
+    is_needed(Mechanism::LeaseFence, config, stored);
+}
+
 #[test]
 fn h2_a_load_that_raced_an_invalidation_would_be_kept() {
     is_needed(Mechanism::InsertStamp, calm(), hit);

@@ -74,6 +74,7 @@ fn anything() -> Config {
         budget: Budget {
             writes: 9,
             flights: 9,
+            refreshes: 9,
             polls: ENDLESS,
             connects: ENDLESS,
             attempts: ENDLESS,

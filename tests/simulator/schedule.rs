@@ -66,7 +66,7 @@ impl Taste {
         use Event as E;
         match event {
             E::Advance(_) => self.time,
-            E::Miss(..) | E::Look(..) | E::Read(..) => self.reads,
+            E::Miss(..) | E::Refresh(..) | E::Look(..) | E::Read(..) => self.reads,
             E::Flight(..) | E::Bypass(..) | E::Fill(_) => self.flights,
             E::Commit(..) | E::Clear(_) => self.writes,
             E::Invalidation(..) => self.calls,
@@ -222,6 +222,7 @@ fn any_config(random: &mut Random) -> Config {
         writes: 1 + few(4, 1),
         clears: few(2, 4),
         flights: 4 + few(20, 1),
+        refreshes: few(6, 1),
         retries: few(20, 2),
         attempts: ENDLESS,
         looks: few(8, 2),

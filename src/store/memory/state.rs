@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
-use crate::store::{Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled};
+use crate::store::{
+    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces,
+};
 
 /// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
 /// same process to catch up after its queue of hints ran over.
@@ -167,7 +169,7 @@ impl MemoryState {
         }
     }
 
-    /// Stores a value under its lease; whether it was stored.
+    /// Stores a value in place of its lease or of the value it refreshes; whether it was stored.
     pub fn fill(
         &mut self,
         place: Place<'_>,
@@ -178,7 +180,11 @@ impl MemoryState {
         let Some(mut step) = self.step_if_used(place.lane, now_ms, hints) else {
             return false;
         };
-        let waited = match (step.lane.head, step.leased(place.key, fill.token)) {
+        let replaced = match fill.replaces {
+            Replaces::Lease => step.leased(place.key, fill.token),
+            Replaces::Value => step.holds_value(place.key, fill.token).then_some(false),
+        };
+        let waited = match (step.lane.head, replaced) {
             (Some(head), Some(waited)) if head.at.epoch == fill.epoch => waited,
             _ => return false,
         };

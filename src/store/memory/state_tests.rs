@@ -55,6 +55,7 @@ fn fill(state: &mut MemoryState, token: u64, head: Head) -> bool {
     let envelope = value(head);
     let fill = Fill {
         token,
+        replaces: Replaces::Lease,
         epoch: head.at.epoch,
         envelope: &envelope,
         ttl: None,

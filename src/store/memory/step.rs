@@ -192,6 +192,14 @@ impl Step<'_> {
         }
     }
 
+    /// Whether the value with this token is there.
+    pub(super) fn holds_value(&self, key: &[u8], token: u64) -> bool {
+        let bytes = self.lane.values.get(key, self.now_ms);
+        bytes
+            .and_then(|bytes| Front::read(bytes))
+            .is_some_and(|front| front.state == State::Value && front.token == token)
+    }
+
     pub(super) fn store(&mut self, key: &[u8], bytes: Bytes, ttl: Option<Duration>) {
         let (now_ms, capacity) = (self.now_ms, self.capacity);
         self.lane.values.insert(key, bytes, ttl, now_ms, capacity);

@@ -4,7 +4,7 @@ use super::*;
 use crate::Millis;
 use crate::coherence::{Epoch, Lane, Nonce};
 use crate::error::StoreErrorKind;
-use crate::store::{Fill, LeaseReply, LeaseRequest, LeaseState, Link, Opening, Place};
+use crate::store::{Fill, LeaseReply, LeaseRequest, LeaseState, Link, Opening, Place, Replaces};
 use std::future::poll_fn;
 use std::time::Duration;
 
@@ -156,6 +156,7 @@ async fn hints_are_lost_and_reads_are_damaged_on_demand() {
     let head = ask(&link, PLACE.key, 1).await.unwrap().head;
     let fill = Fill {
         token: 1,
+        replaces: Replaces::Lease,
         epoch: head.at.epoch,
         envelope: &[1, 2],
         ttl: None,

@@ -10,7 +10,7 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    RawLink, RoomLink, StoreResult,
+    RawLink, Replaces, RoomLink, StoreResult,
 };
 use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
@@ -111,6 +111,10 @@ impl RedisLink {
         for (place, fill) in fills {
             call.arg(&word(place.hash)).arg(&word(fill.token));
             call.arg(&word(fill.epoch.0)).arg(fill.envelope);
+            call.arg(match fill.replaces {
+                Replaces::Lease => "L",
+                Replaces::Value => "V",
+            });
             match fill.ttl {
                 Some(ttl) => call.arg(millis(ttl)),
                 None => call.arg(""),

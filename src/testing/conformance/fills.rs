@@ -108,6 +108,63 @@ pub async fn a_repeated_fill_is_refused(harness: &Harness) {
     assert_eq!(probe.read(KEY).await.value, Some(value(lease)));
 }
 
+/// A fill may take the place of the value that its load found, with a token of its own.
+pub async fn a_refresh_replaces_the_value_it_names(harness: &Harness) {
+    let probe = harness.probe().await;
+    let old = probe.lease(KEY).await;
+    assert!(probe.fill(KEY, old, &value(old)).await);
+    let new = probe.load(LANE).await;
+    assert!(!probe.refresh(KEY, new.token, new).await, "it names itself");
+    assert!(probe.refresh(KEY, old.token, new).await);
+    assert_eq!(probe.read(KEY).await.value, Some(value(new)));
+}
+
+/// An invalidation during a refresh makes its result unwelcome, whether or not the key was filled anew.
+pub async fn a_refresh_that_raced_an_invalidation_is_refused(harness: &Harness) {
+    let probe = harness.probe().await;
+    let old = probe.lease(KEY).await;
+    assert!(probe.fill(KEY, old, &value(old)).await);
+    let late = probe.load(LANE).await;
+    probe.invalidate(&[KEY]).await;
+    assert!(!probe.refresh(KEY, old.token, late).await);
+    assert_eq!(probe.read(KEY).await.value, None);
+    let bytes = probe.put(KEY).await;
+    assert!(!probe.refresh(KEY, old.token, late).await);
+    assert_eq!(probe.read(KEY).await.value, Some(bytes));
+}
+
+/// A fence during a refresh makes its result unwelcome, though the value is still there.
+pub async fn a_refresh_after_a_fence_is_refused(harness: &Harness) {
+    let probe = harness.probe().await;
+    let old = probe.lease(KEY).await;
+    assert!(probe.fill(KEY, old, &value(old)).await);
+    let late = probe.load(LANE).await;
+    probe.fence(late.head.at.epoch).await;
+    assert!(!probe.refresh(KEY, old.token, late).await);
+    assert_ne!(probe.read(KEY).await.value, Some(value(late)));
+}
+
+/// Whoever refreshes first has changed the token that the other one names.
+pub async fn of_two_refreshes_of_one_value_the_second_is_refused(harness: &Harness) {
+    let probe = harness.probe().await;
+    let old = probe.lease(KEY).await;
+    assert!(probe.fill(KEY, old, &value(old)).await);
+    let (first, second) = (probe.load(LANE).await, probe.load(LANE).await);
+    assert!(probe.refresh(KEY, old.token, first).await);
+    assert!(!probe.refresh(KEY, old.token, second).await);
+    assert!(!probe.refresh(KEY, old.token, first).await, "repeated");
+    assert_eq!(probe.read(KEY).await.value, Some(value(first)));
+}
+
+/// Who loads a key that is leased to somebody else has no value to name.
+pub async fn a_refresh_replaces_no_lease(harness: &Harness) {
+    let probe = harness.probe().await;
+    let lease = probe.lease(KEY).await;
+    let new = probe.load(LANE).await;
+    assert!(!probe.refresh(KEY, lease.token, new).await);
+    assert!(probe.fill(KEY, lease, &value(lease)).await);
+}
+
 /// After a release the next caller is granted the lease at once.
 pub async fn a_release_frees_the_key(harness: &Harness) {
     let probe = harness.probe().await;

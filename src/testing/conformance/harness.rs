@@ -5,7 +5,7 @@ use crate::random::random;
 use crate::store::memory::layout::{Front, State};
 use crate::store::{
     Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged, Namespace,
-    Opening, Place, Store,
+    Opening, Place, Replaces, Store,
 };
 use bytes::Bytes;
 use std::future::poll_fn;
@@ -207,11 +207,32 @@ impl Probe<'_> {
     ) -> bool {
         let fill = Fill {
             token: lease.token,
+            replaces: Replaces::Lease,
             epoch: lease.head.at.epoch,
             envelope,
             ttl,
         };
         self.link.fill(place, fill).await.expect("fill")
+    }
+
+    /// Stores what was loaded as `new` over the value with the token `old`.
+    pub(super) async fn refresh(&self, place: Place<'_>, old: u64, new: Lease) -> bool {
+        let fill = Fill {
+            token: old,
+            replaces: Replaces::Value,
+            epoch: new.head.at.epoch,
+            envelope: &value(new),
+            ttl: Some(LONG),
+        };
+        self.link.fill(place, fill).await.expect("fill")
+    }
+
+    /// What a load that begins now without a lease of `place` would be stored as.
+    pub(super) async fn load(&self, lane: Lane) -> Lease {
+        Lease {
+            token: self.names.name(),
+            head: self.touch(lane).await,
+        }
     }
 
     /// Leases and fills; gives what was stored.

@@ -2,7 +2,7 @@
 
 use super::harness::{ENTITY, Harness, KEY, LANE, LONG, Lease, Probe, place, value};
 use crate::coherence::{Kind, Lane};
-use crate::store::{Fill, LeaseReply, LeaseRequest, LeaseState, Place};
+use crate::store::{Fill, LeaseReply, LeaseRequest, LeaseState, Place, Replaces};
 
 /// More than any store takes in one piece.
 const MANY: usize = 300;
@@ -47,6 +47,7 @@ impl Probe<'_> {
             .map(|(at, lease, envelope)| {
                 let fill = Fill {
                     token: lease.token,
+                    replaces: Replaces::Lease,
                     epoch: lease.head.at.epoch,
                     envelope,
                     ttl: Some(LONG),
@@ -102,6 +103,52 @@ pub async fn many_keys_are_leased_filled_and_read_as_each_alone(harness: &Harnes
                 assert_eq!(Some(reply.state), found.value.map(LeaseState::Present));
             }
         }
+    }
+}
+
+/// Fills of leases and fills over values go together; each takes the place of its own kind alone.
+pub async fn of_many_fills_each_replaces_what_it_says(harness: &Harness) {
+    let probe = harness.probe().await;
+    let names = names();
+    let places = places(&names);
+    let mut loads = Vec::new();
+    for (n, at) in places.iter().enumerate() {
+        let there = probe.lease(*at).await;
+        let (over, new) = match n % 2 {
+            0 => (there, there),
+            _ => {
+                assert!(probe.fill(*at, there, &value(there)).await);
+                (there, probe.load(at.lane).await)
+            }
+        };
+        loads.push((*at, over, new, value(new)));
+    }
+    for right in [false, true] {
+        let fills = loads
+            .iter()
+            .enumerate()
+            .map(|(n, (at, over, new, envelope))| {
+                let replaces = match (n % 2 == 0) == right {
+                    true => Replaces::Lease,
+                    false => Replaces::Value,
+                };
+                let fill = Fill {
+                    token: over.token,
+                    replaces,
+                    epoch: new.head.at.epoch,
+                    envelope,
+                    ttl: Some(LONG),
+                };
+                (*at, fill)
+            });
+        let fills: Vec<_> = fills.collect();
+        for (n, stored) in (0..).zip(probe.link.fill_many(&fills).await) {
+            assert_eq!(stored.expect("fill_many"), right, "fill {n}");
+        }
+    }
+    for ((at, _, _, envelope), found) in loads.iter().zip(probe.link.read_many(&places).await) {
+        let found = found.expect("read_many").value;
+        assert_eq!(found.as_ref(), Some(envelope), "{at:?}");
     }
 }
 

@@ -92,6 +92,11 @@ macro_rules! __store_claims {
             a_fill_after_a_fence_is_refused
             a_fill_with_another_token_is_refused
             a_repeated_fill_is_refused
+            a_refresh_replaces_the_value_it_names
+            a_refresh_that_raced_an_invalidation_is_refused
+            a_refresh_after_a_fence_is_refused
+            of_two_refreshes_of_one_value_the_second_is_refused
+            a_refresh_replaces_no_lease
             a_release_frees_the_key
             a_release_with_another_token_frees_nothing
             a_present_value_wins_over_the_lease
@@ -107,6 +112,7 @@ macro_rules! __store_claims {
             two_namespaces_share_nothing
             // Many keys.
             many_keys_are_leased_filled_and_read_as_each_alone
+            of_many_fills_each_replaces_what_it_says
             a_key_named_twice_is_granted_once
             no_keys_are_no_answers
             unusable_bytes_are_those_of_their_own_key

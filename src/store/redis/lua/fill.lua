@@ -1,11 +1,13 @@
--- KEYS[2..] values; from ARGV[3] on, five for each: hash, token, epoch, envelope, and milliseconds,
--- empty if it does not expire. Answers for each whether it was stored.
+-- KEYS[2..] values; from ARGV[3] on, six for each: hash, token, epoch, envelope, what it takes the place
+-- of (L a lease or V a value), and milliseconds, empty if it does not expire. Answers for each whether
+-- it was stored.
 local head = head_bytes()
 
-local function fill(key, hash, token, epoch, envelope, ms)
+local function fill(key, hash, token, epoch, envelope, replaces, ms)
   if not head or head:sub(1, 8) ~= epoch then return 0 end
-  local lease, waited = lease_of(key)
-  if lease ~= token then return 0 end
+  local there, waited
+  if replaces == 'V' then there = value_of(key) else there, waited = lease_of(key) end
+  if there ~= token then return 0 end
   if ms ~= '' then
     redis.call('SET', key, envelope, 'PX', ms)
   else
@@ -17,7 +19,7 @@ end
 
 local answers = {}
 for i = 2, #KEYS do
-  local at = 5 * i - 7
-  answers[i - 1] = fill(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+  local at = 6 * i - 9
+  answers[i - 1] = fill(KEYS[i], unpack(ARGV, at, at + 5))
 end
 return answers

@@ -26,12 +26,23 @@ local function head_bytes()
   if type(bytes) == 'string' and #bytes == 56 then return bytes end
 end
 
+-- The state of what stands under `key`, its token, and its fourth byte; nil if it is nothing of ours.
+local function front_of(key)
+  local bytes = redis.pcall('GETRANGE', key, 0, 27)
+  if type(bytes) ~= 'string' or #bytes < 28 or bytes:byte(1) ~= MAGIC then return nil end
+  return bytes:byte(3), bytes:sub(5, 12), bytes:byte(4)
+end
+
 -- The token of the lease under `key` and whether somebody waits for it; nil if there is no lease.
 local function lease_of(key)
-  local bytes = redis.pcall('GETRANGE', key, 0, 27)
-  if type(bytes) ~= 'string' or #bytes < 28 then return nil end
-  if bytes:byte(1) ~= MAGIC or bytes:byte(3) ~= LEASE then return nil end
-  return bytes:sub(5, 12), bytes:byte(4) == 1
+  local state, token, waited = front_of(key)
+  if state == LEASE then return token, waited == 1 end
+end
+
+-- The token of the value under `key`; nil if there is none.
+local function value_of(key)
+  local state, token = front_of(key)
+  if state == VALUE or state == ABSENT then return token end
 end
 
 -- Tells the waiters for `hash` to look again.
