@@ -310,7 +310,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     }
 
     /// How many loads run at the same time while the store cannot coordinate them between pods:
-    /// [`DEFAULT_UNLEASED_LOADS`] if not set. Protects the source while the store is away.
+    /// [`DEFAULT_UNLEASED_LOADS`] if not set. Protects the source while the store is away. As many
+    /// refreshes that nobody waits for run at the same time, too.
     pub fn max_unleased_loads(mut self, loads: usize) -> Self {
         self.unleased_loads = loads;
         self
@@ -401,6 +402,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             batches: self.batches,
             options: self.options,
             limiter: Semaphore::new(self.unleased_loads),
+            refresh_turns: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
             attempts: Attempts::default(),
             unusable_log: LogGate::default(),

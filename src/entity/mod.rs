@@ -67,6 +67,8 @@ struct Inner<K, V, E> {
     options: Options<K, V, E>,
     /// Loads that no lease coordinates.
     limiter: Semaphore,
+    /// Refreshes that nobody waits for.
+    refresh_turns: Semaphore,
     usual_load: UsualLoad,
     attempts: Attempts,
     unusable_log: LogGate,

@@ -280,13 +280,25 @@ where
         let (this, target) = (Arc::clone(self), Arc::clone(target));
         let (abandoned, limit) = (guard.abandoned(), self.lead_limit());
         let closing = self.bus().closing.clone();
-        self.bus().spawn(async move {
+        let run = async move {
+            // Nobody waits for it, so it takes its turn: a list of stale keys is no flood of loads. Its time
+            // and its lease begin after that.
+            let _turn = match want {
+                Want::Renewed => this.refresh_turns.acquire().await.ok(),
+                Want::Read | Want::Anew => None,
+            };
             tokio::select! {
                 biased;
                 () = this.lead_refresh(&target, guard, want) => {}
-                () = closing.cancelled() => {}
                 () = abandoned => this.attempts.clear(target.hash),
                 () = sleep(limit) => this.note_failure(&target, StaleReason::LoadTimedOut),
+            }
+        };
+        self.bus().spawn(async move {
+            tokio::select! {
+                biased;
+                () = run => {}
+                () = closing.cancelled() => {}
             }
         });
     }

@@ -57,6 +57,28 @@ async fn stale_keys_of_a_list_are_served_at_once_and_refreshed_behind(bed: Bed) 
     }
 }
 
+/// A list of many stale keys is no flood of loads.
+async fn refreshes_behind_a_list_take_turns(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let keys: Vec<u64> = (0..40).map(|n| 2 * n + 1).collect();
+    let numbers = graced(&pod, &source).max_unleased_loads(4).build().unwrap();
+    keys.iter().for_each(|key| source.commit(*key, 1));
+    values(&numbers, &keys).await;
+    let filled = Instant::now();
+    eventually("their lives end", async || filled.elapsed() > 2 * BRIEF).await;
+    keys.iter().for_each(|key| source.commit(*key, 2));
+    source.hold();
+    assert_eq!(values(&numbers, &keys).await, [1; 40]);
+    running(&source, 4).await;
+    source.let_go();
+    eventually("all are refreshed", async || {
+        values(&numbers, &keys).await == [2; 40]
+    })
+    .await;
+    assert!(source.peak() <= 4, "{} at once", source.peak());
+}
+
 async fn ahead_stale_keys_of_a_list_are_replaced_together(bed: Bed) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
@@ -171,6 +193,7 @@ async fn an_invalidated_key_of_a_list_is_never_served_stale(bed: Bed) {
 
 on_both_stores!(
     stale_keys_of_a_list_are_served_at_once_and_refreshed_behind,
+    refreshes_behind_a_list_take_turns,
     ahead_stale_keys_of_a_list_are_replaced_together,
     ahead_a_list_falls_back_on_what_is_stale_where_loads_fail,
     ahead_a_batch_that_panics_leaves_what_is_stale,
