@@ -191,6 +191,10 @@ mod pages {
     mod entity {}
     #[doc = include_str!("../docs/grace.md")]
     mod grace {}
+    #[doc = include_str!("../docs/coming-from.md")]
+    mod coming_from {}
+    #[doc = include_str!("../docs/from-moka-and-redis.md")]
+    mod from_moka_and_redis {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
     #[doc = include_str!("../docs/memo.md")]
