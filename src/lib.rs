@@ -151,7 +151,7 @@ mod time;
 mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
-pub use bus::{Health, InvalidateError, Pending, Stamp, StoreState};
+pub use bus::{Health, InvalidateError, ParseStampError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{

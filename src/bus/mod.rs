@@ -16,11 +16,11 @@ mod driver;
 mod health;
 mod listen;
 
-pub use calls::{InvalidateError, Pending, Stamp};
+pub use calls::{InvalidateError, ParseStampError, Pending, Stamp};
 pub use health::{Health, StoreState};
 pub(crate) use listen::{Listener, Liveness};
 
-use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Rank, Rules, View, Word};
+use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::random::random;
@@ -68,6 +68,10 @@ impl Default for Timing {
         }
     }
 }
+
+/// How often, and for how long each time, a reader waits for the epoch of its stamp.
+const REACH_SYNCS: usize = 5;
+const REACH_LIMIT: Duration = Duration::from_millis(100);
 
 /// L, the length of a confirmation: a heartbeat, a poll and some slack.
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
@@ -405,6 +409,40 @@ impl Bus {
             .iter()
             .map(|cell| cell.until.load(Ordering::Acquire));
         self.liveness.confirm(lanes.min().unwrap_or_default());
+    }
+
+    /// Carries out for one key what is logged on its lane up to `at`, as a hint that came ahead of others
+    /// would. False if that is in an epoch which is not followed.
+    pub(crate) fn carry_out_up_to(&self, lane: Lane, hash: u64, at: Position) -> bool {
+        let state = lock(&self.cell(lane).state);
+        let Some(view) = state.view().filter(|view| view.epoch == at.epoch) else {
+            return false;
+        };
+        let rank = Rank::new(view.applied.ordinal(), at.seq);
+        if rank > view.applied {
+            self.evict(lane, hash, rank);
+        }
+        true
+    }
+
+    /// As [`carry_out_up_to`](Self::carry_out_up_to), or comes to know of the epoch first.
+    ///
+    /// Epochs cannot be compared. But what a poll confirms that was sent after we were asked contains
+    /// everything that was acknowledged before, whatever epoch it is in.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store does not confirm anything in time.
+    pub(crate) async fn reach(&self, lane: Lane, hash: u64, at: Position) -> StoreResult<()> {
+        let asked = self.clock.now();
+        for _ in 0..REACH_SYNCS {
+            let confirmed = self.live_until(lane) > asked + self.rules.lease;
+            if confirmed || self.carry_out_up_to(lane, hash, at) {
+                return Ok(());
+            }
+            self.sync(REACH_LIMIT).await;
+        }
+        let detail = "the lane of the stamp was not confirmed in time";
+        Err(StoreError::new(StoreErrorKind::Unavailable, "reach a stamp").with_detail(detail))
     }
 
     /// Asks the driver for a poll now, and waits until `lane` has learnt something or `limit` passed.

@@ -205,12 +205,35 @@ where
         read.await.and_then(|landed| landed.outcome)
     }
 
+    /// As [`get`](Self::get), of nothing older than `stamp`: for whoever was told of an invalidation by
+    /// another pod, and must see it at once. Nothing more than a `get` where this pod has applied it, or
+    /// where it does not concern the key's lane; else one round trip more than a local hit.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`CacheError::Store`] if the stamp is of an epoch of the store that this pod
+    /// cannot come to know of now.
+    ///
+    /// # Cancel safety
+    /// As [`get`](Self::get).
+    ///
+    /// # Consistency
+    /// The value reflects the invalidation that gave `stamp`.
+    pub async fn get_at_least(&self, key: &K, stamp: &Stamp) -> Result<Arc<V>, CacheError<E>> {
+        let (bus, hash) = (self.0.bus(), self.hash(key));
+        let lane = bus.space.lane_of(hash);
+        if let Some(at) = stamp.on(lane) {
+            bus.reach(lane, hash, at).await.map_err(CacheError::Store)?;
+        }
+        self.get(key).await
+    }
+
     /// Loads `key` from the source although there is a value, which goes on being served until the new
     /// one takes its place. Gives the new one.
     ///
     /// One pod loads: a call while the key is being loaded or refreshed, here or in another pod, shares
-    /// the outcome, also that of a load which began a moment before the call. If the load fails, what was there stays, and the error is the caller's. Costs two round trips before
-    /// the load and two behind the caller.
+    /// the outcome, also that of a load which began a moment before the call. If the load fails, what was
+    /// there stays, and the error is the caller's. Costs two round trips before the load and two behind
+    /// the caller.
     ///
     /// For a value that is known to have changed, use [`invalidate`](Self::invalidate): a refresh tells
     /// no other pod, and those that have the old value serve it for as long as they would have.

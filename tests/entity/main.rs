@@ -49,4 +49,5 @@ mod reads;
 mod refresh;
 #[cfg(all(feature = "lz4", feature = "seal"))]
 mod sealed;
+mod stamps;
 mod trouble;
