@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -69,9 +70,8 @@ impl Default for Timing {
     }
 }
 
-/// How often, and for how long each time, a reader waits for the epoch of its stamp.
-const REACH_SYNCS: usize = 5;
-const REACH_LIMIT: Duration = Duration::from_millis(100);
+/// How long a reader waits for its lane to reach a stamp: a poll, and a read of the log.
+const REACH_LIMIT: Duration = Duration::from_millis(500);
 
 /// L, the length of a confirmation: a heartbeat, a poll and some slack.
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
@@ -411,35 +411,23 @@ impl Bus {
         self.liveness.confirm(lanes.min().unwrap_or_default());
     }
 
-    /// Carries out for one key what is logged on its lane up to `at`, as a hint that came ahead of others
-    /// would. False if that is in an epoch which is not followed.
-    pub(crate) fn carry_out_up_to(&self, lane: Lane, hash: u64, at: Position) -> bool {
-        let state = lock(&self.cell(lane).state);
-        let Some(view) = state.view().filter(|view| view.epoch == at.epoch) else {
-            return false;
-        };
-        let rank = Rank::new(view.applied.ordinal(), at.seq);
-        if rank > view.applied {
-            self.evict(lane, hash, rank);
-        }
-        true
-    }
-
-    /// As [`carry_out_up_to`](Self::carry_out_up_to), or comes to know of the epoch first.
+    /// Waits until everything up to `at` is applied on `lane`.
     ///
-    /// Epochs cannot be compared. But what a poll confirms that was sent after we were asked contains
-    /// everything that was acknowledged before, whatever epoch it is in.
+    /// Epochs cannot be compared, and a stamp may be forged. But what a poll confirms that was sent after
+    /// we were asked contains everything that was acknowledged before, whatever the stamp says.
     ///
     /// # Errors
     /// `Unavailable` if the store does not confirm anything in time.
-    pub(crate) async fn reach(&self, lane: Lane, hash: u64, at: Position) -> StoreResult<()> {
+    pub(crate) async fn reach(&self, lane: Lane, at: Position) -> StoreResult<()> {
         let asked = self.clock.now();
-        for _ in 0..REACH_SYNCS {
-            let confirmed = self.live_until(lane) > asked + self.rules.lease;
-            if confirmed || self.carry_out_up_to(lane, hash, at) {
+        let end = Instant::now() + REACH_LIMIT;
+        while Instant::now() < end {
+            let view = self.view(lane).filter(|view| view.epoch == at.epoch);
+            let applied = view.is_some_and(|view| view.applied.seq() >= at.seq);
+            if applied || self.live_until(lane) > asked + self.rules.lease {
                 return Ok(());
             }
-            self.sync(REACH_LIMIT).await;
+            self.sync(REACH_LIMIT / 5).await;
         }
         let detail = "the lane of the stamp was not confirmed in time";
         Err(StoreError::new(StoreErrorKind::Unavailable, "reach a stamp").with_detail(detail))

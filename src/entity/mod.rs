@@ -207,11 +207,12 @@ where
 
     /// As [`get`](Self::get), of nothing older than `stamp`: for whoever was told of an invalidation by
     /// another pod, and must see it at once. Nothing more than a `get` where this pod has applied it, or
-    /// where it does not concern the key's lane; else one round trip more than a local hit.
+    /// where it does not concern the key's lane; else a poll of the store first, and a read of its log if
+    /// hints were lost. A stamp that was made up costs a poll, and nothing else.
     ///
     /// # Errors
-    /// As [`get`](Self::get); [`CacheError::Store`] if the stamp is of an epoch of the store that this pod
-    /// cannot come to know of now.
+    /// As [`get`](Self::get); [`CacheError::Store`] if this pod has not applied the invalidation, and the
+    /// store cannot be asked.
     ///
     /// # Cancel safety
     /// As [`get`](Self::get).
@@ -222,7 +223,7 @@ where
         let (bus, hash) = (self.0.bus(), self.hash(key));
         let lane = bus.space.lane_of(hash);
         if let Some(at) = stamp.on(lane) {
-            bus.reach(lane, hash, at).await.map_err(CacheError::Store)?;
+            bus.reach(lane, at).await.map_err(CacheError::Store)?;
         }
         self.get(key).await
     }

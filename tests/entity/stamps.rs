@@ -49,6 +49,24 @@ async fn a_stamp_that_was_applied_costs_nothing(bed: Bed) {
     assert_eq!(pod.wire.calls("read"), reads);
 }
 
+/// A client may send anything. It must not keep others from being cached.
+async fn a_stamp_that_was_made_up_does_no_harm(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let numbers = pod.numbers(&source);
+    let text = numbers.invalidate(&1).await.unwrap().to_string();
+    let (before, _) = text.rsplit_once('.').unwrap();
+    for seq in ["ffffffffffff", "ffffffffffffffff", "7fffffffffff"] {
+        let stamp: Stamp = format!("{before}.{seq}").parse().unwrap();
+        numbers.get_at_least(&1, &stamp).await.unwrap();
+    }
+    numbers.invalidate(&1).await.unwrap();
+    numbers.get(&1).await.unwrap();
+    let reads = pod.wire.calls("read");
+    numbers.get(&1).await.unwrap();
+    assert_eq!(pod.wire.calls("read"), reads, "it is kept here");
+}
+
 /// A stamp of an epoch that nobody knows any more is reached as soon as a poll confirms the lane.
 async fn a_stamp_of_an_epoch_that_is_over_is_reached(bed: Bed) {
     let source = Source::new();
@@ -103,6 +121,7 @@ on_both_stores!(
     a_stamp_handed_to_another_pod_is_seen_there_at_once,
     a_stamp_of_a_clear_is_seen_for_every_key,
     a_stamp_that_was_applied_costs_nothing,
+    a_stamp_that_was_made_up_does_no_harm,
     a_stamp_of_an_epoch_that_is_over_is_reached,
     without_the_store_an_unknown_epoch_is_an_error_and_a_known_one_a_load,
 );
