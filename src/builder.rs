@@ -158,8 +158,8 @@ impl CacheBuilder {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
-    /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or
-    /// `TIDINGS_STORE`) if the URL cannot; `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
+    /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
+    /// `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
     ///
     /// # Cancel safety

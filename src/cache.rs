@@ -92,8 +92,8 @@ impl Cache {
     }
 
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
-    /// acknowledged, gives leases back, leaves every room, ends the background task and both connections. Later calls
-    /// give `Closed`. Closing twice is harmless.
+    /// acknowledged, gives leases back, leaves every room, ends the background tasks and both connections.
+    /// Later calls give `Closed`. Closing twice is harmless.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the cache half closed: call it again, or drop every handle.

@@ -1,9 +1,9 @@
 //! Reactivity: what depends on tags runs again when any pod invalidates one of them.
 //!
-//! The bus tells the registry of [watched tags](crate::tags) of every invalidation in the order in which the local levels learn of
-//! it, and after them: whoever runs because of an invalidation no longer finds in this pod what it made
-//! invalid. [`Registration`]s, [`Query`]s and [`Live`] streams are ways to wait for the registry's
-//! counters.
+//! The bus tells the registry of [watched tags](crate::tags) of every invalidation, in the order in which
+//! the local levels learn of it, and after them: whoever runs because of an invalidation no longer finds
+//! in this pod what it made invalid. [`Registration`]s, [`Query`]s and [`Live`] streams are ways to wait
+//! for the registry's counters.
 
 mod batch;
 mod handler;
