@@ -123,6 +123,15 @@ async fn a_subscription_that_is_killed_costs_no_event_for_good() {
 /// Any one of a room's keys may be evicted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_room_that_was_evicted_in_part_is_whole_again_within_a_heartbeat() {
+    loses_a_part(|key| vec!["DEL".to_owned(), key.to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_room_that_was_written_over_in_part_is_whole_again_within_a_heartbeat() {
+    loses_a_part(|key| ["SET", key, "rubbish"].map(str::to_owned).to_vec()).await;
+}
+
+async fn loses_a_part(command: impl Fn(&str) -> Vec<String>) {
     let (bed, server) = bed();
     let [a, b] = bed.pods().await;
     let _ada = a.room().join("ada", &word("1")).await.unwrap();
@@ -132,7 +141,9 @@ async fn a_room_that_was_evicted_in_part_is_whole_again_within_a_heartbeat() {
     account.news();
     for part in ["s", "l", "m", "x", "h"] {
         let keys = server.cli(&["KEYS", &format!("*}}p:room:{part}")]).unwrap();
-        server.cli(&["DEL", keys.trim()]).unwrap();
+        let command = command(keys.trim());
+        let command: Vec<_> = command.iter().map(String::as_str).collect();
+        server.cli(&command).unwrap();
         let beats = (a.wire.done("beat"), b.wire.done("beat"));
         let beaten = async || a.wire.done("beat") > beats.0 && b.wire.done("beat") > beats.1;
         eventually("heartbeats", beaten).await;

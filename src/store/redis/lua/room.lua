@@ -1,8 +1,10 @@
 -- Shared by the steps on rooms.
 -- KEYS, five for each room: state, leases, records, order, holds; ARGV[1] incarnation.
 --
--- The five are there together or not at all. A part that was evicted, or a room of another life of the
--- server, makes the rest worthless: it is removed, and every pod brings its members again.
+-- The five are there together or not at all. A part that was evicted or is something else, or a room of
+-- another life of the server, makes the rest worthless: it is removed, and every pod brings its members
+-- again.
+local KINDS = { 'string', 'zset', 'hash', 'zset', 'zset' }
 local JOINED, UPDATED, LEFT, EXPIRED = '\1', '\2', '\3', '\4'
 -- Ends that are no times: of a hold that was let go, and of one whose lease has ended. Neither comes back.
 local RELEASED, ENDED = 0, 1
@@ -24,10 +26,14 @@ local function room_at(first)
     state = KEYS[first], leases = KEYS[first + 1], records = KEYS[first + 2],
     order = KEYS[first + 3], holds = KEYS[first + 4],
   }
-  local parts = redis.call('EXISTS', unpack(KEYS, first, first + 4))
-  if parts == 0 then return room end
-  local state = redis.pcall('GET', room.state)
-  if parts == 5 and type(state) == 'string' and #state == 24 and state:sub(17) == ARGV[1] then
+  local whole, there = true, false
+  for i, kind in ipairs(KINDS) do
+    local found = redis.call('TYPE', KEYS[first + i - 1]).ok
+    whole, there = whole and found == kind, there or found ~= 'none'
+  end
+  if not there then return room end
+  local state = whole and redis.call('GET', room.state)
+  if whole and #state == 24 and state:sub(17) == ARGV[1] then
     room.epoch, room.seq = state:sub(1, 8), struct.unpack('>I8', state, 9)
     room.saved = room.seq
   else
