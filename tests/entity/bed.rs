@@ -1,13 +1,14 @@
 //! Where the promises are tried: a store, a namespace of the test's own, and pods on it.
 
+pub(crate) use crate::support::{PATIENCE, eventually, server, soon};
+
 use crate::source::{Refused, Source};
 use crate::wire::{Hand, Wire};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
-use std::time::{Duration, Instant};
 use tidings::store::{Memory, Store};
 use tidings::testing::RedisServer;
 use tidings::{Cache, CacheBuilder, EntityBuilder};
@@ -15,26 +16,11 @@ use tidings::{Cache, CacheBuilder, EntityBuilder};
 /// An entity of versions.
 pub(crate) type Numbers = tidings::Entity<u64, u64, Refused>;
 
-/// How long something that must happen may take before the promise counts as broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
 /// One store, and one namespace of it that no other test uses.
 pub(crate) struct Bed {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) namespace: String,
     _server: Option<Arc<RedisServer>>,
-}
-
-/// The server that the tests running at present share; it goes when the last of them ends.
-static SERVER: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
-
-pub(crate) fn server() -> Arc<RedisServer> {
-    let mut shared = SERVER.lock().unwrap();
-    shared.upgrade().unwrap_or_else(|| {
-        let server = Arc::new(RedisServer::start().unwrap());
-        *shared = Arc::downgrade(&server);
-        server
-    })
 }
 
 impl Bed {
@@ -98,21 +84,6 @@ impl Pod {
         let what = format!("{operation} number {count}");
         eventually(&what, async || self.wire.done(operation) >= count).await;
     }
-}
-
-/// Waits until `look` gives true.
-pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !look().await {
-        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits for a future that must end.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let ended = tokio::time::timeout(PATIENCE, future).await;
-    ended.unwrap_or_else(|_| panic!("never ended: {what}"))
 }
 
 /// Polls a future that is not ready once: its effects up to its first wait have happened.

@@ -5,24 +5,9 @@
 //! in the order that a test says.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-/// Declares each promise as a test on the embedded store, and one on Redis.
-macro_rules! on_both_stores {
-    ($($promise:ident),* $(,)?) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $promise() {
-                super::$promise($crate::bed::Bed::memory()).await;
-            })*
-        }
-        #[cfg(feature = "redis")]
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $promise() {
-                super::$promise($crate::bed::Bed::redis()).await;
-            })*
-        }
-    };
-}
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
 
 mod bed;
 mod lab;

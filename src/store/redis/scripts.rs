@@ -21,20 +21,20 @@ macro_rules! steps {
 }
 
 steps! {
-    TOUCH = "touch", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "touch.lua";
-    FENCE = "fence", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "fence.lua";
-    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "invalidate.lua";
-    CLEAR = "clear", "#!lua flags=allow-oom" + "wire.lua" + "open.lua" + "clear.lua";
-    LEASE = "lease", "#!lua" + "wire.lua" + "open.lua" + "lease.lua";
-    FILL = "fill", "#!lua" + "wire.lua" + "fill.lua";
-    RELEASE = "release", "#!lua flags=allow-oom" + "wire.lua" + "release.lua";
-    ROOM_CHANGE = "join", "#!lua" + "room.lua" + "room_change.lua";
-    ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_change.lua";
-    ROOM_RELEASE = "leave", "#!lua flags=allow-oom" + "room.lua" + "room_release.lua";
-    ROOM_BEAT = "beat", "#!lua flags=allow-oom" + "room.lua" + "room_beat.lua";
-    ROOM_PAGE = "page", "#!lua flags=allow-oom" + "room.lua" + "room_page.lua";
-    ROOM_COUNT = "count", "#!lua flags=allow-oom" + "room.lua" + "room_count.lua";
-    ROOM_GET = "get", "#!lua flags=allow-oom" + "room.lua" + "room_get.lua";
+    TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
+    FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
+    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "invalidate.lua";
+    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "clear.lua";
+    LEASE = "lease", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "lease.lua";
+    FILL = "fill", "#!lua" + "numbers.lua" + "wire.lua" + "fill.lua";
+    RELEASE = "release", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "release.lua";
+    ROOM_CHANGE = "join", "#!lua" + "numbers.lua" + "room.lua" + "room_change.lua";
+    ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_change.lua";
+    ROOM_RELEASE = "leave", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_release.lua";
+    ROOM_BEAT = "beat", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_beat.lua";
+    ROOM_PAGE = "page", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_page.lua";
+    ROOM_COUNT = "count", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_count.lua";
+    ROOM_GET = "get", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_get.lua";
 }
 
 /// One script: a step of the protocol that the server runs without anything in between.

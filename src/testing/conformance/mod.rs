@@ -23,36 +23,17 @@
 //! for a clock that nobody turns. Hints may be lost by the contract; on the machine where this suite
 //! runs none may be.
 
-#[expect(
+#![expect(
     clippy::missing_panics_doc,
     reason = "every claim panics if it does not hold"
 )]
+
 mod fills;
 mod harness;
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "every claim panics if it does not hold"
-)]
 mod hints;
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "every claim panics if it does not hold"
-)]
 mod log;
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "every claim panics if it does not hold"
-)]
 mod many;
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "every claim panics if it does not hold"
-)]
 mod raw;
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "every claim panics if it does not hold"
-)]
 mod rooms;
 
 pub use fills::*;

@@ -10,16 +10,6 @@ local JOINED, UPDATED, LEFT, EXPIRED = '\1', '\2', '\3', '\4'
 local RELEASED, ENDED = 0, 1
 local MAX_SWEPT = 128
 
-local function word(number) return struct.pack('>I8', number) end
-
--- %.0f because tostring() turns to an exponent at 15 digits.
-local function decimal(number) return string.format('%.0f', number) end
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
 -- The room whose keys begin at KEYS[first]; `seq` is nil if nobody is there.
 local function room_at(first)
   local room = {

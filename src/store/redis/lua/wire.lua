@@ -5,16 +5,6 @@ local INVALIDATE, CLEAR, FENCE, FILLED = '\1', '\2', '\4', '\5'
 local NONE = string.rep('\0', 8)
 local MAGIC, VALUE, ABSENT, LEASE = 215, 1, 2, 3
 
-local function word(number) return struct.pack('>I8', number) end
-
--- %.0f because tostring() turns to an exponent at 15 digits.
-local function decimal(number) return string.format('%.0f', number) end
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
 local function publish(kind, epoch, seq, prev, nonce, ms, hashes)
   redis.call('PUBLISH', ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
     .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes)

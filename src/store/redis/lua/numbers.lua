@@ -1,0 +1,11 @@
+-- Shared by every step: numbers as bytes and as text, and the time.
+local function word(number) return struct.pack('>I8', number) end
+
+-- %.0f because tostring() turns to an exponent at 15 digits.
+local function decimal(number) return string.format('%.0f', number) end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
