@@ -91,9 +91,15 @@ async fn start_pod(redis: &RedisServer) -> String {
 async fn shows(browser: &Client, part: &str, text: &str, wanted: bool) {
     let began = Instant::now();
     loop {
-        let element = browser.find(Locator::Css(part)).await.unwrap();
-        let shown = element.text().await.unwrap_or_default();
-        if shown.contains(text) == wanted {
+        // Between two pages there is no such part, or it goes while it is read: look again.
+        let shown = match browser.find(Locator::Css(part)).await {
+            Ok(element) => element.text().await.ok(),
+            Err(_) => None,
+        };
+        if shown
+            .as_ref()
+            .is_some_and(|shown| shown.contains(text) == wanted)
+        {
             return;
         }
         assert!(
