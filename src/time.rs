@@ -148,7 +148,9 @@ mod tests {
             coarse + slack < precise
         };
         // A host that takes the processor away from the guest's timer delays the clock by as long.
-        let late = (0..10_000).filter(lags).count();
-        assert!(late < 5_000, "{late} of 10,000");
+        // Such a moment outlasts thousands of looks in a row, so they are spread.
+        let spread = |_: &i32| std::thread::sleep(Duration::from_millis(2));
+        let late = (0..100).inspect(spread).filter(lags).count();
+        assert!(late < 50, "{late} of 100");
     }
 }
