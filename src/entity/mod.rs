@@ -1,7 +1,7 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
-//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
-//! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
+//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) that seeks
+//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
 //! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
 //! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
@@ -17,10 +17,12 @@ mod lease;
 mod level;
 mod load;
 mod loader;
+mod look;
 mod many;
 mod outcome;
 mod read;
 mod refresh;
+mod seek;
 mod target;
 mod usual;
 mod waiting;
