@@ -290,6 +290,10 @@ impl Link for WireLink {
         self.at("read", place, self.link.read(place))
     }
 
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        self.at("read_proven", place, self.link.read_proven(place))
+    }
+
     fn lease<'a>(
         &'a self,
         place: Place<'a>,
