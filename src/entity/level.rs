@@ -259,6 +259,11 @@ where
         self.detach_all(lane);
     }
 
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize {
+        self.flights.len() + self.refreshes.len()
+    }
+
     fn confirm(&self, lane: Lane, until: Millis) {
         self.words[usize::from(lane.0)].update(|word| word.confirmed(until));
     }
