@@ -6,7 +6,6 @@ use super::lease::LeaseHeld;
 use super::load::LoadRun;
 use super::read::{Look, Next, Want};
 use super::target::{Began, Target};
-use crate::bus::Bus;
 use crate::coherence::rules::rank_of_head;
 use crate::key::Key;
 use crate::random::random;
@@ -98,7 +97,7 @@ where
     ) -> Option<Asked<V, E>> {
         let held = self.to_be_held(link, target, &ask);
         let lease = link.lease(held.place(), ask.request(self.bus().opening()));
-        let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
+        let reply = self.bus().ask("lease", lease).await;
         self.make_of_lease((target, began), &ask, held, reply.ok()?, want)
     }
 

@@ -7,7 +7,6 @@ use super::load::{LoadRun, whole_millis};
 use super::outcome::{Landed, Origin, Outcome, StaleReason};
 use super::target::{Began, Target};
 use super::waiting::{Waiting, pause};
-use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{FlightMeta, Head, Lane, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
@@ -257,7 +256,7 @@ where
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return Glance::NoLink;
         };
         match self.ask_store(&*link, target, &began, limit).await {
@@ -291,7 +290,7 @@ where
         {
             return Next::Land(landed);
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return match self.refreshed(target, want).await {
                 Some(landed) => Next::Land(landed),
                 None => Next::Load(self.uncovered_run(target.lane)),
@@ -409,9 +408,13 @@ where
         if self.is_poisoned(target) {
             return None;
         }
-        let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
-        let found = Bus::within(limit, "read", read).await.ok()?;
+        let asked = self.bus().ask("read", read);
+        let found = match limit < self.bus().timing.read_timeout {
+            true => timeout(limit, asked).await.ok()?,
+            false => asked.await,
+        };
+        let found = found.ok()?;
         Some(self.judge(target, began, found))
     }
 
