@@ -5,7 +5,6 @@ use super::context::Previous;
 use super::load::whole_millis;
 use super::outcome::{Landed, Origin, Outcome};
 use super::target::{Began, Target};
-use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{Epoch, Head, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
@@ -18,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// A usable value of the store.
 pub(super) struct Standing<V, E> {
@@ -75,10 +75,13 @@ where
         if self.is_poisoned(target) {
             return None;
         }
-        let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
-        let found = Bus::within(limit, "read", read).await.ok()?;
-        Some(self.judge(target, began, found))
+        let asked = self.bus().ask("read", read);
+        let found = match limit < self.bus().timing.read_timeout {
+            true => timeout(limit, asked).await.ok()?,
+            false => asked.await,
+        };
+        Some(self.judge(target, began, found.ok()?))
     }
 
     /// As [`ask_store`](Self::ask_store), of no help either if the node does not prove that it has not
@@ -93,8 +96,8 @@ where
             return None;
         }
         let read = link.read_proven(target.place(&self.name));
-        let found = Bus::within(self.bus().timing.read_timeout, "read", read).await;
-        Some(self.judge(target, began, found.ok()?))
+        let found = self.bus().ask("read", read).await.ok()?;
+        Some(self.judge(target, began, found))
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {

@@ -23,7 +23,7 @@ use crate::store::{BoxFuture, Link, StoreResult};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// Keys that go to the store at once; more go one such part after another. It is asked within the time
 /// that a single read has.
@@ -283,7 +283,7 @@ where
                 None => without.push((one, reason)),
             }
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return;
         };
         for part in without.chunks_mut(self.part()) {
@@ -344,7 +344,7 @@ where
             return self.load_many(loads.collect());
         }
         let mut loads = Vec::new();
-        if let Ok(link) = self.bus().link() {
+        if let Ok(link) = self.bus().link_for_reads() {
             let wanted = self.look_for(&*link, sought, &mut loads).await;
             self.ask_leases(&link, wanted, &mut loads).await;
         } else {
@@ -470,9 +470,7 @@ where
     ) -> Vec<Option<T>> {
         let answers = match count {
             0 => Vec::new(),
-            _ => timeout(self.bus().timing.read_timeout, call())
-                .await
-                .unwrap_or_default(),
+            _ => self.bus().ask_many(call()).await,
         };
         let mut answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
         answers.resize_with(count, || None);
