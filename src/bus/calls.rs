@@ -3,10 +3,10 @@
 
 use super::{Bus, InvalidateError, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
-use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
+use crate::coherence::{Ack, Action, Call, Epoch, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
-use crate::store::{Link, Logged, StoreResult};
+use crate::store::{Link, Logged, Place, Put, StoreResult};
 use crate::time::Millis;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -71,6 +71,37 @@ struct Waiting {
 
 type CallKey = (Lane, Arc<Call>);
 
+/// A value to leave in the store, with the invalidation of its key.
+#[derive(Debug)]
+pub(crate) struct OwnedPut {
+    pub(crate) hash: u64,
+    pub(crate) key: Bytes,
+    pub(crate) version: u64,
+    pub(crate) epoch: Epoch,
+    pub(crate) envelope: Vec<u8>,
+    pub(crate) ttl: Option<Duration>,
+}
+
+impl OwnedPut {
+    fn place<'a>(&'a self, lane: Lane, entity: &'a str) -> Place<'a> {
+        Place {
+            lane,
+            hash: self.hash,
+            entity,
+            key: &self.key,
+        }
+    }
+
+    fn put(&self) -> Put<'_> {
+        Put {
+            version: self.version,
+            epoch: self.epoch,
+            envelope: &self.envelope,
+            ttl: self.ttl,
+        }
+    }
+}
+
 /// The calls of one cache.
 #[derive(Debug)]
 pub(super) struct Calls {
@@ -123,10 +154,19 @@ impl Bus {
         self: &Arc<Self>,
         calls: Vec<(Lane, Call)>,
     ) -> Result<Stamp, InvalidateError> {
+        self.announce_with(calls, None).await
+    }
+
+    /// As [`announce_all`](Self::announce_all), with a value for the key of the first call.
+    pub(crate) async fn announce_with(
+        self: &Arc<Self>,
+        calls: Vec<(Lane, Call)>,
+        put: Option<OwnedPut>,
+    ) -> Result<Stamp, InvalidateError> {
         if self.closing.is_cancelled() {
             return Err(InvalidateError::Closed);
         }
-        let handles = self.begin_all(calls);
+        let handles = self.begin_with(calls, put);
         let mut stamp = Stamp::default();
         let limit = tokio::time::Instant::now() + self.timing.invalidate_timeout;
         for mut handle in handles.clone() {
@@ -146,9 +186,19 @@ impl Bus {
 
     /// Begins `calls`, and tells those who watch in this process once all of them are carried out here.
     pub(crate) fn begin_all(self: &Arc<Self>, calls: Vec<(Lane, Call)>) -> Vec<CallHandle> {
+        self.begin_with(calls, None)
+    }
+
+    fn begin_with(
+        self: &Arc<Self>,
+        calls: Vec<(Lane, Call)>,
+        mut put: Option<OwnedPut>,
+    ) -> Vec<CallHandle> {
         let shared = calls.into_iter().map(|(lane, call)| (lane, Arc::new(call)));
         let calls: Vec<_> = shared.collect();
-        let announce = |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call));
+        let announce = |(lane, call): &(Lane, Arc<Call>)| {
+            self.announce_one(*lane, Arc::clone(call), put.take())
+        };
         let handles = calls.iter().map(announce).collect();
         self.tell_own(calls.iter().map(|(_, call)| call.change()));
         handles
@@ -187,12 +237,24 @@ impl Bus {
     /// Carries `call` out in this process, and sees to it that the store learns of it. From here on
     /// nobody needs to wait for it to happen.
     pub(super) fn announce(self: &Arc<Self>, lane: Lane, call: Arc<Call>) -> CallHandle {
+        self.announce_one(lane, call, None)
+    }
+
+    fn announce_one(
+        self: &Arc<Self>,
+        lane: Lane,
+        call: Arc<Call>,
+        put: Option<OwnedPut>,
+    ) -> CallHandle {
         let id = self.calls.ids.fetch_add(1, Ordering::Relaxed);
         lock(&self.calls.begun).insert(id, self.clock.now());
         self.poison(lane, &call);
         let (state, receiver) = watch::channel(CallState::Running);
         let bus = Arc::clone(self);
-        let task = async move { bus.see_through(lane, call, Waiting { id, state }).await };
+        let task = async move {
+            bus.see_through(lane, call, Waiting { id, state }, put)
+                .await
+        };
         let shutdown = self.shutdown.clone();
         let until_shutdown = async move {
             tokio::select! {
@@ -207,12 +269,19 @@ impl Bus {
         }
     }
 
-    async fn see_through(self: Arc<Self>, lane: Lane, call: Arc<Call>, first: Waiting) {
+    async fn see_through(
+        self: Arc<Self>,
+        lane: Lane,
+        call: Arc<Call>,
+        first: Waiting,
+        mut put: Option<OwnedPut>,
+    ) {
         let key = (lane, call);
         let mut waiting = vec![first];
         let mut backoff = BACKOFF_MIN;
         loop {
-            let attempt = self.attempt(lane, &key.1).await;
+            // A value is for the first attempt alone: to invalidate is never wrong.
+            let attempt = self.attempt(lane, &key.1, put.take()).await;
             match attempt {
                 Ok(position) => return self.acknowledged(&key, waiting, position),
                 Err(reason) => {
@@ -244,9 +313,14 @@ impl Bus {
     }
 
     /// Has the store log `call`, until that is acknowledged or something fails.
-    async fn attempt(&self, lane: Lane, call: &Arc<Call>) -> StoreResult<Position> {
+    async fn attempt(
+        &self,
+        lane: Lane,
+        call: &Arc<Call>,
+        put: Option<OwnedPut>,
+    ) -> StoreResult<Position> {
         for _ in 0..EPOCHS_PER_ATTEMPT {
-            let (entry, at) = self.log(lane, call).await?;
+            let (entry, at) = self.log(lane, call, put.as_ref()).await?;
             for _ in 0..2 {
                 let now = self.clock.now();
                 let (ack, actions) = self.step(lane, |state, out| {
@@ -270,13 +344,18 @@ impl Bus {
             .with_detail("the lane's epoch keeps changing"))
     }
 
-    async fn log(&self, lane: Lane, call: &Call) -> StoreResult<(LogEntry, Position)> {
+    async fn log(
+        &self,
+        lane: Lane,
+        call: &Call,
+        put: Option<&OwnedPut>,
+    ) -> StoreResult<(LogEntry, Position)> {
         let (nonce, logged) = loop {
             let mut link_up = self.link_up.subscribe();
             let (link, nonce) = (self.link()?, self.nonce());
             tokio::select! {
                 biased;
-                logged = self.log_on(&*link, lane, call, nonce) => break (nonce, logged?),
+                logged = self.log_on(&*link, lane, call, put, nonce) => break (nonce, logged?),
                 // A half-open connection never answers, and by now there is another one.
                 _ = link_up.changed() => {}
             }
@@ -296,9 +375,19 @@ impl Bus {
         link: &dyn Link,
         lane: Lane,
         call: &Call,
+        put: Option<&OwnedPut>,
         nonce: Nonce,
     ) -> StoreResult<Logged> {
         let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
+        if let Some(put) = put {
+            let place = put.place(lane, &call.entity);
+            let call = link.put(place, put.put(), &call.hashes, nonce, opening);
+            let logged = Self::within(limit, "put", call).await;
+            // A full server takes no value, but an invalidation.
+            if !matches!(&logged, Err(error) if error.kind() == StoreErrorKind::Full) {
+                return logged;
+            }
+        }
         if call.kind == Kind::Clear {
             let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
             Self::within(limit, "clear", call).await

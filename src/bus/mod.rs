@@ -20,6 +20,7 @@ mod listen;
 mod stamp;
 
 pub use breaker::CircuitState;
+pub(crate) use calls::OwnedPut;
 pub use health::{Health, StoreState};
 pub use invalidation::{InvalidateError, Invalidation, Pending};
 pub(crate) use listen::{Listener, Liveness};

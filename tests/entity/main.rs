@@ -29,6 +29,7 @@ mod invalidation;
 mod many;
 mod many_trouble;
 mod outcomes;
+mod puts;
 mod races;
 mod reads;
 mod refresh;
