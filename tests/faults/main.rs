@@ -16,6 +16,7 @@ mod claims;
 mod control;
 mod data;
 mod network;
+mod outage;
 mod restarts;
 mod rubbish;
 mod trouble;
