@@ -238,6 +238,11 @@ impl Session<'_> {
                     self.bus.life.send_modify(|lives| *lives += 1);
                 } else {
                     for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                        if let Some(head) = head.filter(|head| head.fork) {
+                            let server_ms = polled.server_ms;
+                            self.bus
+                                .step(lane, |state, _| state.on_clock(&head, server_ms));
+                        }
                         self.on_head(lane, head, sent, now);
                     }
                 }

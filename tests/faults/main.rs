@@ -15,6 +15,7 @@ mod history;
 mod claims;
 mod control;
 mod data;
+mod failover;
 mod network;
 mod restarts;
 mod rubbish;

@@ -6,8 +6,9 @@ use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
 use super::reply::{self, Reply};
 use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TOUCH};
-use super::server;
-use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
+use super::sentinel::Watch;
+use super::server::{self, Life};
+use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
     RawLink, Replaces, RoomLink, StoreResult,
@@ -16,8 +17,7 @@ use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A connection for one namespace. Never reconnects.
@@ -29,8 +29,12 @@ pub(crate) struct RedisLink {
     reads: Reads,
     /// The life of the server as last seen. It can change under a living connection: the server
     /// draws a new replication id when its first replica attaches.
-    incarnation: AtomicU64,
+    life: Mutex<Life>,
     poll: Pipeline,
+    /// Looks whether the sentinels, if there are some, still mean this server.
+    watch: Option<Watch>,
+    /// Whether a promotion counts as a loss.
+    fences: bool,
 }
 
 impl RedisLink {
@@ -38,7 +42,7 @@ impl RedisLink {
         connection: MultiplexedConnection,
         sink: PubSubSink,
         keys: Keys,
-        incarnation: Incarnation,
+        life: Life,
     ) -> Self {
         let poll = poll_commands(&keys);
         let keys = Arc::new(keys);
@@ -47,9 +51,22 @@ impl RedisLink {
             connection,
             sink,
             keys,
-            incarnation: AtomicU64::new(incarnation.0),
+            life: Mutex::new(life),
             poll,
+            watch: None,
+            fences: false,
         }
+    }
+
+    /// The same, given up as soon as the sentinels mean another server.
+    pub(super) fn watched(self, watch: Watch) -> Self {
+        let watch = Some(watch);
+        Self { watch, ..self }
+    }
+
+    /// The same; `fences` if a promotion counts as a loss.
+    pub(super) fn fencing(self, fences: bool) -> Self {
+        Self { fences, ..self }
     }
 
     /// A call of `step`, which may have to open an epoch, up to its own keys.
@@ -57,10 +74,22 @@ impl RedisLink {
     /// Keys and arguments travel in one list, so the step's own keys are written between the two
     /// parts that are common to all steps.
     fn opening_call(&self, step: &Step, keys: &LaneKeys, own: &[Key<'_>], opening: Opening) -> Cmd {
+        self.opening_call_in(self.life(), step, keys, own, opening)
+    }
+
+    /// The same for a life of the server that was looked up before.
+    fn opening_call_in(
+        &self,
+        life: Life,
+        step: &Step,
+        keys: &LaneKeys,
+        own: &[Key<'_>],
+        opening: Opening,
+    ) -> Cmd {
         let mut call = step.call(2 + own.len());
         call.arg(&keys.head).arg(&keys.log).arg(own);
         self.common_args(&mut call, keys);
-        call.arg(&self.incarnation());
+        call.arg(&word(life.incarnation.0));
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
         call
     }
@@ -129,7 +158,11 @@ impl RedisLink {
 
     /// The life of the server as last seen, as scripts take it.
     pub(super) fn incarnation(&self) -> [u8; 8] {
-        word(self.incarnation.load(Ordering::Relaxed))
+        word(self.life().incarnation.0)
+    }
+
+    pub(super) fn life(&self) -> Life {
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
@@ -166,10 +199,16 @@ impl Link for RedisLink {
         Box::pin(async move {
             // A pipeline cannot repeat what the server did not know, so it brings the script along.
             let mut commands = ::redis::pipe();
+            let life = self.life();
             commands.add_command(TOUCH.load());
             for &(lane, opening) in lanes {
                 let keys = self.keys.lane(lane)?;
-                commands.add_command(self.opening_call(&TOUCH, keys, &[], opening));
+                let mut call = self.opening_call_in(life, &TOUCH, keys, &[], opening);
+                match life.continues.filter(|_| !self.fences) {
+                    Some(before) => call.arg(&word(before.0)),
+                    None => call.arg(b""),
+                };
+                commands.add_command(call);
             }
             let operation = TOUCH.operation();
             let answers = self.pipeline(operation, &commands).await?;
@@ -185,12 +224,15 @@ impl Link for RedisLink {
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
         Box::pin(async move {
             let answers = self.pipeline("poll", &self.poll).await?;
+            self.watch
+                .as_ref()
+                .map_or(Ok(()), |watch| watch.check("poll"))?;
             let [heads, replication, time, _written] = Reply::pipeline("poll", answers)?;
-            let incarnation = server::incarnation("poll", &replication.text()?)?;
-            self.incarnation.store(incarnation.0, Ordering::Relaxed);
+            let life = server::life("poll", &replication.text()?)?;
+            *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
             Ok(Polled {
                 heads: heads.array()?.into_iter().map(reply::head).collect(),
-                incarnation,
+                incarnation: life.incarnation,
                 server_ms: time.time()?,
             })
         })
