@@ -13,6 +13,7 @@ mod fleet;
 mod history;
 
 mod claims;
+mod cluster;
 mod control;
 mod data;
 mod failover;

@@ -449,7 +449,7 @@ fn a_fork_that_lost_more_than_is_remembered_is_fenced() {
         kind: Kind::Clear,
         ..entry(7)
     };
-    lane.run(|lane, out| drop(lane.on_ack(&call, &later, E, late, out)));
+    lane.run(|lane, out| assert_ne!(lane.on_ack(&call, &later, E, late, out), Ack::Lost));
     let successor = Epoch(0xF);
     let fork = |fork_seq| Head {
         prev_epoch: E,

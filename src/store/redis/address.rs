@@ -1,5 +1,6 @@
 //! Addresses: how many servers one names, and in which roles.
 
+use super::cluster::Cluster;
 use super::sentinel::Sentinels;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::StoreResult;
@@ -10,6 +11,7 @@ use std::fmt;
 const URL_FORM: &str = "expected redis://[[user]:password@]host[:port][/db]";
 const SENTINEL_FORM: &str =
     "expected redis+sentinel://[[user]:password@]host[:port],…/primary-name[/db]";
+const CLUSTER_FORM: &str = "expected redis+cluster://[[user]:password@]host[:port],…";
 /// Where sentinels listen unless told otherwise.
 const SENTINEL_PORT: u16 = 26379;
 
@@ -20,6 +22,8 @@ pub(super) enum Address {
     Server(Box<Client>),
     /// The primary that sentinels name at the time.
     Sentinel(Sentinels),
+    /// The nodes of a cluster.
+    Cluster(Cluster),
 }
 
 impl Address {
@@ -39,6 +43,7 @@ impl Address {
                 open(info(url, URL_FORM)?, URL_FORM).map(|client| Self::Server(Box::new(client)))
             }
             Some(many) if many.mode.eq_ignore_ascii_case("sentinel") => many.sentinels(),
+            Some(many) if many.mode.eq_ignore_ascii_case("cluster") => many.cluster(),
             Some(_) => Err(config("unknown kind of address".to_owned())),
         }
     }
@@ -51,6 +56,7 @@ impl Address {
                 described(info.addr(), info.redis_settings().db())
             }
             Self::Sentinel(sentinels) => sentinels.describe(),
+            Self::Cluster(cluster) => cluster.describe(),
         }
     }
 }
@@ -106,6 +112,20 @@ impl ManyHosts<'_> {
         let primary = format!("{}://{}localhost/{db}", self.scheme, self.user);
         let primary = settled(info(&primary, SENTINEL_FORM)?);
         Ok(Address::Sentinel(Sentinels::new(sentinels, name, primary)))
+    }
+
+    fn cluster(&self) -> StoreResult<Address> {
+        // A cluster has no other database than 0.
+        if !(self.path.is_empty() || self.path == ["0"]) {
+            return Err(config(CLUSTER_FORM.to_owned()));
+        }
+        let seed = |host: &&str| {
+            let url = format!("{}://{}{host}", self.scheme, self.user);
+            Ok(settled(info(&url, CLUSTER_FORM)?))
+        };
+        let seeds: Vec<_> = self.hosts.iter().map(seed).collect::<StoreResult<_>>()?;
+        let cluster = Cluster::new(&seeds).ok_or_else(|| config(CLUSTER_FORM.to_owned()))?;
+        Ok(Address::Cluster(cluster))
     }
 
     /// The value of a parameter as it stands there, percent signs and all.

@@ -24,23 +24,29 @@
 
 mod address;
 mod batch;
+mod cluster;
 mod commands;
 mod error;
 mod groups;
 mod hints;
 mod keys;
 mod link;
+mod nodes;
 mod raw;
 mod reply;
 mod rooms;
 mod scripts;
 mod sentinel;
 mod server;
+mod slots;
+mod watch;
 
 use self::address::Address;
 use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
+use self::nodes::{Node, Nodes};
+use self::server::Mode;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
 use ::redis::{AsyncConnectionConfig, Client};
@@ -61,7 +67,14 @@ const COMMANDS_QUEUED: usize = 512;
 #[derive(Clone)]
 pub struct Redis {
     address: Address,
+    options: Options,
+}
+
+/// What is the same for every kind of address.
+#[derive(Clone, Copy)]
+struct Options {
     connect_timeout: Duration,
+    /// Whether a promotion counts as a loss.
     fences: bool,
 }
 
@@ -80,15 +93,17 @@ impl Redis {
     pub fn new(url: &str) -> Result<Self, StoreError> {
         Ok(Self {
             address: Address::read(url)?,
-            connect_timeout: CONNECT_TIMEOUT,
-            fences: false,
+            options: Options {
+                connect_timeout: CONNECT_TIMEOUT,
+                fences: false,
+            },
         })
     }
 
     /// How long connecting may take as a whole, handshakes and subscription included. Default: 1 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.options.connect_timeout = timeout;
         self
     }
 
@@ -101,7 +116,7 @@ impl Redis {
     /// pods.
     #[must_use]
     pub fn fence_on_failover(mut self) -> Self {
-        self.fences = true;
+        self.options.fences = true;
         self
     }
 
@@ -114,12 +129,18 @@ impl Redis {
             Address::Sentinel(sentinels) => {
                 let primary = sentinels.primary().await?;
                 let (link, hints) = self.open_at(&primary.client, namespace).await?;
-                if !link.life().needs_replicas {
+                if !link
+                    .nodes
+                    .all()
+                    .iter()
+                    .all(|node| node.life().needs_replicas)
+                {
                     sentinels.warn_of_lone_writes();
                 }
                 let link = link.watched(sentinels.watch(&primary));
                 Ok((Arc::new(link), Box::new(hints)))
             }
+            Address::Cluster(cluster) => cluster.open(namespace, self.options).await,
         }
     }
 
@@ -128,27 +149,34 @@ impl Redis {
         client: &Client,
         namespace: &Namespace,
     ) -> StoreResult<(RedisLink, Subscription)> {
-        // Deadlines of commands are the caller's; whoever drops a call does not disturb the others.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(COMMANDS_QUEUED);
+        let config = connection_config(self.options.connect_timeout);
         let connection = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = connection
             .await
             .map_err(|failed| error::of_client("connect", &failed))?;
-        let life = server::identify(&mut connection).await?;
-        let keys = Keys::new(namespace);
-        let (hints, sink) = Subscription::open(client, &keys.channel).await?;
-        let link = RedisLink::new(connection, sink, keys, life).fencing(self.fences);
+        let life = server::identify(&mut connection, Mode::Standalone).await?;
+        let keys = Arc::new(Keys::new(namespace));
+        let (hints, channels) = Subscription::open(client, &keys.channel).await?;
+        let node = Node::alone(connection, channels, life, &keys);
+        let nodes = Nodes::new(vec![node], Arc::clone(&keys));
+        let link = RedisLink::new(nodes, keys).fencing(self.options.fences);
         Ok((link, hints))
     }
+}
+
+/// Connections for commands. Their deadlines are the caller's; whoever drops a call does not disturb the
+/// others.
+fn connection_config(connect_timeout: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(connect_timeout))
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(COMMANDS_QUEUED)
 }
 
 impl Store for Redis {
     fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>> {
         Box::pin(async move {
-            match tokio::time::timeout(self.connect_timeout, self.open(namespace)).await {
+            match tokio::time::timeout(self.options.connect_timeout, self.open(namespace)).await {
                 Ok(connected) => connected,
                 Err(_elapsed) => Err(StoreError::new(StoreErrorKind::Timeout, "connect")),
             }
@@ -156,7 +184,7 @@ impl Store for Redis {
     }
 
     fn connect_timeout(&self) -> Duration {
-        self.connect_timeout
+        self.options.connect_timeout
     }
 
     fn describe(&self) -> String {
@@ -168,8 +196,8 @@ impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
             .field("address", &self.describe())
-            .field("connect_timeout", &self.connect_timeout)
-            .field("fence_on_failover", &self.fences)
+            .field("connect_timeout", &self.options.connect_timeout)
+            .field("fence_on_failover", &self.options.fences)
             .finish()
     }
 }

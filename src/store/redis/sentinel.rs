@@ -7,6 +7,7 @@
 use super::address::{client_at, described};
 use super::error;
 use super::reply::{self, Reply};
+use super::watch::Watch;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
 use crate::store::StoreResult;
@@ -18,7 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long a sentinel may take to connect and to answer: one that is further away is of no help.
 const ANSWER_LIMIT: Duration = Duration::from_millis(400);
@@ -108,20 +108,10 @@ impl Sentinels {
 
     /// Looks after the primary of a link, as long as what is returned is kept.
     pub(super) fn watch(&self, primary: &Primary) -> Watch {
-        let deposed = CancellationToken::new();
-        let ended = CancellationToken::new();
         let (sentinels, named) = (self.clone(), primary.named.clone());
-        let (tell, end) = (deposed.clone(), ended.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = end.cancelled() => {}
-                () = sentinels.until_replaced(&named) => tell.cancel(),
-            }
-        });
-        Watch {
-            deposed,
-            _end: ended.drop_guard(),
-        }
+        Watch::start("the sentinels name another primary", async move {
+            sentinels.until_replaced(&named).await;
+        })
     }
 
     /// Ends when a sentinel that knows of as many failovers, or more, names another server.
@@ -244,22 +234,4 @@ fn read(master: Vec<Value>, host: Value, port: Value) -> Option<Named> {
         host: String::from_utf8(reply::bytes(host)?).ok()?,
         port: u16::try_from(reply::number(port)?).ok()?,
     })
-}
-
-/// Whether the primary of a link is still the one.
-pub(super) struct Watch {
-    deposed: CancellationToken,
-    _end: DropGuard,
-}
-
-impl Watch {
-    /// # Errors
-    /// `Unavailable` once the sentinels name another server: what this one says counts no more.
-    pub(super) fn check(&self, operation: &'static str) -> StoreResult<()> {
-        match self.deposed.is_cancelled() {
-            true => Err(StoreError::new(StoreErrorKind::Unavailable, operation)
-                .with_detail("the sentinels name another primary")),
-            false => Ok(()),
-        }
-    }
 }

@@ -21,8 +21,20 @@ pub(super) struct Life {
     pub(super) needs_replicas: bool,
 }
 
+/// What a server is expected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// By itself, with replicas or without.
+    Standalone,
+    /// A node of a cluster.
+    Cluster,
+}
+
 /// Asks the server what it is; gives its life if it can be used.
-pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreResult<Life> {
+pub(super) async fn identify(
+    connection: &mut MultiplexedConnection,
+    mode: Mode,
+) -> StoreResult<Life> {
     let mut questions = ::redis::pipe();
     questions.cmd("INFO").arg("server");
     questions.cmd("INFO").arg("replication");
@@ -31,7 +43,7 @@ pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreRes
         .await
         .map_err(|failed| error::of_client("connect", &failed))?;
     let [server, replication] = Reply::pipeline("connect", answers)?;
-    check_server(&server.text()?)?;
+    check_server(&server.text()?, mode)?;
     life("connect", &replication.text()?)
 }
 
@@ -73,9 +85,17 @@ fn promoted_from(replication: &str) -> Option<&str> {
     followed.then_some(id)
 }
 
-fn check_server(info: &str) -> StoreResult<()> {
-    match field(info, "redis_mode") {
-        Some("cluster") => Err(unsupported("connect", "cluster support is not there yet")),
+fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
+    // Valkey calls it the server's mode if asked to call itself Valkey.
+    let found = field(info, "redis_mode").or_else(|| field(info, "server_mode"));
+    match found {
+        Some("cluster") if mode != Mode::Cluster => Err(unsupported(
+            "connect",
+            "the server is a node of a cluster: it belongs in a redis+cluster:// address",
+        )),
+        Some("standalone") if mode == Mode::Cluster => {
+            Err(unsupported("connect", "the server is no node of a cluster"))
+        }
         Some("sentinel") => Err(unsupported(
             "connect",
             "the server is a sentinel: it belongs in a redis+sentinel:// address",
@@ -118,7 +138,11 @@ mod tests {
 
     #[test]
     fn only_a_standalone_server_of_version_7_or_later_is_accepted() {
-        let kind = |info: &str| check_server(info).err().map(|error| error.kind());
+        let kind = |info: &str| {
+            check_server(info, Mode::Standalone)
+                .err()
+                .map(|error| error.kind())
+        };
         assert_eq!(
             kind("redis_version:7.0.15\r\nredis_mode:standalone\r\n"),
             None
@@ -143,7 +167,7 @@ mod tests {
 
     #[test]
     fn an_old_server_is_named_in_the_error() {
-        let error = check_server("redis_version:6.2.6\r\n").unwrap_err();
+        let error = check_server("redis_version:6.2.6\r\n", Mode::Standalone).unwrap_err();
         assert!(error.to_string().contains("found Redis 6.2.6"), "{error}");
     }
 

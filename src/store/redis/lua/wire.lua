@@ -6,7 +6,7 @@ local NONE = string.rep('\0', 8)
 local MAGIC, VALUE, ABSENT, LEASE = 215, 1, 2, 3
 
 local function publish(kind, epoch, seq, prev, nonce, ms, hashes)
-  redis.call('PUBLISH', ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
+  redis.call(PUBLISH, ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
     .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes)
 end
 
