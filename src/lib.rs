@@ -103,7 +103,7 @@
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
-//! | [`Health`], [`Stamp`], [`Pending`] | what operators and writers are told |
+//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`] | what operators and writers are told |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
 //! | `testing` | a Redis to kill, a network to break, the suite for stores |
@@ -152,14 +152,18 @@ mod time;
 mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
-pub use bus::{Health, InvalidateError, ParseStampError, Pending, Stamp, StoreState};
+pub use bus::{
+    CircuitState, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_READ_TIMEOUT, Health, InvalidateError,
+    Invalidation, ParseStampError, Pending, Stamp, StoreState,
+};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
     Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
     DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, Freshness, LoadContext, Loaded,
-    Loader, LocalView, Origin, Previous, Refresh, Served, StaleReason,
+    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, EntityView, Freshness,
+    LoadContext, Loaded, Loader, LocalView, Origin, Previous, ReadOptions, Refresh, Served,
+    StaleReason,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;
@@ -198,6 +202,8 @@ mod pages {
     mod from_moka_and_redis {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/reads.md")]
+    mod reads {}
     #[doc = include_str!("../docs/memo.md")]
     mod memo {}
     #[doc = include_str!("../docs/operations.md")]

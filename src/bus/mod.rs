@@ -11,14 +11,19 @@
 //!
 //! Locks are taken in the order lane → stripe → member, and never held over an `.await`.
 
+mod breaker;
 mod calls;
 mod driver;
 mod health;
+mod invalidation;
 mod listen;
+mod stamp;
 
-pub use calls::{InvalidateError, ParseStampError, Pending, Stamp};
+pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
+pub use invalidation::{InvalidateError, Invalidation, Pending};
 pub(crate) use listen::{Listener, Liveness};
+pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};
@@ -43,6 +48,18 @@ use tokio_util::task::TaskTracker;
 /// Stripes per lane.
 const STRIPES: usize = 256;
 
+/// How long a read, lease or fill may take unless [`CacheBuilder::read_timeout`] says otherwise: hundreds
+/// of round trips in one data centre, and about as long as a person does not notice.
+///
+/// [`CacheBuilder::read_timeout`]: crate::CacheBuilder::read_timeout
+pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long a caller waits for its invalidation unless [`CacheBuilder::invalidate_timeout`] says
+/// otherwise: long enough for a link to break, be noticed (0.4 s), and be opened again (0.75 s).
+///
+/// [`CacheBuilder::invalidate_timeout`]: crate::CacheBuilder::invalidate_timeout
+pub const DEFAULT_INVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The times that the protocol runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
@@ -63,8 +80,8 @@ impl Default for Timing {
         Self {
             heartbeat: Duration::from_millis(250),
             poll_timeout: Duration::from_millis(400),
-            read_timeout: Duration::from_millis(250),
-            invalidate_timeout: Duration::from_secs(2),
+            read_timeout: DEFAULT_READ_TIMEOUT,
+            invalidate_timeout: DEFAULT_INVALIDATE_TIMEOUT,
             touch_timeout: Duration::from_secs(1),
         }
     }
@@ -88,12 +105,29 @@ pub(crate) trait Member: Send + Sync {
     fn clear(&self, lane: Lane, rank: Rank);
     /// `lane` is live until then.
     fn confirm(&self, lane: Lane, until: Millis);
+    /// How many flights a caller could board or join.
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize;
 }
 
 /// Who hears the messages of the subscription that are no hints. Called by the driver: must not wait.
 pub(crate) trait RoomListener: Send + Sync {
     /// A message that came on the link in use, or on the one that is about to be.
     fn heard(&self, message: Bytes);
+}
+
+/// What a cache has under way; see [`Cache::under_way`](crate::Cache::under_way).
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// Tasks behind its callers: loads, fills, invalidations that are repeated, leases that are given
+    /// back; and those that are there for as long as somebody wants them: handlers, queries, rooms.
+    pub tasks: usize,
+    /// Loads and refreshes of entities that a caller could join.
+    pub flights: usize,
+    /// Invalidations that the store has not acknowledged.
+    pub invalidations: usize,
 }
 
 /// What orders the inserts and evictions of one stripe's keys.
@@ -150,6 +184,7 @@ pub(crate) struct Bus {
     nudge: Notify,
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
+    breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
@@ -203,11 +238,24 @@ impl Bus {
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
             calls: calls::Calls::default(),
+            breaker: Mutex::default(),
             observed: Observed::default(),
             listening: listen::Listening::default(),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
         })
+    }
+
+    /// What is under way: see [`Cache::under_way`](crate::Cache::under_way).
+    #[cfg(feature = "testing")]
+    pub(crate) fn under_way(&self) -> UnderWay {
+        let mut flights = 0;
+        self.each_member(|member| flights += member.flights());
+        UnderWay {
+            tasks: self.work.len(),
+            flights,
+            invalidations: self.health().pending,
+        }
     }
 
     /// Registers a local level. Its lanes start as live as the cache's are.

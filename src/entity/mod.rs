@@ -1,7 +1,7 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
-//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
-//! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
+//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) that seeks
+//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
 //! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
 //! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
@@ -13,16 +13,21 @@ mod batch;
 mod batch_load;
 mod builder;
 mod context;
+mod course;
 mod lease;
 mod level;
 mod load;
 mod loader;
+mod look;
 mod many;
 mod outcome;
 mod read;
 mod refresh;
+mod seek;
+mod strict;
 mod target;
 mod usual;
+mod view;
 mod waiting;
 
 pub use batch::DEFAULT_MAX_BATCH;
@@ -35,7 +40,7 @@ pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
 pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
-use crate::bus::{Bus, InvalidateError, Stamp};
+use crate::bus::{Bus, Invalidation, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
@@ -52,6 +57,7 @@ use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use usual::{LogGate, UsualLoad};
+pub use view::{EntityView, ReadOptions};
 
 /// A two-level cache of one kind of record: keys `K`, values `V`, loader errors `E`. Cheap to clone.
 ///
@@ -80,6 +86,14 @@ impl<K, V, E> Inner<K, V, E> {
     fn bus(&self) -> &Arc<Bus> {
         &self.cache.0.bus
     }
+
+    #[inline]
+    fn hash(&self, key: &K) -> u64
+    where
+        K: Key,
+    {
+        key.with_bytes(|bytes| self.keys.hash(bytes).hash)
+    }
 }
 
 impl<K, V, E> Clone for Entity<K, V, E> {
@@ -102,8 +116,9 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    #[inline]
     fn hash(&self, key: &K) -> u64 {
-        key.with_bytes(|bytes| self.0.keys.hash(bytes).hash)
+        self.0.hash(key)
     }
 
     /// Returns the value for `key`, loading it from the source on a miss.
@@ -150,29 +165,7 @@ where
     /// As [`get`](Self::get); [`Served::bound`] is what holds for this one read, mostly far below the
     /// general bound. It is there for a fresh value alone.
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
-        let bus = self.0.bus();
-        let hash = self.hash(key);
-        let hit = self.0.level.hit(hash, key).map(|hit| (hit, None));
-        if let Some((hit, stale)) = hit.or_else(|| self.0.late_hit(key, hash)) {
-            let (now, as_of) = (hit.now, hit.as_of(&bus.rules));
-            return Ok(Served {
-                age: now.since(hit.slot.loaded),
-                value: hit.slot.value.map_err(CacheError::Load)?,
-                origin: Origin::Local,
-                freshness: Freshness::of(stale, now.since(as_of)),
-            });
-        }
-        // A flight that we join may have begun long before us. What was applied here before we did so
-        // has not detached it.
-        let word = self.0.level.word(bus.space.lane_of(hash));
-        let landed = self.miss(key, hash).await?;
-        let as_of = landed.as_of.max(word.confirmed_at(bus.rules.lease));
-        Ok(Served {
-            value: landed.outcome?,
-            origin: landed.origin,
-            age: landed.age,
-            freshness: Freshness::of(landed.stale, bus.clock.now().since(as_of)),
-        })
+        self.with(ReadOptions::new()).get_with(key).await
     }
 
     /// As [`get`](Self::get), with a loader for this call only, for what only the caller has at hand:
@@ -228,6 +221,30 @@ where
         self.get(key).await
     }
 
+    /// As [`get`](Self::get), of nothing that was invalidated before the call began, by any pod. For the
+    /// decision that must not miss what was acknowledged within the last second.
+    ///
+    /// One round trip, which reads the store and proves that the node still takes writes; what is in the
+    /// local level does not spare it. If the store does not have the value, it is loaded as by `get`,
+    /// under a lease. If the store cannot be asked, or does not prove itself, it is loaded without one: the
+    /// source knows as much. Strict reads share no load within the pod, but wait for the lease.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get). Never a stale value instead, and never an error of the store.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. A load that nobody else waits for is dropped, and nothing is stored.
+    ///
+    /// # Consistency
+    /// The value reflects every invalidation that was acknowledged, to whichever pod, before this was
+    /// polled first. An invalidation that a change of the server lost is reflected as soon as a pod that
+    /// knows of it has repeated it there.
+    pub async fn get_strict(&self, key: &K) -> Result<Arc<V>, CacheError<E>> {
+        let hash = self.hash(key);
+        let read = Box::pin(self.0.read_strict(key, hash));
+        read.await.and_then(|landed| landed.outcome)
+    }
+
     /// Loads `key` from the source although there is a value, which goes on being served until the new
     /// one takes its place. Gives the new one.
     ///
@@ -279,11 +296,12 @@ where
     /// Makes every pod forget `key`. Call it after the change was committed. One round trip.
     ///
     /// Takes effect here at once, before the store is asked. When it returns a [`Stamp`], the store has
-    /// logged it: no pod serves a value that was loaded before, beyond the bound.
+    /// logged it: no pod serves a value that was loaded before, beyond the bound. To wait until that is
+    /// over as well, call [`settled`](Invalidation::settled) on what this gives.
     ///
     /// # Errors
-    /// [`InvalidateError::Pending`] if the store has not acknowledged it after the first attempt or 2 s:
-    /// it is repeated until it has. [`InvalidateError::Closed`] after [`Cache::close`].
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it after the first attempt or 2 s:
+    /// it is repeated until it has. [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
     ///
     /// # Cancel safety
     /// Once polled, the invalidation happens whether or not the future is dropped.
@@ -292,8 +310,8 @@ where
     /// On this pod no read that begins after this returned, with either result, gives a value that was
     /// loaded before. On the others none does that begins later than
     /// [`Health::bound`](crate::Health::bound) after this returned a [`Stamp`].
-    pub async fn invalidate(&self, key: &K) -> Result<Stamp, InvalidateError> {
-        self.invalidate_many([key]).await
+    pub fn invalidate(&self, key: &K) -> Invalidation {
+        self.invalidate_many([key])
     }
 
     /// As [`invalidate`](Self::invalidate) for many keys: one round trip for each lane and 64 keys, all
@@ -307,10 +325,7 @@ where
     ///
     /// # Consistency
     /// As [`invalidate`](Self::invalidate), key by key: they are not invalidated at one instant.
-    pub async fn invalidate_many<'k>(
-        &self,
-        keys: impl IntoIterator<Item = &'k K>,
-    ) -> Result<Stamp, InvalidateError>
+    pub fn invalidate_many<'k>(&self, keys: impl IntoIterator<Item = &'k K>) -> Invalidation
     where
         K: 'k,
     {
@@ -321,7 +336,7 @@ where
         });
         let (bus, entity) = (self.0.bus(), self.0.keys.entity_hash());
         let calls = bus.invalidations(&self.0.name, entity, named);
-        bus.announce_all(calls).await
+        Invalidation::of(bus, calls)
     }
 
     /// Makes every pod forget every key of this entity. One round trip for each of 16 lanes, all at the
@@ -335,10 +350,10 @@ where
     ///
     /// # Consistency
     /// As [`invalidate`](Self::invalidate), lane by lane.
-    pub async fn clear(&self) -> Result<Stamp, InvalidateError> {
+    pub fn clear(&self) -> Invalidation {
         let bus = self.0.bus();
         let calls = bus.clears(&self.0.name, self.0.keys.entity_hash());
-        bus.announce_all(calls).await
+        Invalidation::of(bus, calls)
     }
 
     /// The tag of `key`: what a handler, a query or a memo depends on to learn of its invalidation.

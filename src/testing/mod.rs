@@ -9,6 +9,7 @@
 //! - [`RedisCluster`]: a cluster whose nodes can be killed and whose slots move.
 //! - [`Proxy`]: a TCP proxy that loses, holds back, delays or cuts what passes through it, and drops
 //!   single pub/sub messages.
+//! - [`Cache::under_way`](crate::Cache::under_way): what a cache has not ended yet.
 //! - [`conformance`]: the contract of the [store port](crate::store), claim by claim.
 
 mod cli;
@@ -22,6 +23,7 @@ mod redis_server;
 mod resp;
 mod server_error;
 
+pub use crate::bus::UnderWay;
 pub use proxy::{Direction, Fault, MessageFault, Proxy};
 pub use redis_cluster::RedisCluster;
 pub use redis_replicas::RedisReplicas;

@@ -157,6 +157,13 @@ fn mget(names: &[Key<'_>]) -> Cmd {
     cmd
 }
 
+/// The command of one read.
+pub(super) fn read_command(keys: &Keys, place: Place<'_>) -> StoreResult<Cmd> {
+    let keys = keys.lane(place.lane)?;
+    let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
+    Ok(mget(&names))
+}
+
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -186,14 +193,7 @@ impl Shared {
     }
 
     async fn ask_for_one(&self, place: Place<'_>) -> StoreResult<Found> {
-        let keys = self.keys.lane(place.lane)?;
-        let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
-        let [value, head, floor] = self.get(&names).await?.items()?;
-        Ok(Found {
-            head: reply::head(head),
-            value: reply::stored(value),
-            floor: reply::number(floor),
-        })
+        self.get(&read_command(&self.keys, place)?).await?.found()
     }
 
     async fn ask_for_all<A: Asked>(&self, batch: &[A]) -> Vec<StoreResult<Found>> {
@@ -226,8 +226,8 @@ impl Shared {
         found
     }
 
-    async fn get(&self, names: &[Key<'_>]) -> StoreResult<Reply> {
-        Reply::new("read", self.nodes.send("read", &mget(names)).await?)
+    async fn get(&self, command: &Cmd) -> StoreResult<Reply> {
+        Reply::new("read", self.nodes.send("read", command).await?)
     }
 }
 

@@ -13,8 +13,7 @@ use std::io::Write;
 pub(super) struct Keys {
     /// The channel of its hints; those of a cluster are one for each lane.
     pub(super) channel: String,
-    /// The key that the write of a poll is aimed at; never there.
-    pub(super) beacon: String,
+    beacon: String,
     sharded: bool,
     /// `{name:`, which all keys begin with.
     tag: String,
@@ -29,7 +28,7 @@ pub(super) struct LaneKeys {
     name: String,
     /// The channel of its hints.
     pub(super) channel: String,
-    /// As [`Keys::beacon`], in the lane's own slot.
+    /// What the write of a poll is aimed at on a cluster, in the lane's own slot.
     pub(super) beacon: String,
     pub(super) head: String,
     pub(super) log: String,
@@ -75,6 +74,20 @@ impl Keys {
             sharded: true,
             ..Self::new(namespace)
         }
+    }
+
+    /// The key that the write of a poll of all lanes is aimed at; never there.
+    pub(super) fn common_beacon(&self) -> &str {
+        &self.beacon
+    }
+
+    /// The same where it is to be on the node that has `lane`.
+    pub(super) fn beacon(&self, lane: Lane) -> StoreResult<&str> {
+        let lane = self.lane(lane)?;
+        Ok(match self.sharded {
+            true => &lane.beacon,
+            false => &self.beacon,
+        })
     }
 
     pub(super) fn is_sharded(&self) -> bool {
@@ -253,7 +266,10 @@ mod tests {
             lanes: 16,
         });
         let lane = keys.lane(Lane(10)).expect("one of sixteen");
-        assert_eq!((&*keys.channel, &*keys.beacon), ("{shop}c", "{shop:00}b"));
+        assert_eq!(
+            (&*keys.channel, keys.common_beacon()),
+            ("{shop}c", "{shop:00}b")
+        );
         assert_eq!((&*lane.head, &*lane.log), ("{shop:0a}h", "{shop:0a}s"));
         assert_eq!(
             lane.value(b"user:42").to_redis_args(),

@@ -1,6 +1,6 @@
 //! The link: one multiplexed connection for the commands of each node.
 
-use super::batch::Reads;
+use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
@@ -348,6 +348,18 @@ impl Link for RedisLink {
         Box::pin(self.reads.read(place))
     }
 
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let mut commands = ::redis::pipe();
+            commands.add_command(read_command(&self.keys, place)?);
+            let beacon = self.keys.beacon(place.lane)?;
+            commands.cmd("UNLINK").arg(beacon); // as in a poll
+            let answers = self.pipeline("read", &commands).await?;
+            let [found, _written] = Reply::pipeline("read", answers)?;
+            found.found()
+        })
+    }
+
     fn lease<'a>(
         &'a self,
         place: Place<'a>,
@@ -473,7 +485,7 @@ fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
         for lane in keys.lanes() {
             commands.arg(&lane.head);
         }
-        commands.cmd("UNLINK").arg(&keys.beacon);
+        commands.cmd("UNLINK").arg(keys.common_beacon());
     } else {
         // A command can only name keys of one slot; and slots move one by one.
         for lane in node.lanes.iter().filter_map(|&lane| keys.lane(lane).ok()) {
