@@ -151,7 +151,10 @@ mod time;
 mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
-pub use bus::{Health, InvalidateError, Invalidation, ParseStampError, Pending, Stamp, StoreState};
+pub use bus::{
+    CircuitState, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_READ_TIMEOUT, Health, InvalidateError,
+    Invalidation, ParseStampError, Pending, Stamp, StoreState,
+};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{

@@ -5,7 +5,6 @@ use super::context::Previous;
 use super::load::whole_millis;
 use super::outcome::{Landed, Origin, Outcome};
 use super::target::{Began, Target};
-use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{Epoch, Head, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
@@ -18,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// A usable value of the store.
 pub(super) struct Standing<V, E> {
@@ -70,10 +70,13 @@ where
         if self.is_poisoned(target) {
             return None;
         }
-        let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
-        let found = Bus::within(limit, "read", read).await.ok()?;
-        Some(self.judge(target, began, found))
+        let asked = self.bus().ask("read", read);
+        let found = match limit < self.bus().timing.read_timeout {
+            true => timeout(limit, asked).await.ok()?,
+            false => asked.await,
+        };
+        Some(self.judge(target, began, found.ok()?))
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {

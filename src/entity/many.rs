@@ -253,7 +253,7 @@ where
                 None => without.push((one, reason)),
             }
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return;
         };
         for part in without.chunks_mut(self.part()) {

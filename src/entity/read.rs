@@ -240,7 +240,7 @@ where
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return Glance::Seek(None);
         };
         let look = self.ask_store(&*link, target, &began, limit).await;

@@ -145,7 +145,7 @@ where
         if let Some(landed) = self.still_here(target, reason) {
             return Some(landed);
         }
-        let link = self.bus().link().ok()?;
+        let link = self.bus().link_for_reads().ok()?;
         let began = self.began(target.lane);
         let look = self.ask_store(&*link, target, &began, Duration::MAX).await;
         Self::still_stored(look?, reason)

@@ -109,7 +109,7 @@ where
         seen: Option<Seen<V, E>>,
         want: Want,
     ) -> Next<V, E> {
-        match self.bus().link() {
+        match self.bus().link_for_reads() {
             Ok(link) => Seek::new(self, target, link, want).run(seen).await,
             Err(_) => match self.refreshed(target, want).await {
                 Some(landed) => Next::Land(landed),

@@ -15,8 +15,7 @@ use super::load::LoadRun;
 use super::look::Look;
 use super::many::{Lead, Load};
 use super::seek::{Next, Seen, Want};
-use crate::bus::Bus;
-use crate::error::StoreErrorKind;
+use crate::error::{StoreError, StoreErrorKind};
 use crate::key::Key;
 use crate::store::{BoxFuture, Found, LeaseReply, LeaseState, Link, StoreResult};
 use serde::Serialize;
@@ -59,7 +58,7 @@ where
         sought: Leads<K, V, E>,
         alone: &mut JoinSet<()>,
     ) -> Vec<Load<K, V, E>> {
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             let (refreshed, sought) = self.those_being_refreshed(sought);
             for lead in refreshed {
                 self.go_alone(lead, None, alone);
@@ -104,21 +103,19 @@ where
     }
 
     /// Asks the store for `count` answers, within the time of one.
-    pub(super) async fn ask<'a, T: Send>(
+    pub(super) async fn ask<'a, T>(
         &self,
         count: usize,
         operation: &'static str,
         call: impl FnOnce() -> BoxFuture<'a, Vec<StoreResult<T>>>,
     ) -> Vec<StoreResult<T>> {
-        if count == 0 {
-            return Vec::new();
-        }
-        let call = call();
-        let answers = Box::pin(async move { Ok(call.await) });
-        match Bus::within(self.bus().timing.read_timeout, operation, answers).await {
-            Ok(answers) => answers,
-            Err(failed) => (0..count).map(|_| Err(failed.clone())).collect(),
-        }
+        let mut answers = match count {
+            0 => Vec::new(),
+            _ => self.bus().ask_many(call()).await,
+        };
+        let late = || Err(StoreError::new(StoreErrorKind::Timeout, operation));
+        answers.resize_with(count, late);
+        answers
     }
 }
 
