@@ -91,6 +91,13 @@ impl Cache {
         self.0.bus.health()
     }
 
+    /// What is under way in this process: for tests that a call which was dropped leaves nothing behind.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn under_way(&self) -> crate::testing::UnderWay {
+        self.0.bus.under_way()
+    }
+
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
     /// acknowledged, gives leases back, leaves every room, ends the background tasks and both connections.
     /// Later calls give `Closed`. Closing twice is harmless.

@@ -160,8 +160,9 @@ pub use codec::CodecError;
 pub use entity::{
     Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
     DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, Freshness, LoadContext, Loaded,
-    Loader, LocalView, Origin, Previous, Refresh, Served, StaleReason,
+    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, EntityView, Freshness,
+    LoadContext, Loaded, Loader, LocalView, Origin, Previous, ReadOptions, Refresh, Served,
+    StaleReason,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;
@@ -200,6 +201,8 @@ mod pages {
     mod from_moka_and_redis {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/reads.md")]
+    mod reads {}
     #[doc = include_str!("../docs/memo.md")]
     mod memo {}
     #[doc = include_str!("../docs/operations.md")]

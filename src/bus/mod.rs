@@ -105,12 +105,29 @@ pub(crate) trait Member: Send + Sync {
     fn clear(&self, lane: Lane, rank: Rank);
     /// `lane` is live until then.
     fn confirm(&self, lane: Lane, until: Millis);
+    /// How many flights a caller could board or join.
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize;
 }
 
 /// Who hears the messages of the subscription that are no hints. Called by the driver: must not wait.
 pub(crate) trait RoomListener: Send + Sync {
     /// A message that came on the link in use, or on the one that is about to be.
     fn heard(&self, message: Bytes);
+}
+
+/// What a cache has under way; see [`Cache::under_way`](crate::Cache::under_way).
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// Tasks behind its callers: loads, fills, invalidations that are repeated, leases that are given
+    /// back; and those that are there for as long as somebody wants them: handlers, queries, rooms.
+    pub tasks: usize,
+    /// Loads and refreshes of entities that a caller could join.
+    pub flights: usize,
+    /// Invalidations that the store has not acknowledged.
+    pub invalidations: usize,
 }
 
 /// What orders the inserts and evictions of one stripe's keys.
@@ -227,6 +244,18 @@ impl Bus {
             nonce_base: random(),
             nonces: AtomicU64::new(0),
         })
+    }
+
+    /// What is under way: see [`Cache::under_way`](crate::Cache::under_way).
+    #[cfg(feature = "testing")]
+    pub(crate) fn under_way(&self) -> UnderWay {
+        let mut flights = 0;
+        self.each_member(|member| flights += member.flights());
+        UnderWay {
+            tasks: self.work.len(),
+            flights,
+            invalidations: self.health().pending,
+        }
     }
 
     /// Registers a local level. Its lanes start as live as the cache's are.

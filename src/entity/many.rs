@@ -6,19 +6,18 @@
 //! of this one, goes on as a single read does, in a task beside the others. What is stale is served as
 //! to a single read, or its replacement asked for among the other leases.
 
+use super::course::{Boarding, Guard, Skips, Waiter};
 use super::load::LoadRun;
 use super::outcome::{Landed, StaleReason};
-use super::read::NoLoader;
-use super::seek::Seen;
 use super::target::{Began, Target};
+use super::view::ReadOptions;
 use super::{Entity, Inner};
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flown, Guard, Waiter};
+use crate::flight::Flown;
 use crate::key::Key;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 /// Keys that go to the store at once; more go one such part after another. It is asked within the time
@@ -26,7 +25,7 @@ use tokio::time::{Instant, timeout_at};
 const PART: usize = 1_000;
 
 /// What a key of a batch gives.
-type Got<V, E> = Result<Arc<V>, CacheError<E>>;
+type Got<V, E> = Result<Landed<V, E>, CacheError<E>>;
 
 /// A key that the local level does not have.
 struct Missed<'k, K> {
@@ -39,7 +38,7 @@ struct Missed<'k, K> {
 /// A key on board of its flight.
 struct Aboard<K, V, E> {
     target: Arc<Target<K>>,
-    waiter: Waiter<K, Landed<V, E>>,
+    waiter: Waiter<K, V, E>,
     /// What it gave, once it has, or what is served instead.
     landed: Option<Landed<V, E>>,
 }
@@ -58,13 +57,13 @@ impl<K, V, E> Aboard<K, V, E> {
 pub(super) struct Lead<K, V, E> {
     pub(super) target: Arc<Target<K>>,
     pub(super) began: Began,
-    pub(super) guard: Guard<K, Landed<V, E>>,
+    pub(super) guard: Guard<K, V, E>,
 }
 
 /// A lead that has to load.
 pub(super) struct Load<K, V, E> {
     pub(super) target: Arc<Target<K>>,
-    pub(super) guard: Guard<K, Landed<V, E>>,
+    pub(super) guard: Guard<K, V, E>,
     pub(super) run: LoadRun<V>,
 }
 
@@ -114,26 +113,8 @@ where
     where
         K: 'k,
     {
-        let (mut got, mut missed) = (Vec::new(), Vec::new());
-        for (at, key) in keys.into_iter().enumerate() {
-            let hash = self.hash(key);
-            let hit = self.0.level.hit(hash, key);
-            let hit = hit.or_else(|| self.0.late_hit(key, hash).map(|(hit, _)| hit));
-            got.push(match hit {
-                Some(hit) => hit.slot.value.map_err(CacheError::Load),
-                None => {
-                    missed.push(Missed { at, key, hash });
-                    Err(CacheError::LoadAborted) // replaced below
-                }
-            });
-        }
-        if !missed.is_empty() {
-            let read = Box::pin(Arc::clone(&self.0).read_many(&missed)).await;
-            for (missed, read) in missed.iter().zip(read) {
-                got[missed.at] = read;
-            }
-        }
-        got
+        let read = self.0.read_list(keys, ReadOptions::new()).await;
+        read.into_iter().map(|read| read?.outcome).collect()
     }
 }
 
@@ -143,37 +124,71 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    /// Everything after the local misses, within the hard limit.
-    async fn read_many(self: Arc<Self>, missed: &[Missed<'_, K>]) -> Vec<Got<V, E>> {
+    /// Reads each of `keys`, in their order.
+    pub(super) async fn read_list<'k>(
+        self: &Arc<Self>,
+        keys: impl IntoIterator<Item = &'k K>,
+        options: ReadOptions,
+    ) -> Vec<Got<V, E>>
+    where
+        K: 'k,
+    {
+        let (mut got, mut missed) = (Vec::new(), Vec::new());
+        for (at, key) in keys.into_iter().enumerate() {
+            let hash = self.hash(key);
+            got.push(match self.here(key, hash, &options) {
+                Some(landed) => Ok(landed),
+                None => {
+                    missed.push(Missed { at, key, hash });
+                    Err(CacheError::LoadAborted) // replaced below
+                }
+            });
+        }
+        if !missed.is_empty() {
+            let read = Box::pin(self.read_many(&missed, &options)).await;
+            for (missed, read) in missed.iter().zip(read) {
+                got[missed.at] = self.or_kept(missed.key, missed.hash, read, &options);
+            }
+        }
+        got
+    }
+
+    /// Everything after the local misses, within the limit.
+    async fn read_many(
+        self: &Arc<Self>,
+        missed: &[Missed<'_, K>],
+        options: &ReadOptions,
+    ) -> Vec<Got<V, E>> {
         if self.bus().closing.is_cancelled() {
             return missed.iter().map(|_| Err(CacheError::Closed)).collect();
         }
-        let start = Instant::now();
-        let end = start + self.options.load_timeout;
-        // What goes on alone ends with this call, as a single read does.
-        let mut alone = JoinSet::new();
+        let (start, limit) = (Instant::now(), options.limit(self.options.load_timeout));
+        let (end, skips) = (start + limit, options.skips());
         let mut aboard = Vec::with_capacity(missed.len());
         for part in missed.chunks(self.part()) {
             let mut leads = Vec::new();
-            aboard.extend(part.iter().map(|missed| self.embark(missed, &mut leads)));
-            // Leads that are dropped here fall to whoever else waits.
-            let _ = timeout_at(end, self.set_off(leads, &mut alone)).await;
+            let embarked = part.iter().map(|one| self.embark(one, skips, &mut leads));
+            aboard.extend(embarked);
+            if options.has_deadline() {
+                self.set_off_in_task(leads, skips);
+            } else {
+                // Leads that are dropped here fall to whoever else waits.
+                let _ = timeout_at(end, self.set_off(leads, skips)).await;
+            }
         }
-        if let Some(soft) = self.options.soft_timeout {
-            self.arrive(&mut aboard, start + soft, &mut alone).await;
+        if let Some(soft) = self.options.soft_timeout.filter(|soft| *soft < limit) {
+            self.arrive(&mut aboard, start + soft, skips).await;
             let note_late = |target: &Target<K>| {
                 self.note_failure(target, StaleReason::LoadTimedOut);
             };
             self.serve_instead(&mut aboard, note_late).await;
         }
-        self.arrive(&mut aboard, end, &mut alone).await;
+        self.arrive(&mut aboard, end, skips).await;
         self.serve_instead(&mut aboard, |_| {}).await;
-        let after = self.options.load_timeout;
         let got = aboard.into_iter().map(|one| {
             // The caller gives up what has not landed, the load does not: it may still fill.
             one.waiter.leave_running();
-            let landed = one.landed.ok_or(CacheError::Timeout { after })?;
-            landed.outcome
+            one.landed.ok_or(CacheError::Timeout { after: limit })
         });
         got.collect()
     }
@@ -185,10 +200,15 @@ where
     }
 
     /// Joins the flight of a key, or starts it and gets its lead.
-    fn embark(&self, missed: &Missed<'_, K>, leads: &mut Vec<Lead<K, V, E>>) -> Aboard<K, V, E> {
+    fn embark(
+        &self,
+        missed: &Missed<'_, K>,
+        skips: Skips,
+        leads: &mut Vec<Lead<K, V, E>>,
+    ) -> Aboard<K, V, E> {
         let target = Arc::new(self.target(missed.key, missed.hash));
         let began = self.began(target.lane);
-        let waiter = match self.board(&target, &began) {
+        let waiter = match self.board(&target, &began, skips) {
             Boarding::Waiter(waiter) => waiter,
             Boarding::Leader(guard, waiter) => {
                 let target = Arc::clone(&target);
@@ -212,7 +232,7 @@ where
         self: &Arc<Self>,
         aboard: &mut [Aboard<K, V, E>],
         until: Instant,
-        alone: &mut JoinSet<()>,
+        skips: Skips,
     ) {
         // One after another: each flight goes on by itself, so the last to be looked at has landed when
         // the slowest has.
@@ -221,10 +241,7 @@ where
                 match timeout_at(until, one.waiter.wait()).await {
                     Ok(Flown::Landed(landing)) => one.landed = Some(self.landed(landing)),
                     Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
-                    Ok(Flown::Lead(guard)) => {
-                        let (this, target) = (Arc::clone(self), Arc::clone(&one.target));
-                        alone.spawn(async move { this.lead_alone(&target, guard, None).await });
-                    }
+                    Ok(Flown::Lead(guard)) => self.lead_in_task(&one.target, guard, None, skips),
                     Err(_) => break,
                 }
             }
@@ -277,27 +294,37 @@ where
         }
     }
 
-    pub(super) async fn lead_alone(
-        self: &Arc<Self>,
-        target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
-        seen: Option<Seen<V, E>>,
-    ) {
-        self.lead(target, &mut None::<NoLoader<V, E>>, guard, seen)
-            .await;
+    /// Lets leads go their way whatever becomes of the caller.
+    fn set_off_in_task(self: &Arc<Self>, leads: Vec<Lead<K, V, E>>, skips: Skips) {
+        let (this, closing) = (Arc::clone(self), self.bus().closing.clone());
+        self.bus().work.spawn(async move {
+            tokio::select! {
+                biased;
+                () = this.set_off(leads, skips) => {}
+                () = closing.cancelled() => {}
+            }
+        });
     }
 
     /// The leaders' way: the local level again, the store with the right to load, and then, behind this,
     /// the loads.
-    async fn set_off(self: &Arc<Self>, leads: Vec<Lead<K, V, E>>, alone: &mut JoinSet<()>) {
+    async fn set_off(self: &Arc<Self>, leads: Vec<Lead<K, V, E>>, skips: Skips) {
         let mut sought = Vec::with_capacity(leads.len());
         for lead in leads {
-            match self.landed_meanwhile(&lead.target) {
+            let here = match skips.local {
+                true => None,
+                false => self.landed_meanwhile(&lead.target),
+            };
+            match here {
                 Some(landed) => lead.guard.land(landed),
                 None => sought.push(lead),
             }
         }
-        let loads = self.seek_many(sought, alone).await;
+        if skips.store {
+            let loads = sought.into_iter().map(|lead| self.uncovered(lead));
+            return self.load_many(loads.collect());
+        }
+        let loads = self.seek_many(sought).await;
         self.load_many(loads);
     }
 }

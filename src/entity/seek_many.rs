@@ -10,6 +10,7 @@
 use super::Inner;
 use super::asking::{Ask, Asked};
 use super::context::Previous;
+use super::course::Skips;
 use super::lease::LeaseHeld;
 use super::load::LoadRun;
 use super::look::Look;
@@ -21,7 +22,6 @@ use crate::store::{BoxFuture, Found, LeaseReply, LeaseState, Link, StoreResult};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use tokio::task::JoinSet;
 
 type Leads<K, V, E> = Vec<Lead<K, V, E>>;
 
@@ -40,7 +40,6 @@ type Answered<K, V, E> = (Wanted<K, V, E>, LeaseHeld, StoreResult<LeaseReply>);
 struct SeekMany<'a, K, V, E> {
     inner: &'a Arc<Inner<K, V, E>>,
     link: Arc<dyn Link>,
-    alone: &'a mut JoinSet<()>,
     /// What has to be loaded.
     loads: Vec<Load<K, V, E>>,
 }
@@ -52,23 +51,18 @@ where
     E: Send + Sync + 'static,
 {
     /// Lands what the store has of many keys, and gives the rest with the right to load it, as far as it
-    /// is to be had. What goes on `alone` is in neither.
-    pub(super) async fn seek_many(
-        self: &Arc<Self>,
-        sought: Leads<K, V, E>,
-        alone: &mut JoinSet<()>,
-    ) -> Vec<Load<K, V, E>> {
+    /// is to be had. What goes on alone is in neither.
+    pub(super) async fn seek_many(self: &Arc<Self>, sought: Leads<K, V, E>) -> Vec<Load<K, V, E>> {
         let Ok(link) = self.bus().link_for_reads() else {
             let (refreshed, sought) = self.those_being_refreshed(sought);
             for lead in refreshed {
-                self.go_alone(lead, None, alone);
+                self.go_alone(lead, None);
             }
             return sought.into_iter().map(|it| self.uncovered(it)).collect();
         };
         let seek = SeekMany {
             inner: self,
             link,
-            alone,
             loads: Vec::new(),
         };
         seek.run(sought).await
@@ -80,24 +74,16 @@ where
     }
 
     /// Lets a key go on as a single read, from what was seen of it.
-    fn go_alone(
-        self: &Arc<Self>,
-        lead: Lead<K, V, E>,
-        look: Option<Look<V, E>>,
-        alone: &mut JoinSet<()>,
-    ) {
-        let this = Arc::clone(self);
-        alone.spawn(async move {
-            let seen = look.map(|look| Seen {
-                began: lead.began,
-                look: Some(look),
-            });
-            this.lead_alone(&lead.target, lead.guard, seen).await;
+    fn go_alone(self: &Arc<Self>, lead: Lead<K, V, E>, look: Option<Look<V, E>>) {
+        let seen = look.map(|look| Seen {
+            began: lead.began,
+            look: Some(look),
         });
+        self.lead_in_task(&lead.target, lead.guard, seen, Skips::NONE);
     }
 
     /// A load that the store is of no help with.
-    fn uncovered(&self, lead: Lead<K, V, E>) -> Load<K, V, E> {
+    pub(super) fn uncovered(&self, lead: Lead<K, V, E>) -> Load<K, V, E> {
         let run = self.uncovered_run(lead.target.lane);
         lead.load(run)
     }
@@ -171,7 +157,7 @@ where
         // They would wait for their own pod's lease.
         let (refreshed, sought) = self.inner.those_being_refreshed(sought);
         for lead in refreshed {
-            self.inner.go_alone(lead, None, self.alone);
+            self.inner.go_alone(lead, None);
         }
         let asked = sought.into_iter().map(|lead| Wanted {
             ask: self.inner.ask_for(&lead.target, None),
@@ -240,11 +226,11 @@ where
                 }
             },
             Look::Sync => {
-                self.inner.go_alone(lead, Some(Look::Sync), self.alone);
+                self.inner.go_alone(lead, Some(Look::Sync));
                 return None;
             }
             look if self.inner.is_being_refreshed(target) => {
-                self.inner.go_alone(lead, Some(look), self.alone);
+                self.inner.go_alone(lead, Some(look));
                 return None;
             }
             Look::Absent(unusable) => (self.inner.ask_for(target, unusable), None),
@@ -306,10 +292,11 @@ where
                 self.loads.push(lead.load(LoadRun { previous, ..run }));
             }
             Asked::Next(Next::Leave) | Asked::Held(_) => {
-                let inner = Arc::clone(self.inner);
-                self.alone.spawn(async move {
+                let (inner, abandoned) = (Arc::clone(self.inner), lead.guard.abandoned());
+                let target = Arc::clone(&lead.target);
+                self.inner.in_task(&target, abandoned, async move {
                     inner.pause(lead.target.hash).await;
-                    inner.lead_alone(&lead.target, lead.guard, None).await;
+                    inner.go_alone(lead, None);
                 });
             }
             Asked::NoHelp => self.uncovered(lead),

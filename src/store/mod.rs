@@ -254,6 +254,17 @@ pub trait Link: Any + Send + Sync + 'static {
     /// Reads a value with its lane's head and its entity's floor, in one atomic step.
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>>;
 
+    /// As [`read`](Self::read), and proves with a small write after it that this node still takes writes
+    /// (hole H8): then it was not deposed when it was read from. One round trip, where the store can do
+    /// that. The provided method reads, then polls.
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let found = self.read(place).await?;
+            self.poll().await?;
+            Ok(found)
+        })
+    }
+
     /// Takes the right to fill a key. Present and usable bytes win over the request; a value of an
     /// epoch that the head does not continue, or below the floor, counts as absent.
     fn lease<'a>(

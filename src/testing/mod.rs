@@ -7,6 +7,7 @@
 //! - [`RedisServer`]: a Redis process of your own; kill it, stop it, bring an old dataset back.
 //! - [`Proxy`]: a TCP proxy that loses, holds back, delays or cuts what passes through it, and drops
 //!   single pub/sub messages.
+//! - [`Cache::under_way`](crate::Cache::under_way): what a cache has not ended yet.
 //! - [`conformance`]: the contract of the [store port](crate::store), claim by claim.
 
 mod cli;
@@ -18,6 +19,7 @@ mod redis_server;
 mod resp;
 mod server_error;
 
+pub use crate::bus::UnderWay;
 pub use proxy::{Direction, Fault, MessageFault, Proxy};
 pub use redis_server::{RedisServer, RedisServerBuilder, Snapshot};
 pub use server_error::ServerError;

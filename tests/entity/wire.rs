@@ -1,7 +1,7 @@
 //! What is between one pod and the store: it can be cut, held up and listened to, for this pod alone.
 
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -9,8 +9,8 @@ use std::time::Duration;
 use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
-    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
+    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
+    Namespace, Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
 };
 use tokio::sync::watch;
 
@@ -45,6 +45,8 @@ struct State {
     /// Where the newest read, lease or fill went.
     place: Mutex<Option<OwnedPlace>>,
     links: AtomicU64,
+    /// Leases that were asked for and neither refused, nor given back, nor filled.
+    leases: Mutex<BTreeSet<u64>>,
 }
 
 /// A [`Place`] to keep.
@@ -85,6 +87,7 @@ impl Wire {
             done: Mutex::default(),
             place: Mutex::default(),
             links: AtomicU64::new(0),
+            leases: Mutex::default(),
         }))
     }
 
@@ -137,6 +140,11 @@ impl Wire {
         self.0.place.lock().unwrap().clone().unwrap()
     }
 
+    /// Leases that this pod may hold.
+    pub(crate) fn leases(&self) -> usize {
+        self.0.leases.lock().unwrap().len()
+    }
+
     /// Links that are alive.
     pub(crate) fn links(&self) -> u64 {
         self.0.links.load(SeqCst)
@@ -167,6 +175,21 @@ impl Store for Wire {
 }
 
 impl State {
+    fn asks(&self, token: u64) {
+        self.leases.lock().unwrap().insert(token);
+    }
+
+    fn granted(&self, token: u64, reply: &StoreResult<LeaseReply>) {
+        let granted = matches!(reply, Ok(reply) if reply.state == LeaseState::Granted);
+        if !granted {
+            self.gone(token);
+        }
+    }
+
+    fn gone(&self, token: u64) {
+        self.leases.lock().unwrap().remove(&token);
+    }
+
     async fn pass<T>(
         &self,
         operation: &'static str,
@@ -290,16 +313,33 @@ impl Link for WireLink {
         self.at("read", place, self.link.read(place))
     }
 
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        self.at("read_proven", place, self.link.read_proven(place))
+    }
+
     fn lease<'a>(
         &'a self,
         place: Place<'a>,
         request: LeaseRequest<'a>,
     ) -> BoxFuture<'a, StoreResult<LeaseReply>> {
-        self.at("lease", place, self.link.lease(place, request))
+        self.state.asks(request.token);
+        let call = self.link.lease(place, request);
+        let call = Box::pin(async move {
+            let reply = call.await;
+            self.state.granted(request.token, &reply);
+            reply
+        });
+        self.at("lease", place, call)
     }
 
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
-        self.at("fill", place, self.link.fill(place, fill))
+        let call = self.link.fill(place, fill);
+        let call = Box::pin(async move {
+            let stored = call.await;
+            self.state.gone(fill.token);
+            stored
+        });
+        self.at("fill", place, call)
     }
 
     fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
@@ -310,18 +350,43 @@ impl Link for WireLink {
         &'a self,
         asked: &'a [(Place<'a>, LeaseRequest<'a>)],
     ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
-        self.many("lease_many", asked.len(), self.link.lease_many(asked))
+        asked
+            .iter()
+            .for_each(|(_, request)| self.state.asks(request.token));
+        let call = self.link.lease_many(asked);
+        let call = Box::pin(async move {
+            let replies = call.await;
+            for ((_, request), reply) in asked.iter().zip(&replies) {
+                self.state.granted(request.token, reply);
+            }
+            replies
+        });
+        self.many("lease_many", asked.len(), call)
     }
 
     fn fill_many<'a>(
         &'a self,
         fills: &'a [(Place<'a>, Fill<'a>)],
     ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
-        self.many("fill_many", fills.len(), self.link.fill_many(fills))
+        let call = self.link.fill_many(fills);
+        let call = Box::pin(async move {
+            let stored = call.await;
+            fills
+                .iter()
+                .for_each(|(_, fill)| self.state.gone(fill.token));
+            stored
+        });
+        self.many("fill_many", fills.len(), call)
     }
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
-        self.at("release", place, self.link.release(place, token))
+        let call = self.link.release(place, token);
+        let call = Box::pin(async move {
+            let released = call.await;
+            self.state.gone(token);
+            released
+        });
+        self.at("release", place, call)
     }
 
     fn invalidate<'a>(

@@ -178,6 +178,13 @@ fn mget(names: &[Key<'_>]) -> Cmd {
     cmd
 }
 
+/// The command of one read.
+pub(super) fn read_command(keys: &Keys, place: Place<'_>) -> StoreResult<Cmd> {
+    let keys = keys.lane(place.lane)?;
+    let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
+    Ok(mget(&names))
+}
+
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,25 +214,18 @@ impl Shared {
     }
 
     async fn ask_for_one(&self, place: Place<'_>) -> StoreResult<Found> {
-        let keys = self.keys.lane(place.lane)?;
-        let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
-        let [value, head, floor] = self.get(&names).await?.items()?;
-        Ok(Found {
-            head: reply::head(head),
-            value: reply::stored(value),
-            floor: reply::number(floor),
-        })
+        self.get(&read_command(&self.keys, place)?).await?.found()
     }
 
     async fn ask_for_all(&self, batch: &[Waiting]) -> StoreResult<Vec<Found>> {
         let plan = Plan::new(&self.keys, batch)?;
-        let mut values = self.get(&plan.names).await?.array()?;
+        let mut values = self.get(&mget(&plan.names)).await?.array()?;
         plan.hand_out(&mut values)
     }
 
-    async fn get(&self, names: &[Key<'_>]) -> StoreResult<Reply> {
+    async fn get(&self, command: &Cmd) -> StoreResult<Reply> {
         let mut connection = self.connection.clone();
-        let answer = connection.send_packed_command(&mget(names)).await;
+        let answer = connection.send_packed_command(command).await;
         Reply::new(
             "read",
             answer.map_err(|failed| error::of_client("read", &failed))?,

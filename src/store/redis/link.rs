@@ -1,6 +1,6 @@
 //! The link: one multiplexed connection for commands.
 
-use super::batch::Reads;
+use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
@@ -222,6 +222,17 @@ impl Link for RedisLink {
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         Box::pin(self.reads.read(place))
+    }
+
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let mut commands = ::redis::pipe();
+            commands.add_command(read_command(&self.keys, place)?);
+            commands.cmd("UNLINK").arg(&self.keys.beacon); // as in a poll
+            let answers = self.pipeline("read", &commands).await?;
+            let [found, _written] = Reply::pipeline("read", answers)?;
+            found.found()
+        })
     }
 
     fn lease<'a>(
