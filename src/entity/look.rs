@@ -96,8 +96,8 @@ where
             return None;
         }
         let read = link.read_proven(target.place(&self.name));
-        let found = self.bus().ask("read", read).await.ok()?;
-        Some(self.judge(target, began, found))
+        let found = self.bus().ask("read", read).await;
+        Some(self.judge(target, began, found.ok()?))
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
@@ -130,6 +130,7 @@ where
         let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
             Verdict::Usable(rank) => rank,
             Verdict::Absent => return Look::Absent(None),
+            Verdict::Doubtful => return Look::Absent(Some(bytes)),
             Verdict::Sync => return Look::Sync,
         };
         let Stored::Outcome(kind, header, payload) = stored else {

@@ -76,7 +76,7 @@ where
             let bus = inner.bus();
             let calls = bus.invalidations(&inner.name, inner.keys.entity_hash(), named);
             let put = inner.put(&target, value, version);
-            bus.announce_with(calls, put).await
+            bus.announce_put(calls, put).await
         })
     }
 }
