@@ -320,14 +320,20 @@ fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
     match url.split_once(':') {
         Some(("memory", name)) => Ok(Arc::new(Memory::named(name))),
         #[cfg(feature = "redis")]
-        Some(("redis" | "rediss", _)) => match crate::store::Redis::new(url) {
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => match crate::store::Redis::new(url) {
             Ok(redis) => Ok(Arc::new(redis)),
             Err(error) => Err(BuildError::store(option, "this URL", error)),
         },
         #[cfg(not(feature = "redis"))]
-        Some(("redis" | "rediss", _)) => {
-            Err(BuildError::new(option, "Redis needs the feature `redis`"))
-        }
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => Err(BuildError::new(option, "Redis needs the feature `redis`")),
         // The URL may hold a password, so it is not repeated.
         Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
             let known = "`memory:`, `redis://`, `rediss://`";

@@ -88,7 +88,8 @@
 //!
 //! - Nothing is known of changes that nobody invalidates; those end with the TTL.
 //! - Several keys are not invalidated at one instant, and two reads are no snapshot.
-//! - The store is one standalone server: no Cluster, no Sentinel, no replicas yet.
+//! - A primary that was replaced and still answers some pods is beside the bound for as long as it does;
+//!   see `docs/topologies.md`.
 //! - The bound is on the moment a read *decides*. A value in your hands ages like any other.
 //!
 //! # Layout
@@ -226,4 +227,6 @@ mod pages {
     mod stores {}
     #[doc = include_str!("../docs/testing.md")]
     mod testing {}
+    #[doc = include_str!("../docs/topologies.md")]
+    mod topologies {}
 }

@@ -130,6 +130,7 @@ where
         let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
             Verdict::Usable(rank) => rank,
             Verdict::Absent => return Look::Absent(None),
+            Verdict::Doubtful => return Look::Absent(Some(bytes)),
             Verdict::Sync => return Look::Sync,
         };
         let Stored::Outcome(kind, header, payload) = stored else {

@@ -90,12 +90,16 @@ impl Source {
 
 /// One pod.
 pub(crate) struct Pod {
-    pub(crate) proxy: Proxy,
+    proxy: Option<Proxy>,
     pub(crate) cache: Cache,
     versions: Versions,
 }
 
 impl Pod {
+    pub(crate) fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("it has a network to itself")
+    }
+
     pub(crate) fn health(&self) -> Health {
         self.cache.health()
     }
@@ -109,9 +113,22 @@ impl Pod {
     }
 }
 
+/// Where a fleet keeps its data.
+pub(crate) trait Site {
+    /// How the next pod gets there: what its URL has behind the user, and the network it has to itself.
+    fn way(&self) -> (String, Option<Proxy>);
+}
+
+impl Site for RedisServer {
+    fn way(&self) -> (String, Option<Proxy>) {
+        let proxy = Proxy::start(self.addr()).unwrap();
+        (format!("redis://{}", proxy.addr()), Some(proxy))
+    }
+}
+
 /// Pods under load.
-pub(crate) struct Fleet {
-    pub(crate) server: RedisServer,
+pub(crate) struct Fleet<S = RedisServer> {
+    pub(crate) server: S,
     pub(crate) pods: Vec<Pod>,
     source: Arc<Source>,
     stop_writers: CancellationToken,
@@ -126,8 +143,16 @@ impl Fleet {
         Self::on(RedisServer::start().unwrap(), Plan::default()).await
     }
 
+    /// A command as the operator gives it.
+    pub(crate) fn cli(&self, command: &str) -> String {
+        let words: Vec<_> = command.split(' ').collect();
+        self.server.cli(&words).unwrap()
+    }
+}
+
+impl<S: Site> Fleet<S> {
     /// A fleet at work on `server`.
-    pub(crate) async fn on(server: RedisServer, plan: Plan) -> Self {
+    pub(crate) async fn on(server: S, plan: Plan) -> Self {
         let source = Arc::new(Source {
             versions: (0..plan.keys).map(|_| AtomicU64::new(0)).collect(),
             loads: AtomicU64::new(0),
@@ -166,20 +191,14 @@ impl Fleet {
 
     /// Breaks the network of every pod.
     pub(crate) fn networks(&self, fault: Fault) {
-        self.pods.iter().for_each(|pod| pod.proxy.set(fault));
+        self.pods.iter().for_each(|pod| pod.proxy().set(fault));
     }
 
     /// Does to the messages of every pod.
     pub(crate) fn messages(&self, fault: MessageFault) {
         self.pods
             .iter()
-            .for_each(|pod| pod.proxy.set_messages(fault));
-    }
-
-    /// A command as the operator gives it.
-    pub(crate) fn cli(&self, command: &str) -> String {
-        let words: Vec<_> = command.split(' ').collect();
-        self.server.cli(&words).unwrap()
+            .for_each(|pod| pod.proxy().set_messages(fault));
     }
 
     /// Waits until every pod is fully at work, which must be soon.
@@ -262,12 +281,12 @@ impl Fleet {
     }
 }
 
-async fn pod(server: &RedisServer, plan: &Plan, source: &Arc<Source>) -> Pod {
-    let proxy = Proxy::start(server.addr()).unwrap();
-    let user = plan
-        .user
-        .map(|(user, password)| format!("{user}:{password}@"));
-    let url = format!("redis://{}{}", user.unwrap_or_default(), proxy.addr());
+async fn pod(site: &impl Site, plan: &Plan, source: &Arc<Source>) -> Pod {
+    let (url, proxy) = site.way();
+    let url = match plan.user {
+        Some((user, password)) => url.replace("://", &format!("://{user}:{password}@")),
+        None => url,
+    };
     let cache = Cache::builder("faults")
         .store_url(url)
         .on_store_absent(plan.on_store_absent)

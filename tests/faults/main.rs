@@ -13,8 +13,10 @@ mod fleet;
 mod history;
 
 mod claims;
+mod cluster;
 mod control;
 mod data;
+mod failover;
 mod network;
 mod outage;
 mod restarts;
