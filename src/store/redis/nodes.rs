@@ -230,6 +230,15 @@ impl Nodes {
         first: Option<&Cmd>,
         commands: &Pipeline,
     ) -> Vec<StoreResult<Value>> {
+        if let ([node], None) = (&self.nodes[..], first)
+            && node.alone
+        {
+            // As it is: what is divided is copied.
+            return match node.send_many(operation, commands).await {
+                Ok(answers) => answers.into_iter().map(Ok).collect(),
+                Err(failed) => commands.cmd_iter().map(|_| Err(failed.clone())).collect(),
+            };
+        }
         let mut answers: Vec<_> = commands
             .cmd_iter()
             .map(|_| Err(silent(operation)))
