@@ -1,6 +1,8 @@
 //! Building a [`Cache`]: every option is checked in [`CacheBuilder::build`].
 
-use crate::bus::{Bus, LEASE, Timing};
+use crate::bus::{
+    Bus, DEFAULT_MAX_PENDING, Journal, LEASE, LEAST_MAX_PENDING, PendingOptions, Timing,
+};
 use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
 use crate::envelope::KeyRing;
@@ -10,6 +12,7 @@ use crate::store::{Memory, Namespace, Store};
 use crate::time::Clock;
 use std::fmt;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +69,8 @@ pub struct CacheBuilder {
     on_store_absent: OnStoreAbsent,
     keys: Option<KeyRing>,
     timing: Timing,
+    max_pending: usize,
+    journal: Option<PathBuf>,
     clock: Clock,
     mechanisms: Mechanisms,
 }
@@ -92,6 +97,8 @@ impl CacheBuilder {
             on_store_absent: OnStoreAbsent::default(),
             keys: None,
             timing: Timing::default(),
+            max_pending: DEFAULT_MAX_PENDING,
+            journal: None,
             clock: Clock::default(),
             mechanisms: Mechanisms::default(),
         }
@@ -142,6 +149,33 @@ impl CacheBuilder {
         self
     }
 
+    /// How many invalidations are kept that the store has not acknowledged; 10,000 by default
+    /// ([`DEFAULT_MAX_PENDING`]), some 2 KB each, and 64 at least. One key counts once, however often it is
+    /// invalidated.
+    ///
+    /// None is ever dropped. At the bound the entity with the most pending keys on one lane becomes a
+    /// single invalidation of all its keys on that lane (a sixteenth of them); and if no entity has two,
+    /// everything on one lane becomes one. That costs loads of what was still good;
+    /// [`Health::merged_pending`](crate::Health::merged_pending) counts it.
+    pub fn max_pending(mut self, count: usize) -> Self {
+        self.max_pending = count;
+        self
+    }
+
+    /// Keeps what the store has not acknowledged in this file too, so that a process which is killed does
+    /// not forget it: the next one with the same journal repeats it. By default there is none.
+    ///
+    /// Nothing is written while the store answers: an invalidation goes into the file when its first
+    /// attempt has taken 50 ms or has failed, before its caller is told that it is
+    /// [`Pending`](crate::InvalidateError::Pending). What is written survives the process, not a machine
+    /// that loses power. The folder must exist and outlive the process; a cache has its journal for itself
+    /// (`build` fails while another one uses it), so give each pod of a machine its own. A second file
+    /// beside it, with `.lock` after its name, is the lock. See `docs/pending.md`.
+    pub fn journal(mut self, path: impl Into<PathBuf>) -> Self {
+        self.journal = Some(path.into());
+        self
+    }
+
     /// Seals what entities keep in the store: nobody without a key of the ring can read values and typed
     /// errors there, nor change them, nor pass one off for another. What is not sealed with one of the
     /// keys is a miss. By default nothing is sealed.
@@ -181,8 +215,9 @@ impl CacheBuilder {
     /// Builds the cache: connects, subscribes and syncs, which takes six to eight round trips to Redis.
     ///
     /// # Errors
-    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout` or
-    /// `invalidate_timeout` if it is out of its range; `runtime` if there is
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout`,
+    /// `invalidate_timeout` or `max_pending` if it is out of its range; `journal` if the file is in use, is
+    /// none of this namespace, or cannot be read or written; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
     /// `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
@@ -194,6 +229,10 @@ impl CacheBuilder {
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
         check_timeout("read_timeout", self.timing.read_timeout)?;
         check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
+        if self.max_pending < LEAST_MAX_PENDING {
+            let reason = format!("{} is less than {LEAST_MAX_PENDING}", self.max_pending);
+            return Err(BuildError::new("max_pending", reason));
+        }
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BuildError::new(
                 "runtime",
@@ -214,8 +253,27 @@ impl CacheBuilder {
             name: self.namespace,
             lanes: LANES.get(),
         };
-        let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
+        let (journal, left) = match self.journal {
+            Some(path) => {
+                let (journal, left) = Journal::open(&path, &namespace, &space)?;
+                (Some(journal), left)
+            }
+            None => (None, Vec::new()),
+        };
+        let max = self.max_pending;
+        let pending = PendingOptions { max, journal };
+        let bus = Bus::new(
+            store,
+            namespace,
+            space,
+            rules,
+            self.timing,
+            self.clock,
+            pending,
+        );
         let cache = Cache::new(Arc::clone(&bus), self.keys);
+        // Before anything can be read: what they make invalid must not be believed.
+        bus.replay(left);
         match bus.start().await {
             Ok(()) => Ok(cache),
             Err(error)
@@ -223,7 +281,11 @@ impl CacheBuilder {
             {
                 Ok(cache)
             }
-            Err(error) => Err(BuildError::store("store", &named, error)),
+            Err(error) => {
+                // Whoever tries again finds it free.
+                bus.close_journal().await;
+                Err(BuildError::store("store", &named, error))
+            }
         }
     }
 }

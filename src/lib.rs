@@ -78,7 +78,8 @@
 //! - **One load** for concurrent misses of one key: in a pod by single flight, between pods by a lease.
 //! - **A load that an invalidation overtook is never stored.**
 //! - **A store that fails is no error of a read.** Memory answers within the bound, then the loader.
-//! - **An invalidation is acknowledged or [`Pending`]**, and then repeated while the process lives.
+//! - **An invalidation is acknowledged or [`Pending`]**, and then repeated while the process lives; with a
+//!   [journal](CacheBuilder::journal), by the next one too.
 //!
 //! Assumed are a loader that sees everything committed before it starts ([`Loader`]), and
 //! invalidations that come after the commit.
@@ -103,7 +104,7 @@
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
-//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`] | what operators and writers are told |
+//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`], [`CloseReport`] | what operators and writers are told |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
 //! | `testing` | a Redis to kill, a network to break, the suite for stores |
@@ -153,8 +154,9 @@ mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{
-    CircuitState, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_READ_TIMEOUT, Health, InvalidateError,
-    Invalidation, ParseStampError, Pending, Stamp, StoreState,
+    CircuitState, CloseReport, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING,
+    DEFAULT_READ_TIMEOUT, Health, InvalidateError, Invalidation, JournalDamage, JournalHealth,
+    ParseStampError, Pending, Stamp, StoreState, Unacknowledged,
 };
 pub use cache::Cache;
 pub use codec::CodecError;
@@ -217,6 +219,8 @@ mod pages {
     #[cfg(feature = "seal")]
     #[doc = include_str!("../docs/seal.md")]
     mod seal {}
+    #[doc = include_str!("../docs/pending.md")]
+    mod pending {}
     #[doc = include_str!("../docs/presence.md")]
     mod presence {}
     #[doc = include_str!("../docs/stores.md")]

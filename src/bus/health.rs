@@ -1,6 +1,6 @@
 //! How the cache is doing: what it tells operators.
 
-use super::{Bus, CircuitState, lock};
+use super::{Bus, CircuitState, JournalHealth, lock};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::time::Millis;
 use std::sync::Mutex;
@@ -42,10 +42,16 @@ pub struct Health {
     /// The staleness bound: no read that is served as fresh misses an invalidation acknowledged
     /// longer ago than this.
     pub bound: Duration,
-    /// Invalidations of this pod that the store has not acknowledged.
+    /// Invalidations of this pod that the store has not acknowledged: calls that are made for the first
+    /// time, and keys that are repeated, each counted once however often it was invalidated.
     pub pending: usize,
     /// How long the oldest of them has waited.
     pub oldest_pending: Option<Duration>,
+    /// Pending invalidations that were merged into coarser ones, because there were more than
+    /// [`CacheBuilder::max_pending`](crate::CacheBuilder::max_pending).
+    pub merged_pending: u64,
+    /// The file that keeps them over the end of the process, if there is one.
+    pub journal: Option<JournalHealth>,
     /// Links that went up since the cache was built: 1 if the connection never broke.
     pub links: u64,
     /// Lanes whose local entries were dropped because their history was lost.
@@ -169,6 +175,8 @@ impl Bus {
             bound: self.bound(),
             pending,
             oldest_pending: since.map(|since| now.since(since)),
+            merged_pending: self.calls.merged(),
+            journal: self.journal_health(),
             links: *self.link_up.borrow(),
             flushes: self.observed.flushes.load(Ordering::Relaxed),
             hints: self.observed.hints.load(Ordering::Relaxed),

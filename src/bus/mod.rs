@@ -16,13 +16,19 @@ mod calls;
 mod driver;
 mod health;
 mod invalidation;
+mod journal;
 mod listen;
+mod pending;
 mod stamp;
 
 pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
-pub use invalidation::{InvalidateError, Invalidation, Pending};
+pub use invalidation::{CloseReport, InvalidateError, Invalidation, Pending, Unacknowledged};
+pub(crate) use journal::Journal;
+pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
+pub use pending::DEFAULT_MAX_PENDING;
+pub(crate) use pending::LEAST_MAX_PENDING;
 pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
@@ -83,6 +89,23 @@ impl Default for Timing {
             read_timeout: DEFAULT_READ_TIMEOUT,
             invalidate_timeout: DEFAULT_INVALIDATE_TIMEOUT,
             touch_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How invalidations that the store has not acknowledged are kept.
+#[derive(Debug)]
+pub(crate) struct PendingOptions {
+    /// How many at most.
+    pub(crate) max: usize,
+    pub(crate) journal: Option<Journal>,
+}
+
+impl Default for PendingOptions {
+    fn default() -> Self {
+        Self {
+            max: DEFAULT_MAX_PENDING,
+            journal: None,
         }
     }
 }
@@ -188,6 +211,7 @@ pub(crate) struct Bus {
     observed: Observed,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
+    journal: Option<Arc<Journal>>,
     nonce_base: u64,
     nonces: AtomicU64,
 }
@@ -209,6 +233,7 @@ impl Bus {
         rules: Rules,
         timing: Timing,
         clock: Clock,
+        pending: PendingOptions,
     ) -> Arc<Self> {
         let lane = || LaneCell {
             state: Mutex::new(LaneState::new(rules.mechanisms)),
@@ -217,6 +242,7 @@ impl Bus {
         };
         Arc::new(Self {
             lanes: namespace.lanes().map(|_| lane()).collect(),
+            calls: calls::Calls::new(namespace.lanes, pending.max),
             namespace,
             space,
             rules,
@@ -237,10 +263,10 @@ impl Bus {
             synced: Notify::new(),
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
-            calls: calls::Calls::default(),
             breaker: Mutex::default(),
             observed: Observed::default(),
             listening: listen::Listening::default(),
+            journal: pending.journal.map(Arc::new),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
         })
@@ -502,8 +528,8 @@ impl Bus {
     }
 
     /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
-    /// give their leases back, then the link goes. Takes `limit` at most.
-    pub(crate) async fn close(&self, limit: Duration) {
+    /// give their leases back, then the link goes. Takes `limit` at most. Gives what was not acknowledged.
+    pub(crate) async fn close(&self, limit: Duration) -> CloseReport {
         let half = limit / 2;
         self.drained(half).await;
         self.closing.cancel();
@@ -518,6 +544,8 @@ impl Bus {
         self.driver.close();
         self.driver.wait().await;
         self.calls.abandon();
+        self.close_journal().await;
+        self.close_report()
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

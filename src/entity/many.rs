@@ -6,20 +6,15 @@
 //! of this one, goes on as a single read does, in a task beside the others. What is stale is served as
 //! to a single read, or its replacement asked for among the other leases.
 
-use super::asking::{Ask, Asked};
-use super::context::Previous;
 use super::course::{Boarding, Guard, Skips, Waiter};
 use super::load::LoadRun;
-use super::look::Look;
 use super::outcome::{Landed, StaleReason};
-use super::seek::{Next, Seen, Want};
 use super::target::{Began, Target};
 use super::view::ReadOptions;
 use super::{Entity, Inner};
 use crate::error::CacheError;
 use crate::flight::Flown;
 use crate::key::Key;
-use crate::store::{BoxFuture, Link, StoreResult};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -59,18 +54,10 @@ impl<K, V, E> Aboard<K, V, E> {
 }
 
 /// A flight that this call leads.
-struct Lead<K, V, E> {
-    target: Arc<Target<K>>,
-    began: Began,
-    guard: Guard<K, V, E>,
-}
-
-/// A lead that needs a lease.
-struct Wanted<K, V, E> {
-    lead: Lead<K, V, E>,
-    ask: Ask,
-    /// What the outcome is to replace.
-    previous: Option<Previous<V>>,
+pub(super) struct Lead<K, V, E> {
+    pub(super) target: Arc<Target<K>>,
+    pub(super) began: Began,
+    pub(super) guard: Guard<K, V, E>,
 }
 
 /// A lead that has to load.
@@ -81,7 +68,7 @@ pub(super) struct Load<K, V, E> {
 }
 
 impl<K, V, E> Lead<K, V, E> {
-    fn load(self, run: LoadRun<V>) -> Load<K, V, E> {
+    pub(super) fn load(self, run: LoadRun<V>) -> Load<K, V, E> {
         Load {
             target: self.target,
             guard: self.guard,
@@ -98,10 +85,10 @@ where
 {
     /// Returns the value for each of `keys`, in their order, loading together what is not found.
     ///
-    /// For up to 1,000 keys that are not in the local level: one round trip to read them all from the
-    /// store, one for the leases of those it does not have, one call of the
-    /// [batch loader](super::EntityBuilder::loader_many), and one round trip behind the caller to store
-    /// what was loaded. More keys go in parts of that size, one after another; the loads of a part run
+    /// For up to 1,000 keys that are not in the local level: one round trip to the store, one call of the
+    /// [batch loader](super::EntityBuilder::loader_many) for what it does not have, and one round trip
+    /// behind the caller to store what was loaded. Lists of which the store has most are read before
+    /// anything is leased, which costs it a quarter; then what is missing is a round trip more. More keys go in parts of that size, one after another; the loads of a part run
     /// beside the next. Without a batch loader each key is a load of its own, at most
     /// [`max_unleased_loads`](super::EntityBuilder::max_unleased_loads) at a time.
     ///
@@ -293,24 +280,18 @@ where
                 .collect();
             let places: Vec<_> = targets.iter().map(|it| it.place(&self.name)).collect();
             let began: Vec<_> = targets.iter().map(|it| self.began(it.lane)).collect();
-            let found = self.ask(places.len(), || link.read_many(&places)).await;
+            let found = self.ask(places.len(), "read", || link.read_many(&places));
+            let found = found.await;
             for (((one, reason), began), found) in part.iter_mut().zip(&began).zip(found) {
-                let look = found.map(|found| self.judge(&one.target, began, found));
+                let look = found
+                    .ok()
+                    .map(|found| self.judge(&one.target, began, found));
                 let stale = look.and_then(|look| Self::still_stored(look, *reason));
                 if let Some(stale) = stale {
                     serve(one, stale);
                 }
             }
         }
-    }
-
-    /// Lets a key go on as a single read, from what was seen of it.
-    fn go_alone(self: &Arc<Self>, lead: Lead<K, V, E>, look: Option<Look<V, E>>) {
-        let seen = look.map(|look| Seen {
-            began: lead.began,
-            look: Some(look),
-        });
-        self.lead_in_task(&lead.target, lead.guard, seen, Skips::NONE);
     }
 
     /// Lets leads go their way whatever becomes of the caller.
@@ -325,8 +306,8 @@ where
         });
     }
 
-    /// The leader's way for many: the local level again, the store, the right to load; and then, behind
-    /// this, the loads.
+    /// The leaders' way: the local level again, the store with the right to load, and then, behind this,
+    /// the loads.
     async fn set_off(self: &Arc<Self>, leads: Vec<Lead<K, V, E>>, skips: Skips) {
         let mut sought = Vec::with_capacity(leads.len());
         for lead in leads {
@@ -343,137 +324,7 @@ where
             let loads = sought.into_iter().map(|lead| self.uncovered(lead));
             return self.load_many(loads.collect());
         }
-        let mut loads = Vec::new();
-        if let Ok(link) = self.bus().link_for_reads() {
-            let wanted = self.look_for(&*link, sought, &mut loads).await;
-            self.ask_leases(&link, wanted, &mut loads).await;
-        } else {
-            for lead in sought {
-                match self.is_being_refreshed(&lead.target) {
-                    true => self.go_alone(lead, None),
-                    false => loads.push(self.uncovered(lead)),
-                }
-            }
-        }
+        let loads = self.seek_many(sought).await;
         self.load_many(loads);
-    }
-
-    /// A load that the store is of no help with.
-    fn uncovered(&self, lead: Lead<K, V, E>) -> Load<K, V, E> {
-        let run = self.uncovered_run(lead.target.lane);
-        lead.load(run)
-    }
-
-    /// Reads all keys from the store. Gives those that need a lease.
-    async fn look_for(
-        self: &Arc<Self>,
-        link: &dyn Link,
-        sought: Vec<Lead<K, V, E>>,
-        loads: &mut Vec<Load<K, V, E>>,
-    ) -> Vec<Wanted<K, V, E>> {
-        let (poisoned, sought): (Vec<_>, Vec<_>) = sought
-            .into_iter()
-            .partition(|lead| self.is_poisoned(&lead.target));
-        loads.extend(poisoned.into_iter().map(|lead| self.uncovered(lead)));
-        let places: Vec<_> = sought
-            .iter()
-            .map(|lead| lead.target.place(&self.name))
-            .collect();
-        let found = self.ask(places.len(), || link.read_many(&places)).await;
-        let mut wanted = Vec::new();
-        for (lead, found) in sought.into_iter().zip(found) {
-            let look = found.map(|found| self.judge(&lead.target, &lead.began, found));
-            let target = &lead.target;
-            let (ask, previous) = match look {
-                None => {
-                    loads.push(self.uncovered(lead));
-                    continue;
-                }
-                Some(Look::Found(found)) => match self.served(target, &found) {
-                    Some(landed) => {
-                        lead.guard.land(landed);
-                        continue;
-                    }
-                    None => (self.ask_over(target, found.token), found.into_previous()),
-                },
-                Some(Look::Sync) => {
-                    self.go_alone(lead, Some(Look::Sync));
-                    continue;
-                }
-                Some(look) if self.is_being_refreshed(target) => {
-                    self.go_alone(lead, Some(look));
-                    continue;
-                }
-                Some(Look::Absent(unusable)) => (self.ask_for(target, unusable), None),
-                // Its holder must learn that somebody waits.
-                Some(Look::Held(_)) => (self.ask_for(target, None), None),
-            };
-            wanted.push(Wanted {
-                lead,
-                ask,
-                previous,
-            });
-        }
-        wanted
-    }
-
-    /// Asks for the leases of all keys.
-    async fn ask_leases(
-        self: &Arc<Self>,
-        link: &Arc<dyn Link>,
-        wanted: Vec<Wanted<K, V, E>>,
-        loads: &mut Vec<Load<K, V, E>>,
-    ) {
-        // In place before the call: if this future is dropped, leases that it was granted are freed.
-        let held = wanted
-            .iter()
-            .map(|Wanted { lead, ask, .. }| self.to_be_held(link, &lead.target, ask));
-        let held: Vec<_> = held.collect();
-        let asked = held.iter().zip(&wanted).map(|(held, wanted)| {
-            let request = wanted.ask.request(self.bus().opening());
-            (held.place(), request)
-        });
-        let asked: Vec<_> = asked.collect();
-        let replies = self.ask(asked.len(), || link.lease_many(&asked)).await;
-        for ((wanted, held), reply) in wanted.into_iter().zip(held).zip(replies) {
-            let Wanted {
-                lead,
-                ask,
-                previous,
-            } = wanted;
-            let seen = (&*lead.target, &lead.began);
-            let asked = match reply {
-                Some(reply) => self.make_of_lease(seen, &ask, held, reply, Want::Read),
-                None => Asked::NoHelp,
-            };
-            match asked {
-                Asked::Next(Next::Land(landed)) => lead.guard.land(landed),
-                Asked::Next(Next::Load(run)) => loads.push(lead.load(LoadRun { previous, ..run })),
-                Asked::Next(Next::Leave) | Asked::Held(_) => {
-                    let (this, abandoned) = (Arc::clone(self), lead.guard.abandoned());
-                    let target = Arc::clone(&lead.target);
-                    self.in_task(&target, abandoned, async move {
-                        this.pause(lead.target.hash).await;
-                        this.go_alone(lead, None);
-                    });
-                }
-                Asked::NoHelp => loads.push(self.uncovered(lead)),
-            }
-        }
-    }
-
-    /// Asks the store for `count` answers, within the time of one; `None` where it is of no help.
-    pub(super) async fn ask<'a, T>(
-        &self,
-        count: usize,
-        call: impl FnOnce() -> BoxFuture<'a, Vec<StoreResult<T>>>,
-    ) -> Vec<Option<T>> {
-        let answers = match count {
-            0 => Vec::new(),
-            _ => self.bus().ask_many(call()).await,
-        };
-        let mut answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
-        answers.resize_with(count, || None);
-        answers
     }
 }

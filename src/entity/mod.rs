@@ -4,7 +4,7 @@
 //! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
 //! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
-//! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
+//! way, step by step ([`many`], [`seek_many`]). An invalidation is a call of the bus; what it does to an entity is in
 //! [`level`].
 
 mod asking;
@@ -24,6 +24,7 @@ mod outcome;
 mod read;
 mod refresh;
 mod seek;
+mod seek_many;
 mod strict;
 mod target;
 mod usual;
@@ -56,7 +57,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use usual::{LogGate, UsualLoad};
+use usual::{LogGate, UsualLoad, UsualMisses};
 pub use view::{EntityView, ReadOptions};
 
 /// A two-level cache of one kind of record: keys `K`, values `V`, loader errors `E`. Cheap to clone.
@@ -76,6 +77,7 @@ struct Inner<K, V, E> {
     /// Refreshes that nobody waits for.
     refresh_turns: Semaphore,
     usual_load: UsualLoad,
+    usual_misses: UsualMisses,
     attempts: Attempts,
     unusable_log: LogGate,
     /// Keeps the bus running.

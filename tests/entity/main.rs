@@ -29,6 +29,7 @@ mod invalidation;
 mod many;
 mod many_trouble;
 mod outcomes;
+mod pending;
 mod races;
 mod reads;
 mod refresh;

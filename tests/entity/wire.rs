@@ -26,6 +26,8 @@ pub(crate) struct Trouble {
     pub(crate) deaf: bool,
     /// Hints arrive late: when this is over.
     pub(crate) slow: bool,
+    /// Invalidations on this lane do not reach the store.
+    pub(crate) stuck: Option<Lane>,
     /// These calls do not reach the store.
     pub(crate) hanging: Vec<&'static str>,
     /// These calls reach the store, but their answers stay away.
@@ -111,6 +113,11 @@ impl Wire {
     /// Holds up `operation` on its way to the store.
     pub(crate) fn hang(&self, operation: &'static str) {
         self.change(|now| now.hanging.push(operation));
+    }
+
+    /// Holds up invalidations on `lane` on their way to the store.
+    pub(crate) fn stick(&self, lane: Lane) {
+        self.change(|now| now.stuck = Some(lane));
     }
 
     /// Holds up the answers to `operation`.
@@ -398,7 +405,12 @@ impl Link for WireLink {
         opening: Opening,
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         let call = self.link.invalidate(lane, keys, hashes, nonce, opening);
-        Box::pin(self.state.pass("invalidate", call))
+        Box::pin(async move {
+            let mut trouble = self.state.trouble.subscribe();
+            let free = trouble.wait_for(|now| now.stuck != Some(lane)).await;
+            drop(free.unwrap());
+            self.state.pass("invalidate", call).await
+        })
     }
 
     fn clear<'a>(

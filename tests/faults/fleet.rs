@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 const HEALED_WITHIN: Duration = Duration::from_secs(2);
 /// How long something that must happen, at no stated time, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-const READERS: u64 = 2;
-const READ_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const READERS: u64 = 2;
 
 type Versions = Entity<u64, u64, Infallible>;
 
@@ -30,6 +29,10 @@ pub(crate) struct Plan {
     /// Time between two writes; each goes to another key and another pod, but never to the first: a pod
     /// that only reads has nothing but the store to learn from.
     pub(crate) write_every: Duration,
+    /// Time between the beginnings of two reads of a reader, on average.
+    pub(crate) read_every: Duration,
+    /// How long each load takes; `None` for various times.
+    pub(crate) load_takes: Option<Duration>,
     pub(crate) mechanisms: Mechanisms,
     /// User and password that the pods connect with.
     pub(crate) user: Option<(&'static str, &'static str)>,
@@ -42,6 +45,8 @@ impl Default for Plan {
             pods: 3,
             keys: 6,
             write_every: Duration::from_millis(20),
+            read_every: Duration::from_millis(2),
+            load_takes: None,
             mechanisms: Mechanisms::default(),
             user: None,
             on_store_absent: OnStoreAbsent::Fail,
@@ -54,6 +59,7 @@ impl Default for Plan {
 pub(crate) struct Source {
     versions: Vec<AtomicU64>,
     loads: AtomicU64,
+    load_takes: Option<Duration>,
 }
 
 impl Source {
@@ -69,13 +75,14 @@ impl Source {
     async fn load(&self, key: u64) -> u64 {
         let version = self.version(key);
         let number = self.loads.fetch_add(1, Ordering::Relaxed);
-        let took = if number.is_multiple_of(16) {
+        let various = if number.is_multiple_of(16) {
             45
         } else {
             number % 3
         };
-        if took > 0 {
-            sleep(Duration::from_millis(took)).await;
+        let takes = self.load_takes.unwrap_or(Duration::from_millis(various));
+        if !takes.is_zero() {
+            sleep(takes).await;
         }
         version
     }
@@ -149,6 +156,7 @@ impl<S: Site> Fleet<S> {
         let source = Arc::new(Source {
             versions: (0..plan.keys).map(|_| AtomicU64::new(0)).collect(),
             loads: AtomicU64::new(0),
+            load_takes: plan.load_takes,
         });
         let mut pods = Vec::new();
         for _ in 0..plan.pods {
@@ -159,7 +167,7 @@ impl<S: Site> Fleet<S> {
         for (pod, Pod { versions, .. }) in pods.iter().enumerate() {
             for first in 0..READERS {
                 let (versions, stop) = (versions.clone(), stop_readers.clone());
-                readers.spawn(read(pod, versions, first, plan.keys, stop));
+                readers.spawn(read(pod, versions, first, plan.clone(), stop));
             }
         }
         let writers = pods.iter().map(|pod| pod.versions.clone()).enumerate();
@@ -301,11 +309,14 @@ async fn read(
     pod: usize,
     versions: Versions,
     first: u64,
-    keys: u64,
+    plan: Plan,
     stop: CancellationToken,
 ) -> (Vec<Read>, Vec<String>) {
     let (mut reads, mut failures) = (Vec::new(), Vec::new());
-    for key in (0..keys).cycle().skip(first as usize * 3) {
+    // What a slow read delays is made up for.
+    let mut turns = tokio::time::interval(plan.read_every);
+    for key in (0..plan.keys).cycle().skip(first as usize * 3) {
+        turns.tick().await;
         if stop.is_cancelled() {
             break;
         }
@@ -315,13 +326,13 @@ async fn read(
                 pod,
                 key,
                 start,
+                took: start.elapsed(),
                 version: *served.value,
                 origin: served.origin,
                 bound: served.bound().expect("nothing here has grace"),
             }),
             Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
         }
-        sleep(READ_PAUSE).await;
     }
     (reads, failures)
 }

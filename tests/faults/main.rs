@@ -18,6 +18,7 @@ mod control;
 mod data;
 mod failover;
 mod network;
+mod outage;
 mod restarts;
 mod rubbish;
 mod trouble;
