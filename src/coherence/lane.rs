@@ -579,7 +579,8 @@ impl LaneState {
     /// epoch to the next may be lost (a trimmed log, an epoch that came and went) while the calls are
     /// still remembered. If they are not (hole H18), nothing from before the fork may be believed.
     fn reissue_lost(&mut self, head: &Head, now: Millis, out: &mut Vec<Action>) {
-        self.doubted_until = head.fork.then(|| now + Self::DOUBT);
+        let doubted = head.fork && self.mechanisms.on(Mechanism::DoubtForks);
+        self.doubted_until = doubted.then(|| now + Self::DOUBT);
         match self.ring.take_lost(head) {
             Some(lost) => out.extend(lost.into_iter().map(Action::Reissue)),
             None => out.push(Action::Fence {

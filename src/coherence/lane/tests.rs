@@ -430,6 +430,15 @@ fn a_fork_is_believed_only_after_every_pod_had_the_time_to_log_again_what_it_los
 }
 
 #[test]
+fn without_doubt_a_fork_is_believed_before_what_it_lost_is_logged_again() {
+    let (mut lane, fork) = forked();
+    lane.0.mechanisms = Mechanisms::default().without(Mechanism::DoubtForks);
+    lane.0.forget(&mut Vec::new());
+    assert!(lane.head(fork, 102, 103).contains(&confirm(102)));
+    assert!(!lane.0.view().expect("followed").in_doubt);
+}
+
+#[test]
 fn who_learns_late_of_a_fork_does_not_doubt_it() {
     let doubt = LaneState::DOUBT.as_millis() as u64;
     for (age, doubted) in [(doubt - 1, true), (doubt + 2000, false)] {
