@@ -449,6 +449,28 @@ fn who_learns_late_of_a_fork_does_not_doubt_it() {
 }
 
 #[test]
+fn a_fence_that_a_successor_does_not_know_is_repeated() {
+    let mut lane = Bench::at(5);
+    let fenced = Head {
+        prev_epoch: E,
+        fork_seq: 5,
+        ..head(Epoch(0xB), 6)
+    };
+    lane.head(fenced, 100, 101);
+    let successor = |prev_epoch| Head {
+        prev_epoch,
+        fork_seq: 5,
+        fork: true,
+        ..head(Epoch(0xC), 6)
+    };
+    let fence = Action::Fence { epoch: Epoch(0xC) };
+    let lost = Bench(lane.0.clone()).head(successor(E), 200, 201);
+    assert!(lost.contains(&fence), "{lost:?}");
+    let elsewhere = lane.head(successor(Epoch(0xD)), 200, 201);
+    assert!(!elsewhere.contains(&fence), "{elsewhere:?}");
+}
+
+#[test]
 fn a_fork_that_lost_more_than_is_remembered_is_fenced() {
     let mut lane = Bench::at(5);
     lane.ack(E, 6);
