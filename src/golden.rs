@@ -107,6 +107,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         soft_expires_ms: 1_700_000_000_000,
         load_us: 12_345,
         schema: SCHEMA,
+        version: None,
         tags: vec![(0x3132, 5), (0x4142, 6)],
     };
     let untagged = Header {
@@ -152,6 +153,19 @@ fn samples() -> Vec<(&'static str, Sample)> {
             Sample::Outcome(
                 Outcome::Value,
                 header.clone(),
+                value.clone(),
+                key(b"42"),
+                Packed::Plain,
+            ),
+        ),
+        (
+            "envelope-version",
+            Sample::Outcome(
+                Outcome::Value,
+                Header {
+                    version: Some(0xB1B2_B3B4_B5B6_B7B8),
+                    ..header.clone()
+                },
                 value.clone(),
                 key(b"42"),
                 Packed::Plain,

@@ -410,7 +410,7 @@ impl Bus {
                 return;
             };
             let attempt = match item.call() {
-                Some(call) => self.attempt(lane, &Arc::new(call)).await,
+                Some(call) => self.attempt(lane, &Arc::new(call), None).await,
                 None => self.void(lane).await,
             };
             let position = match attempt {

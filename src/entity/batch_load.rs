@@ -2,6 +2,7 @@
 
 use super::Inner;
 use super::batch::{Loaded, each_once};
+use super::context::Said;
 use super::load::{LoadRun, OnPanic, Unfilled};
 use super::many::Load;
 use super::outcome::StaleReason;
@@ -106,7 +107,8 @@ where
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
                     let timing = (start, took);
-                    let landed = self.land_loaded(&target, guard, run, timing, outcome, None);
+                    let landed =
+                        self.land_loaded(&target, guard, run, timing, outcome, Said::default());
                     unfilled.extend(landed);
                 }
                 None => {
