@@ -84,6 +84,12 @@ async fn slots_move_to_another_node_under_load() {
     for pod in &fleet.pods {
         let health = pod.health();
         assert!(health.links > 1, "{health:?}");
+        // Those that moved start anew, the others keep what they have.
+        let lanes = health.lanes as u64;
+        assert!(
+            (lanes + 1..=lanes + 3).contains(&health.flushes),
+            "{health:?}"
+        );
     }
     fleet.work(500).await;
     fleet.finish().await;
