@@ -192,13 +192,8 @@ impl RedisLink {
         if !self.keys.is_sharded() {
             return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
         }
-        let answers = match timeout(NODE_LIMIT, node.send_many("poll", poll)).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(_broken)) => {
-                node.lose();
-                return Ok(None);
-            }
-            Err(_elapsed) => return Ok(None),
+        let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
+            return Ok(None);
         };
         let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
         if node.is_deaf() || answers.iter().any(moved) {
