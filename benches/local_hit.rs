@@ -13,14 +13,13 @@ mod common;
 use std::convert::Infallible;
 use std::future::ready;
 use std::hint::black_box;
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::Arc;
 use std::time::Instant;
 
-use common::{Random, Ratio, SEED, Zipf, judge, key, median, rotated};
+use common::{Random, Ratio, SEED, Zipf, judge, key, median};
 use tidings::store::Memory;
 use tidings::{Cache, Entity, Ttl};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 type Value = [u8; 16];
 
@@ -181,15 +180,11 @@ fn compare(scale: &Scale, sides: &[Side], name: &str, hits: f64) {
     let traces: Vec<_> = (1..=2).map(|thread| trace(scale, hits, thread)).collect();
     println!("\nread of one of {} resident keys, {name}", scale.keys);
     for threads in 1..=2 {
-        let mut costs = vec![Vec::new(); sides.len()];
-        for round in 0..=scale.rounds {
-            for side in rotated(sides.len(), round) {
-                let cost = nanos_per_read(&sides[side], &traces[..threads]);
-                if round > 0 {
-                    costs[side].push(cost);
-                }
-            }
-        }
+        let costs = common::in_rounds(sides, scale.rounds, |side| {
+            common::on_threads(&traces[..threads], |trace| {
+                common::reader().block_on(side.read(trace))
+            })
+        });
         println!("{threads} thread(s), ns and ratio to the bare quick_cache");
         for (side, cost) in sides.iter().zip(&costs) {
             let ratio = Ratio::of(cost, &costs[0]);
@@ -213,25 +208,4 @@ fn compare(scale: &Scale, sides: &[Side], name: &str, hits: f64) {
             );
         }
     }
-}
-
-fn nanos_per_read(side: &Side, traces: &[Vec<Read>]) -> f64 {
-    let start = Barrier::new(traces.len());
-    let run = |trace: &[Read]| {
-        let runtime = reader();
-        start.wait();
-        runtime.block_on(side.read(trace))
-    };
-    let nanos: Vec<f64> = thread::scope(|scope| {
-        let threads: Vec<_> = traces.iter().map(|t| scope.spawn(|| run(t))).collect();
-        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        ended
-            .map(|nanos| nanos.expect("a reader panicked"))
-            .collect()
-    });
-    nanos.iter().sum::<f64>() / nanos.len() as f64
-}
-
-fn reader() -> Runtime {
-    Builder::new_current_thread().build().expect("a runtime")
 }

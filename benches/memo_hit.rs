@@ -16,14 +16,13 @@ use std::fmt::Debug;
 use std::future::ready;
 use std::hash::Hash;
 use std::hint::black_box;
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Random, Ratio, SEED, Zipf, judge, median, rotated};
+use common::{Random, Ratio, SEED, Zipf, judge, median};
 use tidings::store::Memory;
 use tidings::{Cache, Memo, Ttl};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 type Value = Arc<[u8; 16]>;
 
@@ -49,7 +48,7 @@ const SCATTER: usize = 61_803;
 fn main() {
     let scale = if common::quick() { QUICK } else { FULL };
     // One thread, so that what every side keeps is allocated alike. The reads have threads of their own.
-    let runtime = reader();
+    let runtime = common::reader();
     for keys in [MANY, FEW] {
         compare(&scale, &runtime, "33-byte text", keys, common::key);
         compare(&scale, &runtime, "number", keys, |n| n as u64);
@@ -165,15 +164,11 @@ fn compare<K: Key>(
     let traces: Vec<_> = (1..=2).map(|n| trace(scale, keys, &key, n)).collect();
     println!("\nhit of one of {keys} resident keys, each a {name}");
     for threads in 1..=2 {
-        let mut costs = vec![Vec::new(); sides.len()];
-        for round in 0..=scale.rounds {
-            for side in rotated(sides.len(), round) {
-                let cost = nanos_per_read(&sides[side], &traces[..threads]);
-                if round > 0 {
-                    costs[side].push(cost);
-                }
-            }
-        }
+        let costs = common::in_rounds(&sides, scale.rounds, |side| {
+            common::on_threads(&traces[..threads], |trace| {
+                common::reader().block_on(side.read(trace))
+            })
+        });
         println!("{threads} thread(s), ns and ratio to the bare quick_cache");
         for (side, cost) in sides.iter().zip(&costs) {
             let ratio = Ratio::of(cost, &costs[0]);
@@ -183,28 +178,4 @@ fn compare<K: Key>(
         let ratio = Ratio::of(&costs[1], &costs[0]);
         judge("  memo / quick_cache", &ratio, "≤ 1.3", ratio.median <= 1.3);
     }
-}
-
-fn nanos_per_read<K: Key>(side: &Side<K>, traces: &[Vec<K>]) -> f64 {
-    let start = Barrier::new(traces.len());
-    let run = |trace: &[K]| {
-        let runtime = reader();
-        start.wait();
-        runtime.block_on(side.read(trace))
-    };
-    let nanos: Vec<f64> = thread::scope(|scope| {
-        let threads: Vec<_> = traces.iter().map(|t| scope.spawn(|| run(t))).collect();
-        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        ended
-            .map(|nanos| nanos.expect("a reader panicked"))
-            .collect()
-    });
-    nanos.iter().sum::<f64>() / nanos.len() as f64
-}
-
-fn reader() -> Runtime {
-    Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .expect("a runtime")
 }

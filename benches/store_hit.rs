@@ -17,12 +17,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Ratio, judge, key, median, rotated};
+use common::{Ratio, judge, key, median};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tidings::testing::RedisServer;
 use tidings::{Cache, Entity, Origin};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 /// Reads under way at the same time.
@@ -66,14 +66,12 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(async {
-        let sides = sides(&server.url()).await;
-        let payload = rmp_serde::to_vec_named(&customer(0)).expect("it encodes");
-        println!("\nread of {} bytes from the store", payload.len());
-        for in_flight in IN_FLIGHT {
-            compare(&sides, in_flight, rounds, reads).await;
-        }
-    });
+    let sides = runtime.block_on(sides(&server.url()));
+    let payload = rmp_serde::to_vec_named(&customer(0)).expect("it encodes");
+    println!("\nread of {} bytes from the store", payload.len());
+    for in_flight in IN_FLIGHT {
+        compare(&runtime, &sides, in_flight, rounds, reads);
+    }
 }
 
 // --- sides ---------------------------------------------------------------------------------------
@@ -135,18 +133,12 @@ impl Side {
 
 // --- comparison ----------------------------------------------------------------------------------
 
-async fn compare(sides: &[Side; 2], in_flight: usize, rounds: usize, reads: usize) {
-    let mut costs = [Vec::new(), Vec::new()];
+fn compare(runtime: &Runtime, sides: &[Side; 2], in_flight: usize, rounds: usize, reads: usize) {
     let each = (reads * in_flight.min(8)).div_ceil(in_flight);
-    for round in 0..=rounds {
-        for side in rotated(2, round) {
-            let cost = micros_per_read(&sides[side], in_flight, each).await;
-            if round > 0 {
-                costs[side].push(cost);
-            }
-        }
-    }
-    let [bare, entity] = &costs;
+    let costs = common::in_rounds(sides, rounds, |side| {
+        runtime.block_on(micros_per_read(side, in_flight, each))
+    });
+    let (bare, entity) = (&costs[0], &costs[1]);
     println!(
         "{in_flight} in flight: bare {:.1} µs per read, entity {:.1} µs",
         median(bare.clone()),

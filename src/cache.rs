@@ -5,6 +5,7 @@ use crate::envelope::KeyRing;
 use crate::error::BuildError;
 use crate::presence::Rooms;
 use crate::tags::Registry;
+use crate::telemetry::{CacheStats, Events};
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
@@ -89,6 +90,38 @@ impl Cache {
     #[must_use]
     pub fn health(&self) -> Health {
         self.0.bus.health()
+    }
+
+    /// What was counted in this process since the cache was built. No round trip; takes a few locks for a
+    /// moment, so it is for every second rather than for every read.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.0.bus.telemetry.stats()
+    }
+
+    /// What happens to the cache from now on: invalidations, gaps and their healing, lanes, the link, loads
+    /// that failed, stale values served. For hooks of your own; the stream keeps no cache alive.
+    ///
+    /// Whoever is too slow for it loses the oldest events and is told how many; nothing waits for a
+    /// consumer. Without one, no event is made.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tidings::{Cache, Event};
+    ///
+    /// let cache = Cache::builder("shop").build().await?;
+    /// let mut events = cache.events();
+    /// cache.invalidate(["user:42"]).await?;
+    /// while let Some(event) = events.next().await {
+    ///     if let Event::InvalidationAcknowledged { entity, after, .. } = event {
+    ///         println!("{entity}: {after:?}");
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn events(&self) -> Events {
+        self.0.bus.telemetry.follow()
     }
 
     /// What is under way in this process: for tests that a call which was dropped leaves nothing behind.

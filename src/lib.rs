@@ -16,6 +16,7 @@
 //!                          │
 //!     flight               │  one load per key
 //!     local level          │  bounded map in this process
+//!     telemetry            │  counts, events, metrics, spans
 //!     tags                 │  which are watched here, and what was invalidated
 //!                          │
 //!     bus ─────────────────┤  follows the log: hints, four polls a second, catch-up
@@ -105,6 +106,7 @@
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
 //! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`], [`CloseReport`] | what operators and writers are told |
+//! | [`CacheStats`], [`EntityStats`], [`Events`] | what was counted, and what happens |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
 //! | `testing` | a Redis to kill, a network to break, the suite for stores |
@@ -119,6 +121,8 @@
 //! | `lz4` | | `Compression::Lz4`: long values are stored smaller, at next to no cost |
 //! | `zstd` | | `Compression::Zstd`: smaller still, for more work (builds C code) |
 //! | `seal` | | `KeyRing`: values are encrypted and authenticated in the store |
+//! | `metrics` | | what is counted, given to the `metrics` facade: names, kinds and units in `docs/metrics.md` |
+//! | `tracing` | | spans of reads that leave the process, calls of the store, loads, invalidations |
 //! | `testing` | | the `testing` module, and switches and faults to test with |
 //!
 //! Each is additive, and the crate builds with none of them.
@@ -147,6 +151,7 @@ mod reactivity;
 pub mod script;
 pub mod store;
 mod tags;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
@@ -177,12 +182,16 @@ pub use local::LocalEngine;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use local::probe;
-pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder, MemoStats};
+pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder};
 pub use presence::Presence;
 pub use raw::{Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 #[cfg(feature = "redis")]
 pub use script::{RedisCommands, Script};
+pub use telemetry::{
+    CacheStats, EVENTS_KEPT, EntityStats, Event, Events, InvalidationStats, LoadFailure, MemoStats,
+    StoreCallStats,
+};
 pub use time::{Clock, Millis};
 pub use ttl::Ttl;
 
@@ -208,6 +217,8 @@ mod pages {
     mod reads {}
     #[doc = include_str!("../docs/memo.md")]
     mod memo {}
+    #[doc = include_str!("../docs/observability.md")]
+    mod observability {}
     #[doc = include_str!("../docs/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/reactivity.md")]

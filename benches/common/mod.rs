@@ -8,7 +8,10 @@ use std::fmt;
 use std::fs;
 use std::hint::black_box;
 use std::process::Command;
+use std::sync::Barrier;
 use std::thread;
+
+use tokio::runtime::{Builder, Runtime};
 
 pub(crate) const SEED: u64 = 0x5EED_0F71_D165_2026;
 pub(crate) const ZIPF_EXPONENT: f64 = 1.0;
@@ -78,6 +81,45 @@ pub(crate) fn rotated(sides: usize, round: usize) -> impl Iterator<Item = usize>
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// What each side costs, round by round; a first round is not counted.
+pub(crate) fn in_rounds<S>(
+    sides: &[S],
+    rounds: usize,
+    mut cost: impl FnMut(&S) -> f64,
+) -> Vec<Vec<f64>> {
+    let mut costs = vec![Vec::new(); sides.len()];
+    for round in 0..=rounds {
+        for side in rotated(sides.len(), round) {
+            let cost = cost(&sides[side]);
+            if round > 0 {
+                costs[side].push(cost);
+            }
+        }
+    }
+    costs
+}
+
+/// The mean of what `run` gives for each trace, each on a thread of its own, all at the same time.
+pub(crate) fn on_threads<T: Sync>(traces: &[T], run: impl Fn(&T) -> f64 + Sync) -> f64 {
+    let start = Barrier::new(traces.len());
+    let run = |trace: &T| {
+        start.wait();
+        run(trace)
+    };
+    let costs: Vec<f64> = thread::scope(|scope| {
+        let threads: Vec<_> = traces.iter().map(|t| scope.spawn(|| run(t))).collect();
+        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|cost| cost.expect("a reader panicked")).collect()
+    });
+    costs.iter().sum::<f64>() / costs.len() as f64
+}
+
+/// What a reader's thread polls its reads with.
+pub(crate) fn reader() -> Runtime {
+    let reader = Builder::new_current_thread().enable_time().build();
+    reader.expect("a runtime")
 }
 
 /// What a side cost in each round, compared with another side's.

@@ -10,6 +10,7 @@ use super::{Bus, lock};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
 use crate::store::{BoxFuture, Link, StoreResult};
+use crate::telemetry::Event;
 use crate::time::Millis;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +119,7 @@ impl Bus {
         operation: &'static str,
         call: BoxFuture<'_, StoreResult<T>>,
     ) -> StoreResult<T> {
-        let result = Self::within(self.timing.read_timeout, operation, call).await;
+        let result = self.within(self.timing.read_timeout, operation, call).await;
         self.note_answer(result.as_ref().err());
         result
     }
@@ -126,12 +127,16 @@ impl Bus {
     /// As [`ask`](Self::ask) for many answers at once; none if there was no answer in time.
     pub(crate) async fn ask_many<T>(
         &self,
+        operation: &'static str,
         call: BoxFuture<'_, Vec<StoreResult<T>>>,
     ) -> Vec<StoreResult<T>> {
-        let answers = tokio::time::timeout(self.timing.read_timeout, call).await;
-        let Ok(answers) = answers else {
-            self.note_answer(Some(&StoreError::new(StoreErrorKind::Timeout, "read")));
-            return Vec::new();
+        let call = async { Ok(call.await) };
+        let answers = match self.within(self.timing.read_timeout, operation, call).await {
+            Ok(answers) => answers,
+            Err(silence) => {
+                self.note_answer(Some(&silence));
+                return Vec::new();
+            }
         };
         let answered = answers.iter().any(|one| !is_silence(one.as_ref().err()));
         let first_error = answers.iter().find_map(|one| one.as_ref().err());
@@ -144,9 +149,11 @@ impl Bus {
         if !is_silence(error) {
             if breaker.answered() {
                 tracing::info!(namespace = %self.namespace.name, "the store answers reads again");
+                self.telemetry.tell(|| Event::CircuitClosed);
             }
         } else if breaker.failed(self.clock.now(), random_part()) {
             self.observed.count_opening();
+            self.telemetry.tell(|| Event::CircuitOpened);
             tracing::warn!(namespace = %self.namespace.name, failures = FAILURES,
                 "the store does not answer: reads go to the loaders");
         }
@@ -154,7 +161,10 @@ impl Bus {
 
     /// Another link has proved that it answers.
     pub(super) fn close_circuit(&self) {
-        *lock(&self.breaker) = Breaker::default();
+        let before = std::mem::take(&mut *lock(&self.breaker));
+        if before.state() != CircuitState::Closed {
+            self.telemetry.tell(|| Event::CircuitClosed);
+        }
     }
 
     pub(super) fn circuit(&self) -> CircuitState {

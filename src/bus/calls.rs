@@ -8,6 +8,7 @@ use crate::coherence::wire::MAX_KEYS;
 use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Link, Logged, StoreResult};
+use crate::telemetry::spanned;
 use crate::time::Millis;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -70,17 +71,27 @@ pub(super) struct Waiter {
     state: watch::Sender<CallState>,
     /// Items that are not acknowledged, and the newest position of those that are.
     left: Mutex<(usize, Option<Position>)>,
+    /// What was called, and when; nothing of what an earlier process has left.
+    called: Option<(Arc<Call>, Millis)>,
 }
 
 impl Waiter {
-    fn new(items: usize, state: watch::Sender<CallState>) -> Arc<Self> {
+    fn new(
+        items: usize,
+        state: watch::Sender<CallState>,
+        called: Option<(Arc<Call>, Millis)>,
+    ) -> Arc<Self> {
         let left = Mutex::new((items, None));
-        Arc::new(Self { state, left })
+        Arc::new(Self {
+            state,
+            left,
+            called,
+        })
     }
 
     /// For `items` that nobody waits for.
     pub(super) fn nobody(items: usize) -> Arc<Self> {
-        Self::new(items, watch::Sender::new(CallState::Running))
+        Self::new(items, watch::Sender::new(CallState::Running), None)
     }
 
     /// Whether anybody still listens.
@@ -96,8 +107,8 @@ impl Waiter {
         }
     }
 
-    /// One of its items stands at `position`.
-    pub(super) fn acknowledged(&self, position: Position) {
+    /// One of its items stands at `position`. Gives what was called, and when, if that was the last.
+    pub(super) fn acknowledged(&self, position: Position) -> Option<&(Arc<Call>, Millis)> {
         let mut left = lock(&self.left);
         let (items, newest) = &mut *left;
         *items = items.saturating_sub(1);
@@ -106,9 +117,11 @@ impl Waiter {
         if newer {
             *newest = Some(position);
         }
-        if let (0, Some(at)) = (*items, *newest) {
-            self.state.send_replace(CallState::Acknowledged(at));
-        }
+        let (0, Some(at)) = (*items, *newest) else {
+            return None;
+        };
+        self.state.send_replace(CallState::Acknowledged(at));
+        self.called.as_ref()
     }
 }
 
@@ -293,14 +306,17 @@ impl Bus {
         put: Option<OwnedPut>,
     ) -> CallHandle {
         let id = self.calls.begin(self.clock.now(), lane, &call);
+        self.telemetry.invalidating(&call);
         for fenced in Fenced::by(lane, &call) {
             self.fence_off(fenced);
         }
         let (state, receiver) = watch::channel(CallState::Running);
         let bus = Arc::clone(self);
-        self.spawn_until_shutdown(
-            async move { bus.see_through(lane, call, put, (id, state)).await },
-        );
+        #[cfg(feature = "tracing")]
+        let entity = Arc::clone(&call.entity);
+        let task = async move { bus.see_through(lane, call, put, (id, state)).await };
+        let task = spanned!("tidings.invalidate", { cache = %self.namespace.name, %entity }, task);
+        self.spawn_until_shutdown(task);
         CallHandle {
             lane,
             state: receiver,
@@ -333,13 +349,17 @@ impl Bus {
                     self.heal(fenced);
                 }
                 self.calls.end(id);
+                self.telemetry
+                    .acknowledged(&call, self.clock.now().since(since));
                 state.send_replace(CallState::Acknowledged(position));
             }
             Err(reason) => {
                 tracing::debug!(namespace = %self.namespace.name, lane = lane.0, error = %reason,
                     "invalidation not acknowledged");
+                self.telemetry.not_acknowledged(&call, &reason);
                 let items = Item::of(lane, &call);
-                let waiter = Waiter::new(items.len(), state);
+                let called = (Arc::clone(&call), since);
+                let waiter = Waiter::new(items.len(), state, Some(called));
                 // The table's fences stand before the call's own go, and it counts as pending twice for a
                 // moment rather than not at all.
                 self.enter(items, since, &waiter);
@@ -414,7 +434,7 @@ impl Bus {
                 if actions.contains(&Action::Poll) {
                     self.ask_for_poll();
                 }
-                self.wake_told();
+                self.settle();
                 match ack {
                     Ack::Acknowledged(position) => {
                         self.nudge.notify_one();
@@ -466,7 +486,7 @@ impl Bus {
         if let Some(put) = put {
             let place = put.place(lane, &call.entity);
             let call = link.put(place, put.put(), &call.hashes, nonce, opening);
-            let logged = Self::within(limit, "put", call).await;
+            let logged = self.within(limit, "put", call).await;
             // A full server takes no value, but an invalidation.
             if !matches!(&logged, Err(error) if error.kind() == StoreErrorKind::Full) {
                 return logged;
@@ -474,10 +494,10 @@ impl Bus {
         }
         if call.kind == Kind::Clear {
             let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
-            Self::within(limit, "clear", call).await
+            self.within(limit, "clear", call).await
         } else {
             let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
-            Self::within(limit, "invalidate", call).await
+            self.within(limit, "invalidate", call).await
         }
     }
 

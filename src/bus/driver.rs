@@ -5,12 +5,14 @@
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
+use super::sample::sample;
 use super::{Bus, lock};
 use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
 use crate::store::rooms::RoomEvent;
 use crate::store::{Hints, Link, Polled, StoreResult};
+use crate::telemetry::Event;
 use crate::time::Millis;
 use bytes::Bytes;
 use std::convert::Infallible;
@@ -49,6 +51,9 @@ pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sen
         tracing::debug!(namespace = %bus.namespace.name, store = %bus.store.describe(),
             %error, "link to the store is down");
         bus.observed.failed(error.clone());
+        bus.telemetry.tell(|| Event::LinkDown {
+            reason: error.clone(),
+        });
         if let Some(first) = first.take() {
             // Nobody listens any more once the cache is built.
             let _ = first.send(error);
@@ -66,7 +71,10 @@ pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sen
 async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
     state.connecting();
     let connect = bus.store.connect(&bus.namespace);
-    let (link, hints) = match Bus::within(bus.store.connect_timeout(), "connect", connect).await {
+    let (link, hints) = match bus
+        .within(bus.store.connect_timeout(), "connect", connect)
+        .await
+    {
         Ok(connected) => connected,
         Err(error) => return error,
     };
@@ -131,7 +139,7 @@ impl Session<'_> {
                 () = self.bus.nudge.notified() => {}
             }
             // What came in one go is told in one go.
-            self.bus.wake_told();
+            self.bus.settle();
         }
     }
 
@@ -212,6 +220,7 @@ impl Session<'_> {
             self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        self.bus.note_lag(&hint);
         let now = self.bus.clock.now();
         let ((), actions) = self
             .bus
@@ -267,6 +276,10 @@ impl Session<'_> {
             }
             Done::Log(lane, from, entries) => {
                 let entries = entries?;
+                self.bus.telemetry.tell(|| Event::CatchUp {
+                    lane: lane.0,
+                    entries: entries.len(),
+                });
                 let ((), actions) = self
                     .bus
                     .step(lane, |state, out| state.on_log(from, &entries, now, out));
@@ -296,9 +309,10 @@ impl Session<'_> {
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
+                    let bus = Arc::clone(self.bus);
                     self.calls.spawn(async move {
                         let read = link.log_since(lane, from, LOG_LIMIT);
-                        Done::Log(lane, from, Bus::within(limit, "log", read).await)
+                        Done::Log(lane, from, bus.within(limit, "log", read).await)
                     });
                 }
                 Action::Fence { epoch } => {
@@ -306,9 +320,10 @@ impl Session<'_> {
                         "the store lost part of its log: fencing the lane");
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
                     let (opening, sent) = (self.bus.opening(), self.bus.clock.now());
+                    let bus = Arc::clone(self.bus);
                     self.calls.spawn(async move {
                         let fence = link.fence(lane, epoch, opening);
-                        let head = Bus::within(limit, "fence", fence).await;
+                        let head = bus.within(limit, "fence", fence).await;
                         Done::Heads(sent, head.map(|head| vec![(lane, head)]))
                     });
                 }
@@ -336,9 +351,9 @@ impl Session<'_> {
             .into_iter()
             .map(|lane| (lane, self.bus.opening()))
             .collect();
-        let sent = self.bus.clock.now();
+        let (bus, sent) = (Arc::clone(self.bus), self.bus.clock.now());
         self.calls.spawn(async move {
-            let heads = Bus::within(limit, "touch", link.touch(&lanes)).await;
+            let heads = bus.within(limit, "touch", link.touch(&lanes)).await;
             let named = |heads: Vec<Head>| lanes.iter().map(|(lane, _)| *lane).zip(heads).collect();
             Done::Heads(sent, heads.map(named))
         });
@@ -354,9 +369,9 @@ impl Session<'_> {
         self.last_poll = now;
         let jitter = 0.9 + 0.2 * random_part();
         self.next_poll = now + self.bus.timing.heartbeat.mul_f64(jitter);
-        self.calls.spawn(async move {
-            Done::Polled(sent, Bus::within(limit, "poll", link.poll()).await)
-        });
+        let bus = Arc::clone(self.bus);
+        self.calls
+            .spawn(async move { Done::Polled(sent, bus.within(limit, "poll", link.poll()).await) });
     }
 }
 
@@ -372,6 +387,7 @@ impl Bus {
         self.close_circuit();
         self.replace_link(Some(link));
         self.link_up.send_modify(|links| *links += 1);
+        self.telemetry.tell(|| Event::LinkUp);
     }
 
     fn unpublish(&self) {
@@ -398,6 +414,7 @@ impl Bus {
         let (failed, first_failure) = tokio::sync::oneshot::channel();
         let mut link_up = self.link_up.subscribe();
         self.driver.spawn(drive(Arc::clone(self), Some(failed)));
+        self.driver.spawn(sample(Arc::clone(self)));
         tokio::select! {
             // The sender lives as long as we do.
             _ = link_up.wait_for(|links| *links > 0) => Ok(()),

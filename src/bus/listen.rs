@@ -115,6 +115,7 @@ impl Bus {
         if nonce.0.wrapping_sub(self.nonce_base) < drawn {
             return;
         }
+        self.telemetry.received(change);
         self.with_listener(|listener| {
             if lock(&self.listening.told).note(nonce) {
                 listener.changed(&mut std::iter::once(change.clone()));

@@ -20,6 +20,7 @@ mod journal;
 mod listen;
 mod pending;
 mod put;
+mod sample;
 mod stamp;
 
 pub use breaker::CircuitState;
@@ -37,7 +38,8 @@ use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Ru
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::random::random;
-use crate::store::{BoxFuture, Link, Namespace, Opening, Store, StoreResult};
+use crate::store::{Link, Namespace, Opening, Store, StoreResult};
+use crate::telemetry::{Event, Telemetry, spanned};
 use crate::time::{Clock, Millis};
 use bytes::Bytes;
 use health::Observed;
@@ -211,6 +213,7 @@ pub(crate) struct Bus {
     calls: calls::Calls,
     breaker: Mutex<breaker::Breaker>,
     observed: Observed,
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
     journal: Option<Arc<Journal>>,
@@ -244,6 +247,7 @@ impl Bus {
         };
         Arc::new(Self {
             lanes: namespace.lanes().map(|_| lane()).collect(),
+            telemetry: Arc::new(Telemetry::new(&namespace.name)),
             calls: calls::Calls::new(namespace.lanes, pending.max),
             namespace,
             space,
@@ -368,14 +372,20 @@ impl Bus {
 
     /// Runs one store call under a time limit.
     pub(crate) async fn within<T>(
+        &self,
         limit: Duration,
         operation: &'static str,
-        call: BoxFuture<'_, StoreResult<T>>,
+        call: impl Future<Output = StoreResult<T>>,
     ) -> StoreResult<T> {
-        match tokio::time::timeout(limit, call).await {
+        let began = Instant::now();
+        let call = spanned!("tidings.store", { cache = %self.namespace.name, operation }, call);
+        let result = match tokio::time::timeout(limit, call).await {
             Ok(result) => result,
             Err(_) => Err(StoreError::new(StoreErrorKind::Timeout, operation)),
-        }
+        };
+        let telemetry = &self.telemetry;
+        telemetry.store_called(operation, began.elapsed(), result.is_err());
+        result
     }
 
     /// The latest that the server's clock can show by now: Unix milliseconds. `None` before the
@@ -421,7 +431,11 @@ impl Bus {
     ) -> (T, Vec<Action>) {
         let mut actions = Vec::new();
         let mut state = lock(&self.cell(lane).state);
+        let was_due = state.due().is_some();
         let result = step(&mut state, &mut actions);
+        if !was_due && state.due().is_some() {
+            self.telemetry.noticed_gap(lane);
+        }
         actions.retain(|action| !self.carry_out(lane, action));
         drop(state);
         (result, actions)
@@ -470,6 +484,7 @@ impl Bus {
             lock(stripe).last = Rank::default();
         }
         self.observed.count_flush();
+        self.telemetry.tell(|| Event::LaneFlushed { lane: lane.0 });
     }
 
     fn confirm(&self, lane: Lane, sent: Millis) {
@@ -480,11 +495,17 @@ impl Bus {
             .iter()
             .filter_map(Weak::upgrade)
             .for_each(|member| member.confirm(lane, until));
-        let lanes = self
+    }
+
+    /// What was learnt in one go is done: whoever depends on all lanes knows of it, and those who were
+    /// told may run. Called under no lock.
+    fn settle(&self) {
+        let untils = self
             .lanes
             .iter()
             .map(|cell| cell.until.load(Ordering::Acquire));
-        self.liveness.confirm(lanes.min().unwrap_or_default());
+        self.liveness.confirm(untils.min().unwrap_or_default());
+        self.wake_told();
     }
 
     /// Waits until everything up to `at` is applied on `lane`.

@@ -435,7 +435,10 @@ impl Bus {
                 return;
             };
             for waiter in served {
-                waiter.acknowledged(position);
+                if let Some((call, since)) = waiter.acknowledged(position) {
+                    let after = self.clock.now().since(*since);
+                    self.telemetry.acknowledged(call, after);
+                }
             }
             if all {
                 self.calls.ended();
@@ -465,11 +468,11 @@ impl Bus {
         let busy = || StoreError::new(StoreErrorKind::Busy, "fence");
         let link = self.link()?;
         let touched = [(lane, self.opening())];
-        let heads = Self::within(limit, "touch", link.touch(&touched)).await?;
+        let heads = self.within(limit, "touch", link.touch(&touched)).await?;
         let head = heads.first().ok_or_else(busy)?;
         let (opening, sent) = (self.opening(), self.clock.now());
         let fence = link.fence(lane, head.at.epoch, opening);
-        let fenced = Self::within(limit, "fence", fence).await?;
+        let fenced = self.within(limit, "fence", fence).await?;
         if fenced.at.epoch != opening.epoch {
             // Another epoch came in between, which may continue the one that was to end.
             return Err(busy());

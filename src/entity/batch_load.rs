@@ -61,7 +61,10 @@ where
                 () = closing.cancelled() => {}
                 () = abandoned => {}
                 // A hung load must not hold its keys for ever: whoever still waits leads another one.
-                () = sleep(limit) => this.note_failures(&targets, StaleReason::LoadTimedOut),
+                () = sleep(limit) => {
+                    this.level.telemetry.load_timed_out();
+                    this.note_failures(&targets, StaleReason::LoadTimedOut);
+                }
             }
         });
     }
@@ -92,11 +95,15 @@ where
         );
         let (start, precise) = (self.bus().clock.now(), std::time::Instant::now());
         let answers = {
-            let _panic = OnPanic(|| self.note_failures(targets, StaleReason::LoadFailed));
+            let _panic = OnPanic(|| {
+                self.level.telemetry.load_aborted();
+                self.note_failures(targets, StaleReason::LoadFailed);
+            });
             load(keys).await
         };
         let took = precise.elapsed();
         self.usual_load.add(took);
+        self.level.telemetry.load_took(took);
 
         let loaded = Loaded::new(answers, |key| {
             key.with_bytes(|bytes| self.keys.hash(bytes).hash)
@@ -106,6 +113,7 @@ where
         for Load { target, guard, run } in batch {
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
+                    self.level.telemetry.loaded(outcome.is_err());
                     let timing = (start, took);
                     let landed =
                         self.land_loaded(&target, guard, run, timing, outcome, Said::default());
@@ -155,6 +163,7 @@ where
             let stored = self.ask(fills.len(), "fill", || link.fill_many(&fills));
             let stored = stored.await;
             for (filling, stored) in some.into_iter().zip(stored) {
+                self.level.telemetry.filled(stored.as_ref().ok().copied());
                 if stored.is_ok() {
                     filling.answered();
                 }

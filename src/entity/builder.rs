@@ -14,6 +14,7 @@ use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::Key;
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
+use crate::telemetry::EntityTelemetry;
 use crate::ttl::Ttl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -133,6 +134,8 @@ pub struct EntityBuilder<K, L: Loader<K>> {
     keys: Option<KeyRing>,
     pub(super) batches: Batches<K, L::Value, L::Error>,
     options: Options<K, L::Value, L::Error>,
+    #[cfg(feature = "testing")]
+    counts_hits: bool,
 }
 
 impl<K, L: Loader<K>> fmt::Debug for EntityBuilder<K, L> {
@@ -165,6 +168,8 @@ where
 impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     pub(crate) fn new(cache: Cache, name: String, loader: L) -> Self {
         Self {
+            #[cfg(feature = "testing")]
+            counts_hits: true,
             keys: cache.0.keys.clone(),
             cache,
             name,
@@ -192,6 +197,14 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 },
             },
         }
+    }
+
+    /// Does not count hits: for a bench of what counting costs.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn uncounted(mut self) -> Self {
+        self.counts_hits = false;
+        self
     }
 
     /// How long values are kept: [`DEFAULT_TTL`] if not set. Zero keeps them in neither level, which
@@ -391,11 +404,16 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 _ => ERROR_WEIGHT,
             });
         let map = Local::new(self.engine, self.capacity, slot_weigher);
-        let level = Arc::new(Level::new(bus, keys.entity_hash(), map));
+        let name: Arc<str> = self.name.into();
+        let telemetry = EntityTelemetry::new(&bus.telemetry, &name);
+        #[cfg(feature = "testing")]
+        let telemetry = telemetry.counting(self.counts_hits);
+        let level = Arc::new(Level::new(bus, keys.entity_hash(), map, telemetry));
+        level.telemetry.begin(&level);
         bus.register(&level);
         let loader: SharedLoader<K, L::Value, L::Error> = Arc::new(self.loader);
         Ok(Entity(Arc::new(Inner {
-            name: self.name.into(),
+            name,
             keys,
             level,
             loader,

@@ -97,7 +97,7 @@ impl Drop for LeaseHeld {
         let (lane, hash) = self.place;
         let (entity, name, token) = (Arc::clone(&self.entity), self.name.clone(), self.token);
         let limit = bus.timing.read_timeout;
-        bus.work.spawn(async move {
+        self.bus.work.spawn(async move {
             let place = Place {
                 lane,
                 hash,
@@ -105,7 +105,8 @@ impl Drop for LeaseHeld {
                 key: &name,
             };
             // If this fails too, the lease ends by itself.
-            let _ = Bus::within(limit, "release", link.release(place, token)).await;
+            let release = link.release(place, token);
+            let _ = bus.within(limit, "release", release).await;
         });
     }
 }

@@ -6,6 +6,7 @@ use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::key::KeySpace;
 use crate::local::{Local, Phase, Slot};
+use crate::telemetry::{self, EntityTelemetry};
 use crate::time::{Clock, Millis};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub(super) struct Level<K, V, E> {
     pub(super) map: Local<K, Kept<V, E>>,
     /// Reads that have missed.
     pub(super) flights: Flights<K, V, E>,
+    pub(super) telemetry: EntityTelemetry,
     /// Refreshes, apart from them: a reader who finds a value need not wait for a better one.
     pub(super) refreshes: Flights<K, V, E>,
 }
@@ -63,8 +65,14 @@ where
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(super) fn new(bus: &Bus, entity: u64, map: Local<K, Kept<V, E>>) -> Self {
+    pub(super) fn new(
+        bus: &Bus,
+        entity: u64,
+        map: Local<K, Kept<V, E>>,
+        telemetry: EntityTelemetry,
+    ) -> Self {
         Self {
+            telemetry,
             entity,
             space: bus.space.clone(),
             rules: bus.rules,
@@ -86,9 +94,17 @@ where
         self.words[usize::from(lane.0)].load()
     }
 
-    /// The entry of `key`, if it may be served now and there is nothing more to think of.
+    /// The entry of `key`, if it may be served now and there is nothing more to think of. Counts.
     #[inline]
     pub(super) fn hit(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
+        let hit = self.found(hash, key)?;
+        self.telemetry.hit();
+        Some(hit)
+    }
+
+    /// As [`hit`](Self::hit), for whoever counts otherwise.
+    #[inline]
+    pub(super) fn found(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
         self.look(hash, || self.map.get(hash, key))
             .filter(|hit| hit.slot.life.is_plain(hit.now))
     }
@@ -187,7 +203,8 @@ where
             .may_insert(self.word(lane), stripe.last, existing, stamp(&slot));
         let allowed = allowed && stands(&stripe);
         if allowed {
-            self.map.insert(hash, key, slot);
+            let others = self.map.insert(hash, key, slot);
+            self.telemetry.evicted(others);
         }
         allowed
     }
@@ -217,6 +234,25 @@ impl<K, V, E> Level<K, V, E> {
     }
 }
 
+impl<K, V, E> telemetry::Kept for Level<K, V, E>
+where
+    K: Clone + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn entries(&self) -> u64 {
+        self.map.len()
+    }
+
+    fn weight(&self) -> u64 {
+        self.map.weight()
+    }
+
+    fn tells_evicted(&self) -> bool {
+        self.map.tells_displaced()
+    }
+}
+
 impl<K, V, E> Member for Level<K, V, E>
 where
     K: Clone + Eq + Send + Sync + 'static,
@@ -232,8 +268,9 @@ where
             .map
             .peek_hash(hash)
             .is_some_and(|slot| slot.rank < below)
+            && self.map.remove(hash)
         {
-            self.map.remove(hash);
+            self.telemetry.invalidated();
         }
         for flights in [&self.flights, &self.refreshes] {
             flights.detach(hash, |course| course.meta.rank < below);

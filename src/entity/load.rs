@@ -12,6 +12,7 @@ use crate::envelope::{self, Header, Lease};
 use crate::key::Key;
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
+use crate::telemetry::spanned;
 use crate::time::{Millis, millis};
 use crate::ttl::Ttl;
 use serde::Serialize;
@@ -145,7 +146,10 @@ where
                 () = closing.cancelled() => {}
                 () = abandoned => {}
                 // A hung load must not hold the key for ever: whoever still waits leads another one.
-                () = sleep(limit) => this.note_failure(&target, StaleReason::LoadTimedOut),
+                () = sleep(limit) => {
+                    this.level.telemetry.load_timed_out();
+                    this.note_failure(&target, StaleReason::LoadTimedOut);
+                }
             }
         });
     }
@@ -163,7 +167,10 @@ where
         let context = LoadContext::with(target.key.clone(), previous, cancelled);
         let loader = Arc::clone(&self.loader);
         let load = async {
-            let _panic = OnPanic(|| self.note_failure(target, StaleReason::LoadFailed));
+            let _panic = OnPanic(|| {
+                self.level.telemetry.load_aborted();
+                self.note_failure(target, StaleReason::LoadFailed);
+            });
             let loaded = loader.load(context).await;
             dropped.disarm();
             loaded
@@ -205,12 +212,15 @@ where
             }
         };
         let (start, precise) = (self.bus().clock.now(), Instant::now());
+        let load = spanned!("tidings.load", { cache = %self.bus().namespace.name, entity = %self.name }, load);
         let (outcome, said) = match load.await {
             Ok(loaded) => (Ok(loaded.value), loaded.said),
             Err(error) => (Err(Arc::new(error)), Said::default()),
         };
         let took = precise.elapsed();
         self.usual_load.add(took);
+        self.level.telemetry.load_took(took);
+        self.level.telemetry.loaded(outcome.is_err());
         let timing = (start, took);
         if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
             let this = Arc::clone(self);
@@ -353,6 +363,7 @@ where
         let (place, fill) = filling.fill();
         let filled = filling.link().fill(place, fill);
         let filled = self.bus().ask("fill", filled).await;
+        self.level.telemetry.filled(filled.as_ref().ok().copied());
         if filled.is_ok() {
             filling.answered();
         }

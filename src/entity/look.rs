@@ -249,6 +249,7 @@ where
     /// Logged at most now and then for one entity: rubbish comes in heaps.
     fn note_unusable(&self, target: &Target<K>, reason: &dyn std::error::Error) {
         self.bus().count_unusable();
+        self.level.telemetry.unusable(reason);
         let now = self.bus().clock.now();
         if self.unusable_log.may_log(target.hash, now) {
             tracing::warn!(entity = %self.name, key = %String::from_utf8_lossy(&target.name),

@@ -15,6 +15,7 @@ use super::{Entity, Inner};
 use crate::error::CacheError;
 use crate::flight::Flown;
 use crate::key::Key;
+use crate::telemetry::spanned;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -145,7 +146,9 @@ where
             });
         }
         if !missed.is_empty() {
-            let read = Box::pin(self.read_many(&missed, &options)).await;
+            let read = self.read_many(&missed, &options);
+            let read = spanned!("tidings.read", { cache = %self.bus().namespace.name, entity = %self.name }, read);
+            let read = Box::pin(read).await;
             for (missed, read) in missed.iter().zip(read) {
                 got[missed.at] = self.or_kept(missed.key, missed.hash, read, &options);
             }
@@ -162,6 +165,7 @@ where
         if self.bus().closing.is_cancelled() {
             return missed.iter().map(|_| Err(CacheError::Closed)).collect();
         }
+        self.level.telemetry.missed(missed.len());
         let (start, limit) = (Instant::now(), options.limit(self.options.load_timeout));
         let (end, skips) = (start + limit, options.skips());
         let mut aboard = Vec::with_capacity(missed.len());
@@ -255,6 +259,7 @@ where
             return;
         }
         let serve = |one: &mut Aboard<K, V, E>, stale| {
+            self.note_stale(&stale);
             if one.landed.is_none() {
                 late(&one.target);
             }
@@ -325,6 +330,7 @@ where
             return self.load_many(loads.collect());
         }
         let loads = self.seek_many(sought).await;
+        self.level.telemetry.store_missed(loads.len());
         self.load_many(loads);
     }
 }

@@ -46,6 +46,7 @@ use crate::bus::{Bus, Invalidation, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
+use crate::telemetry::{EntityStats, spanned};
 use attempts::Attempts;
 use batch::Batches;
 use builder::Options;
@@ -275,9 +276,9 @@ where
     }
 
     async fn miss(&self, key: &K, hash: u64) -> Result<Landed<V, E>, CacheError<E>> {
-        Arc::clone(&self.0)
-            .read(key, hash, None::<NoLoader<V, E>>)
-            .await
+        let read = Arc::clone(&self.0).read(key, hash, None::<NoLoader<V, E>>);
+        let span = spanned!("tidings.read", { cache = %self.0.bus().namespace.name, entity = %self.0.name }, read);
+        span.await
     }
 
     /// Returns the value if the local level may serve it right now. Never loads, makes no round trip,
@@ -288,6 +289,26 @@ where
     #[must_use]
     pub fn peek(&self, key: &K) -> Option<Arc<V>> {
         self.0.level.peek(self.hash(key), key)?.value.ok()
+    }
+
+    /// What this entity did in this process since it was built, and what it holds. No round trip; takes
+    /// some locks of the map for a moment, so it is for every second rather than for every read.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::convert::Infallible;
+    /// # use tidings::Cache;
+    /// # let cache = Cache::builder("shop").build().await?;
+    /// let squares = cache.entity("square", |n: u64| async move { Ok::<_, Infallible>(n * n) }).build()?;
+    /// squares.get(&12).await?;
+    /// squares.get(&12).await?;
+    /// let stats = squares.stats();
+    /// assert_eq!((stats.hits, stats.misses, stats.loads), (1, 1, 1));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> EntityStats {
+        self.0.level.telemetry.stats(&*self.0.level)
     }
 
     /// The local level alone.

@@ -65,6 +65,7 @@ where
         if self.bus().closing.is_cancelled() {
             return Err(CacheError::Closed);
         }
+        self.level.telemetry.missed(1);
         let start = Instant::now();
         let target = Arc::new(self.target(key, hash));
         let began = self.began(target.lane);
@@ -102,6 +103,7 @@ where
         if self.bus().closing.is_cancelled() {
             return Err(CacheError::Closed);
         }
+        self.level.telemetry.missed(1);
         let (start, limit) = (Instant::now(), options.limit(self.options.load_timeout));
         let target = Arc::new(self.target(key, hash));
         let began = self.began(target.lane);
@@ -272,14 +274,17 @@ where
         };
         match next {
             Next::Land(landed) => guard.land(landed),
-            Next::Load(run) => match once.take() {
-                Some(load) => {
-                    let load = load();
-                    let load = async { load.await.map(Loaded::new) };
-                    self.load_here(target, guard, run, load).await;
+            Next::Load(run) => {
+                self.level.telemetry.store_missed(1);
+                match once.take() {
+                    Some(load) => {
+                        let load = load();
+                        let load = async { load.await.map(Loaded::new) };
+                        self.load_here(target, guard, run, load).await;
+                    }
+                    None => self.load_in_task(target, guard, run),
                 }
-                None => self.load_in_task(target, guard, run),
-            },
+            }
             Next::Leave => {}
         }
     }
@@ -309,7 +314,11 @@ where
         };
         let may_join = self.may_join(target, began, skips);
         let (hash, key) = (target.hash, &target.key);
-        self.level.flights.board(hash, key, course, may_join)
+        let boarding = self.level.flights.board(hash, key, course, may_join);
+        if let Boarding::Waiter(_) = boarding {
+            self.level.telemetry.joined();
+        }
+        boarding
     }
 
     pub(super) fn may_join(
@@ -352,7 +361,8 @@ where
 
     /// What the flight before ours left, if it landed between our miss and our boarding.
     pub(super) fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
-        let hit = self.level.hit(target.hash, &target.key)?;
+        let hit = self.level.found(target.hash, &target.key)?;
+        self.level.telemetry.joined();
         Some(hit.landed(&self.bus().rules))
     }
 

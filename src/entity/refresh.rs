@@ -72,6 +72,10 @@ where
             }
             Phase::Over => return None,
         };
+        self.level.telemetry.hit();
+        if let Some(Stale { reason, .. }) = stale {
+            self.level.telemetry.served_stale(reason);
+        }
         Some((hit, stale))
     }
 
@@ -81,7 +85,10 @@ where
         target: &Target<K>,
         found: &Standing<V, E>,
     ) -> Option<Landed<V, E>> {
-        let landed = || found.landed.clone();
+        let landed = || {
+            self.level.telemetry.store_hit();
+            found.landed.clone()
+        };
         match found.phase {
             Phase::Plain => Some(landed()),
             Phase::Late(left) => {
@@ -92,6 +99,7 @@ where
             }
             Phase::Stale(overdue) => {
                 let reason = self.stale_reason(&target.key, target.hash)?;
+                self.level.telemetry.served_stale(reason);
                 Some(landed().into_stale(overdue, reason))
             }
             Phase::Over => None,
@@ -133,7 +141,16 @@ where
             return None;
         }
         // Boxed for the same reason as a flight: reads that end well need no room for it.
-        Box::pin(self.still_served(target, reason)).await
+        let stale = Box::pin(self.still_served(target, reason)).await?;
+        self.note_stale(&stale);
+        Some(stale)
+    }
+
+    /// Counts what is served instead, if it is stale.
+    pub(super) fn note_stale(&self, landed: &Landed<V, E>) {
+        if let Some(stale) = &landed.stale {
+            self.level.telemetry.served_stale(stale.reason);
+        }
     }
 
     /// Whether there may be something to serve where a load gave nothing.
@@ -295,7 +312,10 @@ where
                 biased;
                 () = this.lead_refresh(&target, guard, want) => {}
                 () = abandoned => this.attempts.clear(target.hash),
-                () = sleep(limit) => this.note_failure(&target, StaleReason::LoadTimedOut),
+                () = sleep(limit) => {
+                    this.level.telemetry.load_timed_out();
+                    this.note_failure(&target, StaleReason::LoadTimedOut);
+                }
             }
         };
         self.bus().spawn(async move {

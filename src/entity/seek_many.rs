@@ -97,7 +97,7 @@ where
     ) -> Vec<StoreResult<T>> {
         let mut answers = match count {
             0 => Vec::new(),
-            _ => self.bus().ask_many(call()).await,
+            _ => self.bus().ask_many(operation, call()).await,
         };
         let late = || Err(StoreError::new(StoreErrorKind::Timeout, operation));
         answers.resize_with(count, late);

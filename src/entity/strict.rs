@@ -44,14 +44,21 @@ where
         key: &K,
         hash: u64,
     ) -> Result<Landed<V, E>, CacheError<E>> {
+        self.level.telemetry.missed(1);
         let limit = self.options.load_timeout;
         let end = Instant::now() + limit;
         let target = Arc::new(self.target(key, hash));
         while !self.bus().closing.is_cancelled() {
             let next = timeout_at(end, self.seek(&target, None, Want::Strict)).await;
             let run = match next {
-                Ok(Next::Land(landed)) => return Ok(landed),
-                Ok(Next::Load(run)) => run,
+                Ok(Next::Land(landed)) => {
+                    self.level.telemetry.store_hit();
+                    return Ok(landed);
+                }
+                Ok(Next::Load(run)) => {
+                    self.level.telemetry.store_missed(1);
+                    run
+                }
                 Ok(Next::Leave) => continue,
                 Err(_) => return Err(CacheError::Timeout { after: limit }),
             };

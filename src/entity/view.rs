@@ -5,6 +5,7 @@ use super::outcome::{Freshness, Landed, Served, StaleReason};
 use super::{Entity, Inner};
 use crate::error::CacheError;
 use crate::key::Key;
+use crate::telemetry::spanned;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -231,6 +232,7 @@ where
             return Ok(landed);
         }
         let read = Arc::clone(self.inner).read_as(key, hash, &self.options);
+        let read = spanned!("tidings.read", { cache = %self.inner.bus().namespace.name, entity = %self.inner.name }, read);
         let read = Box::pin(read).await;
         self.inner.or_kept(key, hash, read, &self.options)
     }
@@ -257,7 +259,10 @@ where
             let landed = hit.landed(&self.bus().rules);
             return Some(Landed { stale, ..landed });
         }
-        self.kept(key, hash, options.max_stale?)
+        let kept = self.kept(key, hash, options.max_stale?)?;
+        self.level.telemetry.hit();
+        self.note_stale(&kept);
+        Some(kept)
     }
 
     /// What was read, or what is kept in place of a failure, if `options` allow it.
@@ -278,7 +283,9 @@ where
             return read;
         };
         let overdue = landed.stale.map_or(Duration::ZERO, |stale| stale.overdue);
-        Ok(landed.into_stale(overdue, reason))
+        let landed = landed.into_stale(overdue, reason);
+        self.note_stale(&landed);
+        Ok(landed)
     }
 
     fn kept(&self, key: &K, hash: u64, age: Duration) -> Option<Landed<V, E>> {

@@ -272,19 +272,25 @@ where
         self.map.peek(&ByHash(hash))
     }
 
-    /// Adds the entry, or replaces that of the same hash.
-    pub(crate) fn insert(&self, hash: u64, key: K, slot: S) {
+    /// Adds the entry, or replaces that of the same hash. Gives how many others had to go.
+    pub(crate) fn insert(&self, hash: u64, key: K, slot: S) -> usize {
         let weight = match &self.weigher {
             Some(weigh) => weigh(&key, &slot).max(1),
             None => 1,
         };
         let key = StoredKey { hash, weight, key };
-        drop(self.map.insert(key, slot));
+        let displaced = self.map.insert(key, slot);
+        displaced.keys().filter(|key| key.hash != hash).count()
     }
 
     /// Removes the entry with this hash, and tells whether there was one.
     pub(crate) fn remove(&self, hash: u64) -> bool {
         self.map.take(&ByHash(hash)).is_some()
+    }
+
+    /// See [`Engine::tells_displaced`].
+    pub(crate) fn tells_displaced(&self) -> bool {
+        self.map.tells_displaced()
     }
 
     /// See [`Engine::len`].

@@ -1,13 +1,13 @@
 //! Building a [`Memo`]: every option is checked in [`MemoBuilder::build`].
 
 use super::level::Level;
-use super::stats::Counters;
 use super::{Inner, Memo};
 use crate::cache::{Cache, check_name};
 use crate::entity::{DEFAULT_CAPACITY, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, Loader, SharedLoader};
 use crate::error::BuildError;
 use crate::key::Tag;
 use crate::local::{Capacity, LocalEngine};
+use crate::telemetry::PartCounts;
 use crate::ttl::Ttl;
 use std::fmt;
 use std::hash::Hash;
@@ -192,14 +192,18 @@ where
             return Err(BuildError::new("load_timeout", "must be above zero"));
         }
         let clock = self.cache.0.bus.clock.clone();
-        Ok(Memo(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             name: self.name.into(),
             level: Level::new(self.engine, capacity, clock),
             loader: self.loader,
             options: self.options,
-            counters: Counters::new(),
+            counts: Arc::default(),
             cache: self.cache,
-        })))
+        });
+        let telemetry = &inner.cache.0.bus.telemetry;
+        let counts = PartCounts::Memo(Arc::clone(&inner.counts));
+        telemetry.add(&inner.name, counts, &inner);
+        Ok(Memo(inner))
     }
 
     fn bound(&self) -> Result<Capacity, BuildError> {

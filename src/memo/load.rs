@@ -54,7 +54,7 @@ where
             {
                 Boarding::Leader(guard, waiter) => (Some(guard), waiter),
                 Boarding::Waiter(waiter) => {
-                    self.counters.joined();
+                    self.counts.joins.add(1);
                     (None, waiter)
                 }
             };
@@ -134,7 +134,7 @@ where
             Err(error) => (Err(Arc::new(error)), None),
         };
         dropped.disarm();
-        self.counters.loaded(began.elapsed(), outcome.is_err());
+        self.counts.loaded(began.elapsed(), outcome.is_err());
         self.remember((key, hash), &guard, dependency, &outcome, said);
         guard.land(Arc::new(outcome.map_err(CacheError::Load)));
     }
@@ -173,7 +173,7 @@ where
         let slot = Slot::new(outcome.clone(), expires, weight, dependency);
         let evicted = self.level.keep(guard, hash, key, slot);
         if evicted > 0 {
-            self.counters.evicted(evicted as u64);
+            self.counts.evicted.add(evicted as u64);
         }
     }
 

@@ -9,23 +9,21 @@ mod level;
 mod load;
 mod once;
 mod slot;
-mod stats;
 #[cfg(test)]
 mod tests;
 
 pub use builder::MemoBuilder;
 pub use once::{MemoOnce, MemoOnceBuilder};
-pub use stats::MemoStats;
 
 use crate::cache::Cache;
 use crate::entity::SharedLoader;
 use crate::error::CacheError;
 use crate::local::Engine;
 use crate::store::BoxFuture;
+use crate::telemetry::{Kept, MemoCounts, MemoStats};
 use builder::Options;
 use level::Level;
 use load::Want;
-use stats::Counters;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
@@ -53,11 +51,11 @@ use std::task::{Context, Poll};
 pub struct Memo<K, V, E>(Arc<Inner<K, V, E>>);
 
 struct Inner<K, V, E> {
-    name: Box<str>,
+    name: Arc<str>,
     level: Level<K, V, E>,
     loader: SharedLoader<K, V, E>,
     options: Options<K, V, E>,
-    counters: Counters,
+    counts: Arc<MemoCounts>,
     cache: Cache,
 }
 
@@ -72,6 +70,25 @@ impl<K, V, E> fmt::Debug for Memo<K, V, E> {
         f.debug_struct("Memo")
             .field("name", &self.0.name)
             .finish_non_exhaustive()
+    }
+}
+
+impl<K, V, E> Kept for Inner<K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn entries(&self) -> u64 {
+        self.level.map.len()
+    }
+
+    fn weight(&self) -> u64 {
+        self.level.map.weight()
+    }
+
+    fn tells_evicted(&self) -> bool {
+        self.level.map.tells_displaced()
     }
 }
 
@@ -118,14 +135,14 @@ where
         if self.0.cache.is_closed() {
             return None;
         }
-        self.0.counters.hit();
+        self.0.counts.hits.add_one();
         Some(outcome.map_err(CacheError::Load))
     }
 
     /// Boxed and out of line, so that the future of a hit is small and quick.
     #[cold]
     fn miss<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Result<V, CacheError<E>>> {
-        self.0.counters.missed();
+        self.0.counts.misses.add(1);
         Box::pin(self.0.fly(key, Want::Remembered))
     }
 
@@ -169,13 +186,7 @@ where
     /// for every second rather than for every call.
     #[must_use]
     pub fn stats(&self) -> MemoStats {
-        let (map, counted) = (&self.0.level.map, self.0.counters.read());
-        MemoStats {
-            evictions: counted.evictions.filter(|_| map.tells_displaced()),
-            entries: map.len(),
-            weight: map.weight(),
-            ..counted
-        }
+        self.0.counts.stats(&*self.0)
     }
 
     /// The cache this memo belongs to.

@@ -2,10 +2,11 @@
 //!
 //! A [`Memo`] whose only key is `()`, so that there is one set of rules.
 
-use super::{Memo, MemoBuilder, MemoStats};
+use super::{Memo, MemoBuilder};
 use crate::cache::Cache;
 use crate::error::{BuildError, CacheError};
 use crate::key::Tag;
+use crate::telemetry::MemoStats;
 use crate::ttl::Ttl;
 use std::fmt;
 use std::future::Future;

@@ -93,7 +93,7 @@ impl Rooms {
         let mut life = self.bus.life();
         tokio::select! {
             biased;
-            answer = Bus::within(self.bus.timing.invalidate_timeout, operation, call) => answer,
+            answer = self.bus.within(self.bus.timing.invalidate_timeout, operation, call) => answer,
             // A half-open connection never answers, and by now there is another one.
             // At the very end there will be no other.
             _ = life.changed(), if !self.is_closing() => Err(StoreError::new(StoreErrorKind::Unavailable, operation)),

@@ -5,7 +5,6 @@ mod scan;
 
 pub use scan::RawKeys;
 
-use crate::bus::Bus;
 use crate::cache::Cache;
 use crate::error::{BuildError, StoreError};
 use crate::key;
@@ -414,8 +413,9 @@ impl Raw {
         operation: &'static str,
         call: BoxFuture<'_, StoreResult<T>>,
     ) -> StoreResult<T> {
-        let limit = self.0.cache.0.bus.timing.read_timeout;
-        Bus::within(limit, operation, call).await
+        let bus = &self.0.cache.0.bus;
+        let limit = bus.timing.read_timeout;
+        bus.within(limit, operation, call).await
     }
 
     async fn write<T>(
@@ -423,7 +423,8 @@ impl Raw {
         operation: &'static str,
         call: BoxFuture<'_, StoreResult<T>>,
     ) -> StoreResult<T> {
-        Bus::within(WRITE_LIMIT, operation, call).await
+        let bus = &self.0.cache.0.bus;
+        bus.within(WRITE_LIMIT, operation, call).await
     }
 }
 

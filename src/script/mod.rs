@@ -173,10 +173,7 @@ impl RedisCommands {
         operation: &'static str,
         answer: impl Future<Output = StoreResult<Value>>,
     ) -> StoreResult<Value> {
-        match tokio::time::timeout(self.limit, answer).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => Err(StoreError::new(StoreErrorKind::Timeout, operation)),
-        }
+        self.cache.0.bus.within(self.limit, operation, answer).await
     }
 }
 
