@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs all tests. Installs what they need (redis-server; chromium and its driver for the example with a
-# page) where that is one known command; elsewhere says what to install.
+# page; prometheus for the dashboard) where that is one known command; elsewhere says what to install.
 #
 #   sh tests/run.sh [what cargo test takes]
 #
@@ -52,18 +52,19 @@ if ! command -v "$server" >/dev/null; then
     missing="redis-server"
 fi
 command -v chromedriver >/dev/null || missing="$missing chromium chromium-driver"
+command -v prometheus >/dev/null || missing="$missing prometheus"
 
 if [ -n "$missing" ]; then
     if [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
         echo "tests/run.sh: installing $missing"
         (install_on_debian)
     else
-        fail "needs redis-server $oldest_major or later and chromedriver (with its browser) in PATH; missing: $missing.
+        fail "needs redis-server $oldest_major or later, chromedriver (with its browser) and prometheus in PATH; missing: $missing.
 Install it and run this again:
-    macOS          brew install redis chromedriver; brew install --cask chromium
-    Fedora, RHEL   dnf install redis chromium chromedriver
-    Arch           pacman -S valkey chromium, with TIDINGS_REDIS_SERVER=valkey-server
-    Alpine         apk add redis chromium chromium-chromedriver"
+    macOS          brew install redis chromedriver prometheus; brew install --cask chromium
+    Fedora, RHEL   dnf install redis chromium chromedriver golang-github-prometheus
+    Arch           pacman -S valkey chromium prometheus, with TIDINGS_REDIS_SERVER=valkey-server
+    Alpine         apk add redis chromium chromium-chromedriver prometheus"
     fi
 fi
 

@@ -1,4 +1,4 @@
-//! Real pods on a real Redis: `cargo run --example pods [PODS] [--kill-redis]`.
+//! Real pods on a real Redis: `cargo run --example pods [PODS] [--kill-redis] [--metrics]`.
 //!
 //! Starts three processes (or as many as you say) that read the same eight records in a loop. The first
 //! of them also changes one every 20 ms: it commits to the source, then invalidates. This process
@@ -7,6 +7,9 @@
 //!
 //! The Redis is the one that `REDIS_URL` names, or else a server of its own, if `redis-server` is
 //! installed. `--kill-redis` kills that one halfway and starts it again, empty, 1.5 s later.
+//!
+//! With `--features metrics` and `--metrics`, each pod shows its metrics on a port that is printed, for a
+//! Prometheus; the dashboard is `docs/grafana/tidings.json`. `--seconds 600` makes it last.
 
 mod judge;
 mod pod;
@@ -29,6 +32,7 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 const POD_VARIABLE: &str = "TIDINGS_EXAMPLE_POD";
 /// Shortens the run, for whoever only wants to know that it works.
 const QUICK_VARIABLE: &str = "TIDINGS_EXAMPLE_QUICK";
+const USAGE: &str = "usage: pods [PODS] [--kill-redis] [--metrics] [--seconds N]";
 /// How many records there are.
 const RECORDS: u64 = 8;
 /// How long Redis stays dead.
@@ -41,15 +45,18 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let quick = std::env::var_os(QUICK_VARIABLE).is_some();
-    let (mut pods, mut kill) = (3, false);
-    for arg in std::env::args().skip(1) {
+    let mut length = Duration::from_secs(if quick { 3 } else { 10 });
+    let (mut pods, mut kill, mut metrics) = (3, false, false);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
         match arg.as_str() {
             "--kill-redis" => kill = true,
-            number => {
-                pods = number
-                    .parse()
-                    .map_err(|_| "usage: pods [PODS] [--kill-redis]")?
+            "--metrics" => metrics = true,
+            "--seconds" => {
+                let seconds = args.next().and_then(|seconds| seconds.parse().ok());
+                length = Duration::from_secs(seconds.ok_or(USAGE)?);
             }
+            number => pods = number.parse().map_err(|_| USAGE)?,
         }
     }
     let (url, server) = match std::env::var("REDIS_URL") {
@@ -79,8 +86,7 @@ async fn main() -> Result<ExitCode> {
         }
         (_, server) => server,
     };
-    let seconds = if quick { 3 } else { 10 };
-    let judge = run(pods, &url, server, kill, Duration::from_secs(seconds)).await?;
+    let judge = run(pods, &url, metrics, (server, kill), length).await?;
     Ok(judge.verdict())
 }
 
@@ -88,8 +94,8 @@ async fn main() -> Result<ExitCode> {
 async fn run(
     pods: usize,
     url: &str,
-    server: Option<RedisServer>,
-    kill: bool,
+    metrics: bool,
+    (server, kill): (Option<RedisServer>, bool),
     length: Duration,
 ) -> Result<Judge> {
     let source = source::start().await?;
@@ -99,7 +105,14 @@ async fn run(
     let (reports, mut inbox) = mpsc::unbounded_channel();
     let mut children = Vec::new();
     for index in 0..pods {
-        children.push(start_pod(index, url, &source, reports.clone())?);
+        let metrics = match metrics {
+            true => Some(free_port()?),
+            false => None,
+        };
+        if let Some(port) = metrics {
+            println!("pod {index} shows its metrics at http://127.0.0.1:{port}/metrics");
+        }
+        children.push(start_pod(index, url, &source, metrics, reports.clone())?);
     }
     let outage = tokio::spawn(outage(server, kill, length / 2, reports));
 
@@ -138,9 +151,12 @@ fn start_pod(
     index: usize,
     url: &str,
     source: &str,
+    metrics: Option<u16>,
     reports: mpsc::UnboundedSender<(usize, String)>,
 ) -> Result<Child> {
+    let metrics = metrics.map(|port| (pod::METRICS_VARIABLE, port.to_string()));
     let mut child = Command::new(std::env::current_exe()?)
+        .envs(metrics)
         .env(POD_VARIABLE, index.to_string())
         .env(pod::SOURCE_VARIABLE, source)
         // Read by `Cache::builder`: the pods need no code to choose their store.
@@ -159,6 +175,12 @@ fn start_pod(
         }
     });
     Ok(child)
+}
+
+/// Free now; should somebody take it, the pod does not start and says so.
+fn free_port() -> Result<u16> {
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?;
+    Ok(free.local_addr()?.port())
 }
 
 /// Kills the server after `after` and starts it again; gives it back so that it lives to the end.

@@ -4,6 +4,7 @@ use super::source::{ask, now_us};
 use super::{RECORDS, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +14,14 @@ use tokio::time::{Instant, interval, sleep};
 
 /// Where the source listens.
 pub(crate) const SOURCE_VARIABLE: &str = "TIDINGS_EXAMPLE_SOURCE";
+/// Where the pod is to show its metrics, if it is to: a port of loopback.
+pub(crate) const METRICS_VARIABLE: &str = "TIDINGS_EXAMPLE_METRICS";
+/// The bounds of histograms, in seconds: a round trip is a fraction of a millisecond, a load may take
+/// seconds.
+#[cfg(feature = "metrics")]
+const BUCKETS: [f64; 12] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 1.0, 5.0,
+];
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -36,6 +45,9 @@ struct Seen {
 /// Runs until standard input ends.
 pub(crate) async fn run(index: usize) -> Result<()> {
     let source = std::env::var(SOURCE_VARIABLE)?;
+    if let Ok(port) = std::env::var(METRICS_VARIABLE) {
+        show_metrics(port.parse()?)?;
+    }
     let cache = Cache::builder("tidings-example").build().await?;
     let load_from = source.clone();
     let records: Records = cache
@@ -67,11 +79,34 @@ pub(crate) async fn run(index: usize) -> Result<()> {
     Ok(())
 }
 
+/// Shows what is measured to whoever asks on this port: a Prometheus.
+#[cfg(feature = "metrics")]
+fn show_metrics(port: u16) -> Result<()> {
+    metrics_exporter_prometheus::PrometheusBuilder::new()
+        .with_recommended_naming(true)
+        .set_buckets(&BUCKETS)?
+        .with_http_listener(([127, 0, 0, 1], port))
+        .install()?;
+    Ok(())
+}
+
+#[cfg(not(feature = "metrics"))]
+fn show_metrics(_port: u16) -> Result<()> {
+    Err("metrics need `--features metrics`".into())
+}
+
+/// Computed once per record, on each pod for itself.
+async fn describe(record: u64) -> Result<String, Infallible> {
+    Ok(format!("the record number {record}"))
+}
+
 async fn read(cache: &Cache, records: &Records, source: &str, stop: &AtomicBool) -> Result<()> {
     let mut seen = Seen::default();
+    let descriptions = cache.memo("description", describe).build()?;
     let mut report = Instant::now();
     while !stop.load(Ordering::SeqCst) {
         for key in 0..RECORDS {
+            descriptions.get(&key).await?;
             let asked = now_us();
             let served = records.get_with(&(source.to_owned(), key)).await?;
             let Record {
