@@ -14,7 +14,7 @@ fn acl() -> Vec<String> {
     let page = fs::read_to_string(page).expect("the page is there");
     let rule = page.lines().find(|line| line.starts_with("ACL SETUSER"));
     let rule = rule.expect("the page has a rule").replace("{shop:*", "{*");
-    let words = rule.replace("{shop}c", "{*}c");
+    let words = rule.replace("{shop}", "{*}");
     words.split(' ').map(str::to_owned).collect()
 }
 

@@ -14,6 +14,7 @@
 mod calls;
 mod driver;
 mod health;
+mod join;
 mod listen;
 
 pub use calls::{InvalidateError, ParseStampError, Pending, Stamp};

@@ -47,7 +47,8 @@ pub type StoreResult<T> = Result<T, StoreError>;
 pub struct Namespace {
     /// Its name: `A–Z a–z 0–9 . _ -`, 1 to 64 characters.
     pub name: String,
-    /// How many lanes its keys are spread over.
+    /// How many lanes there are logs of. Raw data and rooms may be on any of the first 16, whatever this
+    /// says.
     pub lanes: u16,
 }
 
@@ -128,6 +129,8 @@ pub struct Polled {
     pub incarnation: Incarnation,
     /// The server's clock: milliseconds since the Unix epoch.
     pub server_ms: u64,
+    /// The namespace's record, as [`Link::register`] left it.
+    pub record: Option<Bytes>,
 }
 
 /// The answer to [`Link::read`]. All three were read in one atomic step.
@@ -233,12 +236,21 @@ pub trait Link: Any + Send + Sync + 'static {
     /// The part that presence stands on.
     fn rooms(&self) -> &dyn RoomLink;
 
+    /// Puts `record` in the place of the namespace's record if that is `expected` (`None`: if there is
+    /// none), in one atomic step; gives what stands there afterwards. Works without free memory. The bytes
+    /// mean nothing to the store, never expire, and end with everything else that it holds.
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>>;
+
     /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
     /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
     /// values of epochs that were not continued can be told by their epoch.
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>>;
 
-    /// Reads the heads of all lanes, and proves with a small write after it that this node still
+    /// Reads the heads of all lanes and the namespace's record, and proves with a small write after it that this node still
     /// takes writes (hole H8).
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>>;
 

@@ -266,6 +266,15 @@ impl Link for WireLink {
         self
     }
 
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        let register = self.link.register(expected, record);
+        Box::pin(self.state.pass("register", register))
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(self.state.pass("touch", self.link.touch(lanes)))
     }

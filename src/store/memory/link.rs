@@ -111,6 +111,16 @@ impl Link for MemoryLink {
         self
     }
 
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        self.step("register", Access::Write, move |inside, _, _| {
+            inside.state.register(expected, record)
+        })
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         self.step("touch", Access::Write, |inside, now, hints| {
             inside.state.touch(lanes, now, hints)

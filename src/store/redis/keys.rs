@@ -2,6 +2,7 @@
 
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
+use crate::key::DATA_LANES;
 use crate::store::{Namespace, RawFound, RawPlace, StoreResult};
 use ::redis::{RedisWrite, ToRedisArgs};
 use std::io::Write;
@@ -12,9 +13,13 @@ pub(super) struct Keys {
     pub(super) channel: String,
     /// The key that the write of a poll is aimed at; never there.
     pub(super) beacon: String,
+    /// The key of its record.
+    pub(super) record: String,
     /// `{name:`, which all keys begin with.
     tag: String,
+    /// Those with a log first; raw data and rooms may be on others.
     lanes: Vec<LaneKeys>,
+    logs: usize,
 }
 
 /// The names of a lane.
@@ -41,27 +46,39 @@ impl Keys {
         Self {
             channel: format!("{{{name}}}c"),
             beacon: format!("{{{name}:00}}b"),
+            record: format!("{{{name}}}cfg"),
             tag: format!("{{{name}:"),
-            lanes: namespace
-                .lanes()
-                .map(|lane| LaneKeys::new(name, lane))
+            lanes: (0..namespace.lanes.max(DATA_LANES.get()))
+                .map(|lane| LaneKeys::new(name, Lane(lane)))
                 .collect(),
+            logs: usize::from(namespace.lanes),
         }
     }
 
+    /// The lanes that have a log.
     pub(super) fn lanes(&self) -> &[LaneKeys] {
-        &self.lanes
+        &self.lanes[..self.logs]
     }
 
+    /// A lane with a log.
     pub(super) fn lane(&self, lane: Lane) -> StoreResult<&LaneKeys> {
-        self.lanes.get(usize::from(lane.0)).ok_or_else(|| {
+        Self::among(self.lanes(), lane)
+    }
+
+    /// A lane that raw data and rooms may be on.
+    pub(super) fn data_lane(&self, lane: Lane) -> StoreResult<&LaneKeys> {
+        Self::among(&self.lanes, lane)
+    }
+
+    fn among(lanes: &[LaneKeys], lane: Lane) -> StoreResult<&LaneKeys> {
+        lanes.get(usize::from(lane.0)).ok_or_else(|| {
             StoreError::new(StoreErrorKind::Config, "address")
                 .with_detail("the lane is not one of the namespace")
         })
     }
 
     pub(super) fn raw<'a>(&'a self, place: RawPlace<'a>) -> StoreResult<RawKey<'a>> {
-        let lane = &self.lane(place.lane)?.raw;
+        let lane = &self.data_lane(place.lane)?.raw;
         Ok(RawKey { lane, place })
     }
 
@@ -191,6 +208,7 @@ mod tests {
         });
         let lane = keys.lane(Lane(10)).expect("one of sixteen");
         assert_eq!((&*keys.channel, &*keys.beacon), ("{shop}c", "{shop:00}b"));
+        assert_eq!(keys.record, "{shop}cfg");
         assert_eq!((&*lane.head, &*lane.log), ("{shop:0a}h", "{shop:0a}s"));
         assert_eq!(
             lane.value(b"user:42").to_redis_args(),

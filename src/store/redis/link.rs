@@ -5,7 +5,7 @@ use super::error;
 use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TOUCH};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, REGISTER, RELEASE, Step, TOUCH};
 use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
@@ -162,6 +162,20 @@ impl Link for RedisLink {
         self
     }
 
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        Box::pin(async move {
+            let mut call = REGISTER.call(1);
+            call.arg(&self.keys.record);
+            // An empty record is never written, and so stands for none.
+            call.arg(expected.unwrap_or_default()).arg(record);
+            self.run(&REGISTER, &call).await?.stored()
+        })
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(async move {
             // A pipeline cannot repeat what the server did not know, so it brings the script along.
@@ -185,13 +199,14 @@ impl Link for RedisLink {
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
         Box::pin(async move {
             let answers = self.pipeline("poll", &self.poll).await?;
-            let [heads, replication, time, _written] = Reply::pipeline("poll", answers)?;
+            let [heads, record, replication, time, _written] = Reply::pipeline("poll", answers)?;
             let incarnation = server::incarnation("poll", &replication.text()?)?;
             self.incarnation.store(incarnation.0, Ordering::Relaxed);
             Ok(Polled {
                 heads: heads.array()?.into_iter().map(reply::head).collect(),
                 incarnation,
                 server_ms: time.time()?,
+                record: record.stored()?,
             })
         })
     }
@@ -342,7 +357,7 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, life and clock of the server, then the proof that it still takes writes.
+/// Heads, record, life and clock of the server, then the proof that it still takes writes.
 ///
 /// The write removes a key that is not there. Like every write it is refused by a replica, by a
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
@@ -354,6 +369,7 @@ fn poll_commands(keys: &Keys) -> Pipeline {
     for lane in keys.lanes() {
         commands.arg(&lane.head);
     }
+    commands.cmd("GET").arg(&keys.record);
     commands.cmd("INFO").arg("replication");
     commands.cmd("TIME");
     commands.cmd("UNLINK").arg(&keys.beacon);

@@ -21,6 +21,7 @@ macro_rules! steps {
 }
 
 steps! {
+    REGISTER = "register", "#!lua flags=allow-oom" + "register.lua";
     TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
     FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
     INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "invalidate.lua";

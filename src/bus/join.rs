@@ -1,0 +1,83 @@
+//! Coming to terms with the namespace's record, before anything else is done on a link.
+
+use super::Bus;
+use crate::coherence::{Epoch, Lane};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::registration::{Mismatch, Verdict};
+use crate::store::{Link, Opening, StoreResult};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// How often the record is looked at before this counts as failed: each look but the last means that
+/// somebody else wrote it meanwhile.
+const LOOKS: usize = 16;
+
+/// Has the namespace's record read, and written where it is this pod's turn. One round trip as a rule.
+///
+/// # Errors
+/// `Config` with the [`Mismatch`] as its source if this pod must keep out.
+pub(super) async fn join(bus: &Bus, link: &Arc<dyn Link>) -> StoreResult<()> {
+    let (settings, limit) = (bus.space.settings(), bus.timing.touch_timeout);
+    let offered = bus.opening().epoch;
+    let mut found = None;
+    for _ in 0..LOOKS {
+        let record = match settings.judge(found.as_deref(), offered) {
+            Verdict::Join => return Ok(()),
+            Verdict::Refuse(mismatch) => return Err(refused(mismatch)),
+            Verdict::Propose(record) => record,
+            Verdict::Settle(epoch, record) => {
+                bring_to(bus, link, epoch).await?;
+                record
+            }
+        };
+        let register = link.register(found.as_deref(), &record);
+        found = Bus::within(limit, "register", register).await?;
+    }
+    Err(StoreError::new(StoreErrorKind::Busy, "register"))
+}
+
+/// What a driver that is refused reports.
+pub(super) fn refused(mismatch: Mismatch) -> StoreError {
+    StoreError::new(StoreErrorKind::Config, "register").with_source(mismatch)
+}
+
+/// Ends every epoch but `epoch`: what was loaded before is dead, and no pod that goes by another record
+/// has an invalidation acknowledged before it has polled, and so read the record.
+///
+/// Pods that do this at once have the same epoch in mind, so that they undo nothing of each other's.
+async fn bring_to(bus: &Bus, link: &Arc<dyn Link>, epoch: Epoch) -> StoreResult<()> {
+    let limit = bus.timing.touch_timeout;
+    let opening = || Opening {
+        epoch,
+        nonce: bus.nonce(),
+    };
+    let lanes: Vec<_> = bus
+        .namespace
+        .lanes()
+        .map(|lane| (lane, opening()))
+        .collect();
+    let heads = Bus::within(limit, "touch", link.touch(&lanes)).await?;
+    let mut fences = JoinSet::new();
+    let old = lanes.iter().zip(heads);
+    for (&(lane, opening), head) in old.filter(|(_, head)| head.at.epoch != epoch) {
+        let link = Arc::clone(link);
+        fences.spawn(async move { fence(&*link, lane, head.at.epoch, opening, limit).await });
+    }
+    while let Some(fenced) = fences.join_next().await {
+        fenced.map_err(|failed| {
+            StoreError::new(StoreErrorKind::Protocol, "fence").with_source(failed)
+        })??;
+    }
+    Ok(())
+}
+
+async fn fence(
+    link: &dyn Link,
+    lane: Lane,
+    expected: Epoch,
+    opening: Opening,
+    limit: std::time::Duration,
+) -> StoreResult<()> {
+    let fence = link.fence(lane, expected, opening);
+    Bus::within(limit, "fence", fence).await.map(|_head| ())
+}
