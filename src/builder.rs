@@ -12,6 +12,7 @@ use crate::time::Clock;
 use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The environment variable that names the store where the program does not.
 pub const STORE_VARIABLE: &str = "TIDINGS_STORE";
@@ -33,6 +34,9 @@ impl Cache {
         CacheBuilder::new(namespace.into())
     }
 }
+
+/// The longest that a time limit of the store may be set to: beyond this it is none.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do if the store cannot be reached when the cache is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,6 +171,24 @@ impl CacheBuilder {
         self
     }
 
+    /// How long a read, a lease or a fill of an entity, or a read of raw data, may take before it goes on
+    /// without the store; 250 ms by default ([`DEFAULT_READ_TIMEOUT`](crate::DEFAULT_READ_TIMEOUT)). When
+    /// five in a row got no answer in that time, readers wait for the store no longer, but for a probe about
+    /// once a second: see [`Health::circuit`](crate::Health::circuit). From 1 ms to 60 s.
+    pub fn read_timeout(mut self, limit: Duration) -> Self {
+        self.timing.read_timeout = limit;
+        self
+    }
+
+    /// How long the first attempt of an invalidation may take before its caller gets
+    /// [`Pending`](crate::InvalidateError::Pending) and it is repeated, and how long each further attempt
+    /// may; 2 s by default ([`DEFAULT_INVALIDATE_TIMEOUT`](crate::DEFAULT_INVALIDATE_TIMEOUT)). Calls of
+    /// presence have the same limit. From 1 ms to 60 s.
+    pub fn invalidate_timeout(mut self, limit: Duration) -> Self {
+        self.timing.invalidate_timeout = limit;
+        self
+    }
+
     /// Seals what entities keep in the store: nobody without a key of the ring can read values and typed
     /// errors there, nor change them, nor pass one off for another. What is not sealed with one of the
     /// keys is a miss. By default nothing is sealed.
@@ -207,7 +229,8 @@ impl CacheBuilder {
     /// round trips to Redis.
     ///
     /// # Errors
-    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout` or
+    /// `invalidate_timeout` if it is out of its range; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
     /// `lanes` and `migrate_lanes` if the number is out of range, or if pods of the namespace that run
     /// already go by another one ([`BuildError::mismatch`]); `namespace` too if they go by something else
@@ -220,6 +243,8 @@ impl CacheBuilder {
         check_name("namespace", &self.namespace)?;
         let (lanes, migration) = check_lanes(self.lanes, self.migration)?;
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
+        check_timeout("read_timeout", self.timing.read_timeout)?;
+        check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BuildError::new(
                 "runtime",
@@ -271,6 +296,14 @@ fn check_lanes(
     }
     let reason = format!("{lanes} is not from 1 to {MAX_LANES}");
     Err(BuildError::new("lanes", reason))
+}
+
+fn check_timeout(option: &'static str, limit: Duration) -> Result<(), BuildError> {
+    if (Duration::from_millis(1)..=LONGEST_TIMEOUT).contains(&limit) {
+        return Ok(());
+    }
+    let reason = format!("{limit:?} is not from 1 ms to {LONGEST_TIMEOUT:?}");
+    Err(BuildError::new(option, reason))
 }
 
 /// Whether the store may yet come, rather than be something else or refuse. A server that has never

@@ -386,6 +386,7 @@ async fn wait_until(due: Option<Instant>) {
 
 impl Bus {
     fn publish(&self, link: Arc<dyn Link>) {
+        self.close_circuit();
         self.replace_link(Some(link));
         self.link_up.send_modify(|links| *links += 1);
     }

@@ -1,6 +1,6 @@
 //! How the cache is doing: what it tells operators.
 
-use super::{Bus, lock};
+use super::{Bus, CircuitState, lock};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::time::Millis;
 use std::sync::Mutex;
@@ -27,6 +27,11 @@ pub enum StoreState {
 pub struct Health {
     /// The backing store.
     pub store: StoreState,
+    /// Whether reads ask the store, or go to the loaders at once because it gave several of them no
+    /// answer. Invalidations and polls are made all the same.
+    pub circuit: CircuitState,
+    /// How often the circuit opened.
+    pub circuit_openings: u64,
     /// Lanes that are confirmed and may be served from the local level.
     pub live_lanes: usize,
     /// Lanes in all.
@@ -62,6 +67,7 @@ pub(super) struct Observed {
     server_clock: ServerClock,
     poll_wanted: AtomicBool,
     flushes: AtomicU64,
+    circuit_openings: AtomicU64,
     pub(super) hints: AtomicU64,
     pub(super) rubbish: AtomicU64,
     pub(super) catch_ups: AtomicU64,
@@ -126,6 +132,10 @@ impl Observed {
         self.poll_wanted.load(Ordering::Acquire)
     }
 
+    pub(super) fn count_opening(&self) {
+        self.circuit_openings.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn count_flush(&self) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
     }
@@ -151,6 +161,8 @@ impl Bus {
                 Ok(_) => StoreState::Up,
                 Err(reason) => StoreState::Down { reason },
             },
+            circuit: self.circuit(),
+            circuit_openings: self.observed.circuit_openings.load(Ordering::Relaxed),
             live_lanes: untils.iter().filter(|&&until| now < until).count(),
             lanes: untils.len(),
             confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),

@@ -11,15 +11,20 @@
 //!
 //! Locks are taken in the order lane → stripe → member, and never held over an `.await`.
 
+mod breaker;
 mod calls;
 mod driver;
 mod health;
+mod invalidation;
 mod join;
 mod listen;
+mod stamp;
 
-pub use calls::{InvalidateError, ParseStampError, Pending, Stamp};
+pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
+pub use invalidation::{InvalidateError, Invalidation, Pending};
 pub(crate) use listen::{Listener, Liveness};
+pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};
@@ -44,6 +49,18 @@ use tokio_util::task::TaskTracker;
 /// Stripes per lane.
 const STRIPES: usize = 256;
 
+/// How long a read, lease or fill may take unless [`CacheBuilder::read_timeout`] says otherwise: hundreds
+/// of round trips in one data centre, and about as long as a person does not notice.
+///
+/// [`CacheBuilder::read_timeout`]: crate::CacheBuilder::read_timeout
+pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long a caller waits for its invalidation unless [`CacheBuilder::invalidate_timeout`] says
+/// otherwise: long enough for a link to break, be noticed (0.4 s), and be opened again (0.75 s).
+///
+/// [`CacheBuilder::invalidate_timeout`]: crate::CacheBuilder::invalidate_timeout
+pub const DEFAULT_INVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The times that the protocol runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
@@ -64,8 +81,8 @@ impl Default for Timing {
         Self {
             heartbeat: Duration::from_millis(250),
             poll_timeout: Duration::from_millis(400),
-            read_timeout: Duration::from_millis(250),
-            invalidate_timeout: Duration::from_secs(2),
+            read_timeout: DEFAULT_READ_TIMEOUT,
+            invalidate_timeout: DEFAULT_INVALIDATE_TIMEOUT,
             touch_timeout: Duration::from_secs(1),
         }
     }
@@ -151,6 +168,7 @@ pub(crate) struct Bus {
     nudge: Notify,
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
+    breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
@@ -204,6 +222,7 @@ impl Bus {
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
             calls: calls::Calls::default(),
+            breaker: Mutex::default(),
             observed: Observed::default(),
             listening: listen::Listening::default(),
             nonce_base: random(),

@@ -5,7 +5,6 @@ use super::context::{LoadContext, Loaded, Previous};
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
 use super::target::Target;
-use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
@@ -327,7 +326,7 @@ where
         };
         let (place, fill) = filling.fill();
         let filled = filling.link().fill(place, fill);
-        let filled = Bus::within(self.bus().timing.read_timeout, "fill", filled).await;
+        let filled = self.bus().ask("fill", filled).await;
         if filled.is_ok() {
             filling.answered();
         }

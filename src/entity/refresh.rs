@@ -8,8 +8,9 @@
 
 use super::Inner;
 use super::level::Hit;
+use super::look::{Look, Standing};
 use super::outcome::{Landed, Origin, Refresh, Stale, StaleReason};
-use super::read::{Look, Next, Standing, Want};
+use super::seek::{Next, Want};
 use super::target::{Began, Target};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
@@ -144,7 +145,7 @@ where
         if let Some(landed) = self.still_here(target, reason) {
             return Some(landed);
         }
-        let link = self.bus().link().ok()?;
+        let link = self.bus().link_for_reads().ok()?;
         let began = self.began(target.lane);
         let look = self.ask_store(&*link, target, &began, Duration::MAX).await;
         Self::still_stored(look?, reason)

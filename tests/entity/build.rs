@@ -39,6 +39,17 @@ async fn a_namespace_is_a_short_plain_name() {
 }
 
 #[tokio::test]
+async fn time_limits_of_the_store_out_of_range_are_named() {
+    for limit in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
+        let builder = || Cache::builder("limits").store(Memory::new());
+        let error = cache_error(builder().read_timeout(limit)).await;
+        assert_eq!(error.option(), "read_timeout");
+        let error = cache_error(builder().invalidate_timeout(limit)).await;
+        assert_eq!(error.option(), "invalidate_timeout");
+    }
+}
+
+#[tokio::test]
 async fn options_out_of_range_are_named() {
     let pod = Bed::memory().pod().await;
     let source = Source::new();
