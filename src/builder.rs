@@ -225,8 +225,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache: connects, subscribes, joins the namespace and syncs, which takes seven to nine
-    /// round trips to Redis.
+    /// Builds the cache: connects, subscribes, looks at the server, joins the namespace and syncs, which
+    /// takes eight to ten round trips to Redis.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout` or

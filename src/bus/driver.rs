@@ -5,7 +5,7 @@
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
-use super::join::{join, refused};
+use super::join::{inspect, join, refused};
 use super::{Bus, lock};
 use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
@@ -342,8 +342,17 @@ impl Session<'_> {
     fn join(&mut self) {
         if !std::mem::replace(&mut self.joining, true) {
             let (bus, link) = (Arc::clone(self.bus), Arc::clone(&self.link));
-            self.calls
-                .spawn(async move { Done::Joined(join(&bus, &link).await) });
+            let first = !self.joined;
+            self.calls.spawn(async move {
+                let inspected = match first {
+                    true => inspect(&bus, &link).await,
+                    false => Ok(()),
+                };
+                Done::Joined(match inspected {
+                    Ok(()) => join(&bus, &link).await,
+                    Err(error) => Err(error),
+                })
+            });
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::{Bus, CircuitState, lock};
 use crate::error::{StoreError, StoreErrorKind};
+use crate::store::ServerReport;
 use crate::time::Millis;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Whether the backing store can be used.
@@ -42,6 +43,9 @@ pub struct Health {
     /// The staleness bound: no read that is served as fresh misses an invalidation acknowledged
     /// longer ago than this.
     pub bound: Duration,
+    /// What the server was found to be when the link in use, or the last one, was opened; `None` before
+    /// the first.
+    pub server: Option<Arc<ServerReport>>,
     /// Invalidations of this pod that the store has not acknowledged.
     pub pending: usize,
     /// How long the oldest of them has waited.
@@ -60,9 +64,20 @@ pub struct Health {
     pub unusable_values: u64,
 }
 
+impl Health {
+    /// The staleness bound while one server takes over from another: Δ + G. `None` if nobody knows, or
+    /// there is none: see [`FailoverWindow`](crate::store::FailoverWindow).
+    #[must_use]
+    pub fn failover_bound(&self) -> Option<Duration> {
+        let window = self.server.as_ref()?.failover_window.bound()?;
+        Some(self.bound + window)
+    }
+}
+
 /// What the driver notes for others.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
+    server: Mutex<Option<Arc<ServerReport>>>,
     failure: Mutex<Option<StoreError>>,
     server_clock: ServerClock,
     poll_wanted: AtomicBool,
@@ -103,6 +118,14 @@ impl Default for ServerClock {
 impl Observed {
     pub(super) fn failed(&self, error: StoreError) {
         *lock(&self.failure) = Some(error);
+    }
+
+    pub(super) fn inspected(&self, report: ServerReport) {
+        *lock(&self.server) = Some(Arc::new(report));
+    }
+
+    pub(super) fn server(&self) -> Option<Arc<ServerReport>> {
+        lock(&self.server).clone()
     }
 
     /// Why there is no link.
@@ -167,6 +190,7 @@ impl Bus {
             lanes: untils.len(),
             confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),
             bound: self.bound(),
+            server: self.observed.server(),
             pending,
             oldest_pending: since.map(|since| now.since(since)),
             links: *self.link_up.borrow(),

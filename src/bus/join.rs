@@ -4,13 +4,32 @@ use super::Bus;
 use crate::coherence::{Epoch, Lane};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::registration::{Mismatch, Verdict};
-use crate::store::{Link, Opening, StoreResult};
+use crate::store::{Finding, Link, Opening, StoreResult};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
 /// How often the record is looked at before this counts as failed: each look but the last means that
 /// somebody else wrote it meanwhile.
 const LOOKS: usize = 16;
+
+/// Has the server's settings looked at; one round trip.
+///
+/// # Errors
+/// `Denied` if this user may not do what every cache needs.
+pub(super) async fn inspect(bus: &Bus, link: &Arc<dyn Link>) -> StoreResult<()> {
+    let report = Bus::within(bus.timing.touch_timeout, "inspect", link.inspect()).await?;
+    let told = bus.observed.server();
+    let is_new = |finding: &&Finding| {
+        told.as_ref()
+            .is_none_or(|told| !told.findings.contains(finding))
+    };
+    for finding in report.findings.iter().filter(is_new) {
+        tracing::warn!(namespace = %bus.namespace.name, store = %bus.store.describe(), %finding,
+            "a setting of the server");
+    }
+    bus.observed.inspected(report);
+    Ok(())
+}
 
 /// Has the namespace's record read, and written where it is this pod's turn. One round trip as a rule.
 ///

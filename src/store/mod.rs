@@ -12,10 +12,12 @@
 
 pub mod memory;
 mod raw;
+mod report;
 mod together;
 
 pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
+pub use report::{FailoverWindow, Finding, ServerReport};
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub mod rooms;
@@ -235,6 +237,15 @@ pub struct Logged {
 pub trait Link: Any + Send + Sync + 'static {
     /// The part that presence stands on.
     fn rooms(&self) -> &dyn RoomLink;
+
+    /// What the store says about its own settings; the first call on a link. What it does not say is
+    /// unknown, and no error. The provided method knows nothing.
+    ///
+    /// # Errors
+    /// `Denied` with what is missing if this user may not do what every cache needs.
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(async { Ok(ServerReport::default()) })
+    }
 
     /// Puts `record` in the place of the namespace's record if that is `expected` (`None`: if there is
     /// none), in one atomic step; gives what stands there afterwards. Works without free memory. The bytes

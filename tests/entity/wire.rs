@@ -10,7 +10,7 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
+    Opening, Place, Polled, RawLink, Replaces, RoomLink, ServerReport, Store, StoreResult,
 };
 use tokio::sync::watch;
 
@@ -264,6 +264,10 @@ impl WireLink {
 impl Link for WireLink {
     fn rooms(&self) -> &dyn RoomLink {
         self
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(self.state.pass("inspect", self.link.inspect()))
     }
 
     fn register<'a>(

@@ -15,6 +15,8 @@ pub(super) struct Keys {
     pub(super) beacon: String,
     /// The key of its record.
     pub(super) record: String,
+    /// Stands for the channels of all rooms where rights are looked at.
+    pub(super) some_room_channel: String,
     /// `{name:`, which all keys begin with.
     tag: String,
     /// Those with a log first; raw data and rooms may be on others.
@@ -47,6 +49,7 @@ impl Keys {
             channel: format!("{{{name}}}c"),
             beacon: format!("{{{name}:00}}b"),
             record: format!("{{{name}}}cfg"),
+            some_room_channel: LaneKeys::new(name, Lane(0)).room("").channel,
             tag: format!("{{{name}:"),
             lanes: (0..namespace.lanes.max(DATA_LANES.get()))
                 .map(|lane| LaneKeys::new(name, Lane(lane)))

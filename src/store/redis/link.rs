@@ -10,7 +10,7 @@ use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    RawLink, Replaces, RoomLink, StoreResult,
+    RawLink, Replaces, RoomLink, ServerReport, StoreResult,
 };
 use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
@@ -19,6 +19,9 @@ use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// An unknown life of the server, as scripts take it.
+const UNKNOWN: [u8; 8] = word(server::UNKNOWN_LIFE.0);
 
 /// A connection for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
@@ -40,7 +43,7 @@ impl RedisLink {
         keys: Keys,
         incarnation: Incarnation,
     ) -> Self {
-        let poll = poll_commands(&keys);
+        let poll = poll_commands(&keys, incarnation);
         let keys = Arc::new(keys);
         Self {
             reads: Reads::new(connection.clone(), Arc::clone(&keys)),
@@ -162,6 +165,10 @@ impl Link for RedisLink {
         self
     }
 
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(super::inspect::inspect(self))
+    }
+
     fn register<'a>(
         &'a self,
         expected: Option<&'a [u8]>,
@@ -200,7 +207,10 @@ impl Link for RedisLink {
         Box::pin(async move {
             let answers = self.pipeline("poll", &self.poll).await?;
             let [heads, record, replication, time, _written] = Reply::pipeline("poll", answers)?;
-            let incarnation = server::incarnation("poll", &replication.text()?)?;
+            let incarnation = match self.incarnation() {
+                UNKNOWN => server::UNKNOWN_LIFE,
+                _ => server::incarnation("poll", &replication.text()?)?,
+            };
             self.incarnation.store(incarnation.0, Ordering::Relaxed);
             Ok(Polled {
                 heads: heads.array()?.into_iter().map(reply::head).collect(),
@@ -363,14 +373,18 @@ impl Link for RedisLink {
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
 /// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
 /// refusal comes before the others.
-fn poll_commands(keys: &Keys) -> Pipeline {
+fn poll_commands(keys: &Keys, life: Incarnation) -> Pipeline {
     let mut commands = ::redis::pipe();
     commands.cmd("MGET");
     for lane in keys.lanes() {
         commands.arg(&lane.head);
     }
     commands.cmd("GET").arg(&keys.record);
-    commands.cmd("INFO").arg("replication");
+    match life {
+        // Who may not ask gets something else to count: the answers keep their places.
+        server::UNKNOWN_LIFE => commands.cmd("TIME"),
+        _ => commands.cmd("INFO").arg("replication"),
+    };
     commands.cmd("TIME");
     commands.cmd("UNLINK").arg(&keys.beacon);
     commands
@@ -383,7 +397,7 @@ fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
 }
 
 /// A 64-bit value as scripts and stored bytes hold it.
-pub(super) fn word(value: u64) -> [u8; 8] {
+pub(super) const fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
 }
 

@@ -28,6 +28,7 @@ mod commands;
 mod error;
 mod groups;
 mod hints;
+mod inspect;
 mod keys;
 mod link;
 mod raw;

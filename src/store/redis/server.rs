@@ -10,6 +10,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const OLDEST_MAJOR: u32 = 7;
 
+/// Stands for the life of a server that does not let this user ask: never the hash of a replication id
+/// that is one. Whoever goes by it learns of a restart from the log alone.
+pub(super) const UNKNOWN_LIFE: Incarnation = Incarnation(0);
+
 /// Asks the server what it is; gives its life if it can be used.
 pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreResult<Incarnation> {
     let mut questions = ::redis::pipe();
@@ -19,9 +23,15 @@ pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreRes
     let answers = answers
         .await
         .map_err(|failed| error::of_client("connect", &failed))?;
-    let [server, replication] = Reply::pipeline("connect", answers)?;
-    check_server(&server.text()?)?;
-    incarnation("connect", &replication.text()?)
+    match Reply::pipeline("connect", answers) {
+        Ok([server, replication]) => {
+            check_server(&server.text()?)?;
+            incarnation("connect", &replication.text()?)
+        }
+        // A replica shows when it is written to, an old server in what it does not know.
+        Err(refused) if refused.kind() == StoreErrorKind::Denied => Ok(UNKNOWN_LIFE),
+        Err(refused) => Err(refused),
+    }
 }
 
 /// The life of the server, from `INFO replication`.
@@ -67,7 +77,7 @@ fn unsupported(
     StoreError::new(StoreErrorKind::Unsupported, operation).with_detail(detail)
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = info.lines();
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
