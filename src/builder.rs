@@ -1,6 +1,8 @@
 //! Building a [`Cache`]: every option is checked in [`CacheBuilder::build`].
 
-use crate::bus::{Bus, LEASE, Timing};
+use crate::bus::{
+    Bus, DEFAULT_MAX_PENDING, Journal, LEASE, LEAST_MAX_PENDING, PendingOptions, Timing,
+};
 use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
 use crate::envelope::KeyRing;
@@ -11,6 +13,7 @@ use crate::store::{Memory, Namespace, Store};
 use crate::time::Clock;
 use std::fmt;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +76,8 @@ pub struct CacheBuilder {
     migration: Option<Migration>,
     keys: Option<KeyRing>,
     timing: Timing,
+    max_pending: usize,
+    journal: Option<PathBuf>,
     clock: Clock,
     mechanisms: Mechanisms,
 }
@@ -103,6 +108,8 @@ impl CacheBuilder {
             migration: None,
             keys: None,
             timing: Timing::default(),
+            max_pending: DEFAULT_MAX_PENDING,
+            journal: None,
             clock: Clock::default(),
             mechanisms: Mechanisms::default(),
         }
@@ -118,7 +125,9 @@ impl CacheBuilder {
     ///
     /// - `memory:` or `memory:name`: in this process; the same URL names the same store;
     /// - `redis://user:password@host:port/database`: Redis 7 or later (feature `redis`);
-    /// - `rediss://…`: the same over TLS (feature `tls`).
+    /// - `redis+sentinel://…/primary-name`, `redis+cluster://…`: the primary that sentinels name, or a
+    ///   cluster: see `store::Redis::new`;
+    /// - `rediss://…`, `rediss+…`: the same over TLS (feature `tls`).
     ///
     /// Without this and [`store`](Self::store) the URL is taken from the environment variable
     /// `TIDINGS_STORE`, and without that it is `memory:`.
@@ -139,7 +148,7 @@ impl CacheBuilder {
     ///
     /// All pods of a namespace must agree: the first one registers the number in the store, and others
     /// are refused ([`BuildError::mismatch`]). [`migrate_lanes_to`](Self::migrate_lanes_to) changes it.
-    /// Raw data and rooms do not depend on it.
+    /// Raw data and rooms do not depend on it. On a cluster the number is fixed.
     pub fn lanes(mut self, lanes: u16) -> Self {
         self.lanes = lanes;
         self
@@ -189,6 +198,33 @@ impl CacheBuilder {
         self
     }
 
+    /// How many invalidations are kept that the store has not acknowledged; 10,000 by default
+    /// ([`DEFAULT_MAX_PENDING`]), some 2 KB each, and 64 at least. One key counts once, however often it is
+    /// invalidated.
+    ///
+    /// None is ever dropped. At the bound the entity with the most pending keys on one lane becomes a
+    /// single invalidation of all its keys on that lane (a sixteenth of them); and if no entity has two,
+    /// everything on one lane becomes one. That costs loads of what was still good;
+    /// [`Health::merged_pending`](crate::Health::merged_pending) counts it.
+    pub fn max_pending(mut self, count: usize) -> Self {
+        self.max_pending = count;
+        self
+    }
+
+    /// Keeps what the store has not acknowledged in this file too, so that a process which is killed does
+    /// not forget it: the next one with the same journal repeats it. By default there is none.
+    ///
+    /// Nothing is written while the store answers: an invalidation goes into the file when its first
+    /// attempt has taken 50 ms or has failed, before its caller is told that it is
+    /// [`Pending`](crate::InvalidateError::Pending). What is written survives the process, not a machine
+    /// that loses power. The folder must exist and outlive the process; a cache has its journal for itself
+    /// (`build` fails while another one uses it), so give each pod of a machine its own. A second file
+    /// beside it, with `.lock` after its name, is the lock. See `docs/pending.md`.
+    pub fn journal(mut self, path: impl Into<PathBuf>) -> Self {
+        self.journal = Some(path.into());
+        self
+    }
+
     /// Seals what entities keep in the store: nobody without a key of the ring can read values and typed
     /// errors there, nor change them, nor pass one off for another. What is not sealed with one of the
     /// keys is a miss. By default nothing is sealed.
@@ -229,8 +265,9 @@ impl CacheBuilder {
     /// takes eight to ten round trips to Redis.
     ///
     /// # Errors
-    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout` or
-    /// `invalidate_timeout` if it is out of its range; `runtime` if there is
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout`,
+    /// `invalidate_timeout` or `max_pending` if it is out of its range; `journal` if the file is in use, is
+    /// none of this namespace, or cannot be read or written; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
     /// `lanes` and `migrate_lanes` if the number is out of range, or if pods of the namespace that run
     /// already go by another one ([`BuildError::mismatch`]); `namespace` too if they go by something else
@@ -245,6 +282,10 @@ impl CacheBuilder {
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
         check_timeout("read_timeout", self.timing.read_timeout)?;
         check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
+        if self.max_pending < LEAST_MAX_PENDING {
+            let reason = format!("{} is less than {LEAST_MAX_PENDING}", self.max_pending);
+            return Err(BuildError::new("max_pending", reason));
+        }
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BuildError::new(
                 "runtime",
@@ -255,6 +296,10 @@ impl CacheBuilder {
             Some(store) => store,
             None => resolve(self.store_url)?,
         };
+        if store.fixes_lanes() && (self.lanes != DEFAULT_LANES || migration.is_some()) {
+            let reason = format!("a cluster has {DEFAULT_LANES} lanes, as yet");
+            return Err(BuildError::new("lanes", reason));
+        }
         let named = store.describe();
         let rules = Rules {
             lease: LEASE,
@@ -265,8 +310,27 @@ impl CacheBuilder {
             name: self.namespace,
             lanes: space.logs(),
         };
-        let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
+        let (journal, left) = match self.journal {
+            Some(path) => {
+                let (journal, left) = Journal::open(&path, &namespace, &space)?;
+                (Some(journal), left)
+            }
+            None => (None, Vec::new()),
+        };
+        let max = self.max_pending;
+        let pending = PendingOptions { max, journal };
+        let bus = Bus::new(
+            store,
+            namespace,
+            space,
+            rules,
+            self.timing,
+            self.clock,
+            pending,
+        );
         let cache = Cache::new(Arc::clone(&bus), self.keys);
+        // Before anything can be read: what they make invalid must not be believed.
+        bus.replay(left);
         match bus.start().await {
             Ok(()) => Ok(cache),
             Err(error)
@@ -274,7 +338,11 @@ impl CacheBuilder {
             {
                 Ok(cache)
             }
-            Err(error) => Err(BuildError::start(&named, error)),
+            Err(error) => {
+                // Whoever tries again finds it free.
+                bus.close_journal().await;
+                Err(BuildError::start(&named, error))
+            }
         }
     }
 }
@@ -330,17 +398,28 @@ fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
     match url.split_once(':') {
         Some(("memory", name)) => Ok(Arc::new(Memory::named(name))),
         #[cfg(feature = "redis")]
-        Some(("redis" | "rediss", _)) => match crate::store::Redis::new(url) {
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => match crate::store::Redis::new(url) {
             Ok(redis) => Ok(Arc::new(redis)),
             Err(error) => Err(BuildError::store(option, "this URL", error)),
         },
         #[cfg(not(feature = "redis"))]
-        Some(("redis" | "rediss", _)) => {
-            Err(BuildError::new(option, "Redis needs the feature `redis`"))
-        }
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => Err(BuildError::new(option, "Redis needs the feature `redis`")),
         // The URL may hold a password, so it is not repeated.
-        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
-            let known = "`memory:`, `redis://`, `rediss://`";
+        Some((scheme, _))
+            if scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '+') =>
+        {
+            let known =
+                "`memory:`, `redis://`, `rediss://`, `redis+sentinel://`, `redis+cluster://`";
             Err(BuildError::new(
                 option,
                 format!("unknown scheme `{scheme}:`; known are {known}"),

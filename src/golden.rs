@@ -107,6 +107,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         soft_expires_ms: 1_700_000_000_000,
         load_us: 12_345,
         schema: SCHEMA,
+        version: None,
         tags: vec![(0x3132, 5), (0x4142, 6)],
     };
     let untagged = Header {
@@ -133,6 +134,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         fork_seq: 0x2100,
         last_pub_ms: 1_700_000_000_000,
         fork: true,
+        forked_s: 0,
     };
     let hint = Hint {
         lane: Lane(3),
@@ -151,6 +153,19 @@ fn samples() -> Vec<(&'static str, Sample)> {
             Sample::Outcome(
                 Outcome::Value,
                 header.clone(),
+                value.clone(),
+                key(b"42"),
+                Packed::Plain,
+            ),
+        ),
+        (
+            "envelope-version",
+            Sample::Outcome(
+                Outcome::Value,
+                Header {
+                    version: Some(0xB1B2_B3B4_B5B6_B7B8),
+                    ..header.clone()
+                },
                 value.clone(),
                 key(b"42"),
                 Packed::Plain,

@@ -323,6 +323,7 @@ mod tests {
             rules,
             timing,
             clock,
+            crate::bus::PendingOptions::default(),
         );
         let registry = Registry::new(&bus);
         (bus, registry)

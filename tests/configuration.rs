@@ -415,6 +415,18 @@ async fn numbers_of_lanes_out_of_range_are_named() {
     assert_eq!(error.option(), "migrate_lanes");
 }
 
+#[tokio::test]
+async fn the_lanes_of_a_cluster_are_no_option() {
+    for with in [
+        |b: CacheBuilder| b.lanes(8),
+        |b: CacheBuilder| b.migrate_lanes_to(8),
+    ] {
+        let cluster = Cache::builder("shop").store_url("redis+cluster://127.0.0.1:1");
+        let error = with(cluster).build().await.expect_err("before connecting");
+        assert_eq!(error.option(), "lanes");
+    }
+}
+
 /// Whoever is left writes the record again, and nothing that was there before is believed: another pod
 /// may have gone by another record meanwhile.
 #[tokio::test]

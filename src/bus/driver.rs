@@ -233,7 +233,7 @@ impl Session<'_> {
                 joined?;
                 self.joining = false;
                 if !std::mem::replace(&mut self.joined, true) {
-                    self.touch(self.bus.namespace.lanes().collect());
+                    self.touch(self.served());
                 }
                 self.bus.observed.ask_for_poll();
             }
@@ -243,7 +243,9 @@ impl Session<'_> {
                 self.bus.observed.polled(polled.server_ms, sent);
                 let settings = self.bus.space.settings();
                 let record = polled.record.as_deref();
-                if !settings.may_go_by(record).map_err(refused)? {
+                // Where the first lane is silent, the record is too: nobody can write another there.
+                let unread = polled.silent.contains(&Lane(0));
+                if !unread && !settings.may_go_by(record).map_err(refused)? {
                     // Evicted, or lost with everything else. What this poll found is worth nothing: we
                     // cannot know who else goes by what.
                     self.join();
@@ -256,10 +258,18 @@ impl Session<'_> {
                 if before.is_some_and(|before| before != polled.incarnation) {
                     // Another life behind a connection that never broke: a proxy reconnected. Its
                     // heads prove nothing until every lane is in an epoch of this life.
-                    self.touch(self.bus.namespace.lanes().collect());
+                    self.touch(self.served());
                     self.bus.life.send_modify(|lives| *lives += 1);
                 } else {
                     for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                        if polled.silent.contains(&lane) {
+                            continue;
+                        }
+                        if let Some(head) = head.filter(|head| head.fork) {
+                            let server_ms = polled.server_ms;
+                            self.bus
+                                .step(lane, |state, _| state.on_clock(&head, server_ms));
+                        }
                         self.on_head(lane, head, sent, now);
                     }
                 }
@@ -307,7 +317,7 @@ impl Session<'_> {
                 Action::Touch => self.touch(vec![lane]),
                 Action::Reissue(call) => {
                     // Nobody waits for it: it sees itself through.
-                    drop(self.bus.announce(lane, call));
+                    drop(self.bus.announce(lane, call, None));
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);
@@ -354,6 +364,12 @@ impl Session<'_> {
                 })
             });
         }
+    }
+
+    /// The lanes that the link can reach.
+    fn served(&self) -> Vec<Lane> {
+        let lanes = self.bus.namespace.lanes();
+        lanes.filter(|&lane| self.link.serves(lane)).collect()
     }
 
     fn touch(&mut self, lanes: Vec<Lane>) {

@@ -1,6 +1,6 @@
 //! How the cache is doing: what it tells operators.
 
-use super::{Bus, CircuitState, lock};
+use super::{Bus, CircuitState, JournalHealth, lock};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::ServerReport;
 use crate::time::Millis;
@@ -46,10 +46,16 @@ pub struct Health {
     /// What the server was found to be when the link in use, or the last one, was opened; `None` before
     /// the first.
     pub server: Option<Arc<ServerReport>>,
-    /// Invalidations of this pod that the store has not acknowledged.
+    /// Invalidations of this pod that the store has not acknowledged: calls that are made for the first
+    /// time, and keys that are repeated, each counted once however often it was invalidated.
     pub pending: usize,
     /// How long the oldest of them has waited.
     pub oldest_pending: Option<Duration>,
+    /// Pending invalidations that were merged into coarser ones, because there were more than
+    /// [`CacheBuilder::max_pending`](crate::CacheBuilder::max_pending).
+    pub merged_pending: u64,
+    /// The file that keeps them over the end of the process, if there is one.
+    pub journal: Option<JournalHealth>,
     /// Links that went up since the cache was built: 1 if the connection never broke.
     pub links: u64,
     /// Lanes whose local entries were dropped because their history was lost.
@@ -78,6 +84,7 @@ impl Health {
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     server: Mutex<Option<Arc<ServerReport>>>,
+    joined: AtomicBool,
     failure: Mutex<Option<StoreError>>,
     server_clock: ServerClock,
     poll_wanted: AtomicBool,
@@ -126,6 +133,15 @@ impl Observed {
 
     pub(super) fn server(&self) -> Option<Arc<ServerReport>> {
         lock(&self.server).clone()
+    }
+
+    /// This pod has gone by the namespace's record.
+    pub(super) fn joined(&self) {
+        self.joined.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Acquire)
     }
 
     /// Why there is no link.
@@ -193,6 +209,8 @@ impl Bus {
             server: self.observed.server(),
             pending,
             oldest_pending: since.map(|since| now.since(since)),
+            merged_pending: self.calls.merged(),
+            journal: self.journal_health(),
             links: *self.link_up.borrow(),
             flushes: self.observed.flushes.load(Ordering::Relaxed),
             hints: self.observed.hints.load(Ordering::Relaxed),

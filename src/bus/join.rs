@@ -36,12 +36,19 @@ pub(super) async fn inspect(bus: &Bus, link: &Arc<dyn Link>) -> StoreResult<()> 
 /// # Errors
 /// `Config` with the [`Mismatch`] as its source if this pod must keep out.
 pub(super) async fn join(bus: &Bus, link: &Arc<dyn Link>) -> StoreResult<()> {
+    if bus.observed.has_joined() && !link.serves(Lane(0)) {
+        // The record is out of reach for everybody, and others of the lanes are not. We have agreed before.
+        return Ok(());
+    }
     let (settings, limit) = (bus.space.settings(), bus.timing.touch_timeout);
     let offered = bus.opening().epoch;
     let mut found = None;
     for _ in 0..LOOKS {
         let record = match settings.judge(found.as_deref(), offered) {
-            Verdict::Join => return Ok(()),
+            Verdict::Join => {
+                bus.observed.joined();
+                return Ok(());
+            }
             Verdict::Refuse(mismatch) => return Err(refused(mismatch)),
             Verdict::Propose(record) => record,
             Verdict::Settle(epoch, record) => {
@@ -70,11 +77,9 @@ async fn bring_to(bus: &Bus, link: &Arc<dyn Link>, epoch: Epoch) -> StoreResult<
         epoch,
         nonce: bus.nonce(),
     };
-    let lanes: Vec<_> = bus
-        .namespace
-        .lanes()
-        .map(|lane| (lane, opening()))
-        .collect();
+    // What is out of reach for us is so for others: it counts when it is back.
+    let lanes = bus.namespace.lanes().filter(|&lane| link.serves(lane));
+    let lanes: Vec<_> = lanes.map(|lane| (lane, opening())).collect();
     let heads = Bus::within(limit, "touch", link.touch(&lanes)).await?;
     let mut fences = JoinSet::new();
     let old = lanes.iter().zip(heads);

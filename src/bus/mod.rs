@@ -17,13 +17,21 @@ mod driver;
 mod health;
 mod invalidation;
 mod join;
+mod journal;
 mod listen;
+mod pending;
+mod put;
 mod stamp;
 
 pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
-pub use invalidation::{InvalidateError, Invalidation, Pending};
+pub use invalidation::{CloseReport, InvalidateError, Invalidation, Pending, Unacknowledged};
+pub(crate) use journal::Journal;
+pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
+pub use pending::DEFAULT_MAX_PENDING;
+pub(crate) use pending::LEAST_MAX_PENDING;
+pub(crate) use put::OwnedPut;
 pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
@@ -88,6 +96,23 @@ impl Default for Timing {
     }
 }
 
+/// How invalidations that the store has not acknowledged are kept.
+#[derive(Debug)]
+pub(crate) struct PendingOptions {
+    /// How many at most.
+    pub(crate) max: usize,
+    pub(crate) journal: Option<Journal>,
+}
+
+impl Default for PendingOptions {
+    fn default() -> Self {
+        Self {
+            max: DEFAULT_MAX_PENDING,
+            journal: None,
+        }
+    }
+}
+
 /// How long a reader waits for its lane to reach a stamp: a poll, and a read of the log.
 const REACH_LIMIT: Duration = Duration::from_millis(500);
 
@@ -106,12 +131,29 @@ pub(crate) trait Member: Send + Sync {
     fn clear(&self, lane: Lane, rank: Rank);
     /// `lane` is live until then.
     fn confirm(&self, lane: Lane, until: Millis);
+    /// How many flights a caller could board or join.
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize;
 }
 
 /// Who hears the messages of the subscription that are no hints. Called by the driver: must not wait.
 pub(crate) trait RoomListener: Send + Sync {
     /// A message that came on the link in use, or on the one that is about to be.
     fn heard(&self, message: Bytes);
+}
+
+/// What a cache has under way; see [`Cache::under_way`](crate::Cache::under_way).
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// Tasks behind its callers: loads, fills, invalidations that are repeated, leases that are given
+    /// back; and those that are there for as long as somebody wants them: handlers, queries, rooms.
+    pub tasks: usize,
+    /// Loads and refreshes of entities that a caller could join.
+    pub flights: usize,
+    /// Invalidations that the store has not acknowledged.
+    pub invalidations: usize,
 }
 
 /// What orders the inserts and evictions of one stripe's keys.
@@ -172,6 +214,7 @@ pub(crate) struct Bus {
     observed: Observed,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
+    journal: Option<Arc<Journal>>,
     nonce_base: u64,
     nonces: AtomicU64,
 }
@@ -193,6 +236,7 @@ impl Bus {
         rules: Rules,
         timing: Timing,
         clock: Clock,
+        pending: PendingOptions,
     ) -> Arc<Self> {
         let lane = || LaneCell {
             state: Mutex::new(LaneState::new(rules.mechanisms)),
@@ -201,6 +245,7 @@ impl Bus {
         };
         Arc::new(Self {
             lanes: namespace.lanes().map(|_| lane()).collect(),
+            calls: calls::Calls::new(namespace.lanes, pending.max),
             namespace,
             space,
             rules,
@@ -221,13 +266,25 @@ impl Bus {
             synced: Notify::new(),
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
-            calls: calls::Calls::default(),
             breaker: Mutex::default(),
             observed: Observed::default(),
             listening: listen::Listening::default(),
+            journal: pending.journal.map(Arc::new),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
         })
+    }
+
+    /// What is under way: see [`Cache::under_way`](crate::Cache::under_way).
+    #[cfg(feature = "testing")]
+    pub(crate) fn under_way(&self) -> UnderWay {
+        let mut flights = 0;
+        self.each_member(|member| flights += member.flights());
+        UnderWay {
+            tasks: self.work.len(),
+            flights,
+            invalidations: self.health().pending,
+        }
     }
 
     /// Registers a local level. Its lanes start as live as the cache's are.
@@ -474,8 +531,8 @@ impl Bus {
     }
 
     /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
-    /// give their leases back, then the link goes. Takes `limit` at most.
-    pub(crate) async fn close(&self, limit: Duration) {
+    /// give their leases back, then the link goes. Takes `limit` at most. Gives what was not acknowledged.
+    pub(crate) async fn close(&self, limit: Duration) -> CloseReport {
         let half = limit / 2;
         self.drained(half).await;
         self.closing.cancel();
@@ -490,6 +547,8 @@ impl Bus {
         self.driver.close();
         self.driver.wait().await;
         self.calls.abandon();
+        self.close_journal().await;
+        self.close_report()
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

@@ -156,6 +156,9 @@ where
                     value: Some(bytes),
                     floor: Some(floor),
                 };
+                if want == Want::Strict {
+                    return Asked::Held(None); // looked at once more: this answer proves nothing
+                }
                 match self.judge(target, began, found) {
                     Look::Found(found) if want == Want::Anew => {
                         Asked::Next(Next::Land(found.landed))

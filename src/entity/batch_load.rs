@@ -2,6 +2,7 @@
 
 use super::Inner;
 use super::batch::{Loaded, each_once};
+use super::context::Said;
 use super::load::{LoadRun, OnPanic, Unfilled};
 use super::many::Load;
 use super::outcome::StaleReason;
@@ -106,7 +107,8 @@ where
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
                     let timing = (start, took);
-                    let landed = self.land_loaded(&target, guard, run, timing, outcome, None);
+                    let landed =
+                        self.land_loaded(&target, guard, run, timing, outcome, Said::default());
                     unfilled.extend(landed);
                 }
                 None => {
@@ -150,9 +152,10 @@ where
                 some.push(next);
             }
             let fills: Vec<_> = some.iter().map(|filling| filling.fill()).collect();
-            let stored = self.ask(fills.len(), || link.fill_many(&fills)).await;
+            let stored = self.ask(fills.len(), "fill", || link.fill_many(&fills));
+            let stored = stored.await;
             for (filling, stored) in some.into_iter().zip(stored) {
-                if stored.is_some() {
+                if stored.is_ok() {
                     filling.answered();
                 }
             }

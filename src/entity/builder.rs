@@ -6,7 +6,7 @@ use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
 use super::outcome::{EarlyRefresh, Kept, Refresh};
-use super::usual::{LogGate, UsualLoad};
+use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
@@ -404,6 +404,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             limiter: Semaphore::new(self.unleased_loads),
             refresh_turns: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
+            usual_misses: UsualMisses::default(),
             attempts: Attempts::default(),
             unusable_log: LogGate::default(),
             cache: self.cache,

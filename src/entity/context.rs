@@ -119,7 +119,14 @@ impl<V> fmt::Debug for Previous<V> {
 /// A loaded value, with what the loader says of it.
 pub struct Loaded<V> {
     pub(crate) value: Arc<V>,
+    pub(crate) said: Said,
+}
+
+/// What a loader says of a value beside the value.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Said {
     pub(crate) ttl: Option<Ttl>,
+    pub(crate) version: Option<u64>,
 }
 
 impl<V> Loaded<V> {
@@ -138,7 +145,17 @@ impl<V> Loaded<V> {
     /// Keeps it for `ttl`, whatever the entity's options say. Spread by the jitter as any other.
     #[must_use]
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
-        self.ttl = Some(ttl.into());
+        self.said.ttl = Some(ttl.into());
+        self
+    }
+
+    /// Names the state of the source that it is: a row version, a commit number. A later state has a
+    /// greater number, in the order in which the source commits; clocks of services are no such thing.
+    /// Needed for [`put_versioned`](crate::Entity::put_versioned), which takes the place only of a value
+    /// that has a version.
+    #[must_use]
+    pub fn version(mut self, version: u64) -> Self {
+        self.said.version = Some(version);
         self
     }
 }
@@ -151,14 +168,15 @@ impl<V> From<V> for Loaded<V> {
 
 impl<V> From<Arc<V>> for Loaded<V> {
     fn from(value: Arc<V>) -> Self {
-        Self { value, ttl: None }
+        let said = Said::default();
+        Self { value, said }
     }
 }
 
 impl<V> fmt::Debug for Loaded<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded")
-            .field("ttl", &self.ttl)
+            .field("said", &self.said)
             .finish_non_exhaustive()
     }
 }

@@ -1,14 +1,14 @@
 //! Loading from the source, and what becomes of the outcome.
 
 use super::Inner;
-use super::context::{LoadContext, Loaded, Previous};
+use super::context::{LoadContext, Loaded, Previous, Said};
+use super::course::Guard;
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
 use super::target::Target;
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
-use crate::flight::Guard;
 use crate::key::Key;
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
@@ -56,7 +56,19 @@ pub(super) struct Unfilled<K, V, E> {
     start: Millis,
     took: Duration,
     ttl: Ttl,
+    version: Option<u64>,
     outcome: Outcome<V, E>,
+}
+
+/// What is to be stored of an outcome beside the outcome.
+pub(super) struct About {
+    pub(super) lease: Lease,
+    /// When its load began, and what time it is, by the server's clock.
+    pub(super) loaded_ms: u64,
+    pub(super) now_ms: u64,
+    pub(super) took: Duration,
+    pub(super) ttl: Ttl,
+    pub(super) version: Option<u64>,
 }
 
 /// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
@@ -107,16 +119,29 @@ where
     pub(super) fn load_in_task(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         run: LoadRun<V>,
     ) {
+        let (this, key) = (Arc::clone(self), Arc::clone(target));
+        let abandoned = guard.abandoned();
+        self.in_task(target, abandoned, async move {
+            this.load_by_loader(&key, guard, run).await;
+        });
+    }
+
+    /// Runs what leads a flight of `target` until it ends, or until nobody waits for the flight any more.
+    pub(super) fn in_task(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        abandoned: impl Future<Output = ()> + Send + 'static,
+        lead: impl Future<Output = ()> + Send + 'static,
+    ) {
         let (this, target) = (Arc::clone(self), Arc::clone(target));
-        let (abandoned, limit) = (guard.abandoned(), self.lead_limit());
-        let closing = self.bus().closing.clone();
+        let (closing, limit) = (self.bus().closing.clone(), self.lead_limit());
         self.bus().work.spawn(async move {
             tokio::select! {
                 biased;
-                () = this.load_by_loader(&target, guard, run) => {}
+                () = lead => {}
                 () = closing.cancelled() => {}
                 () = abandoned => {}
                 // A hung load must not hold the key for ever: whoever still waits leads another one.
@@ -129,7 +154,7 @@ where
     pub(super) async fn load_by_loader(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         mut run: LoadRun<V>,
     ) {
         let previous = run.previous.take().or_else(|| self.previous(target));
@@ -167,7 +192,7 @@ where
     pub(super) async fn load_here(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         mut run: LoadRun<V>,
         load: impl Future<Output = Result<Loaded<V>, E>>,
     ) {
@@ -181,8 +206,8 @@ where
         };
         let (start, precise) = (self.bus().clock.now(), Instant::now());
         let (outcome, said) = match load.await {
-            Ok(loaded) => (Ok(loaded.value), loaded.ttl),
-            Err(error) => (Err(Arc::new(error)), None),
+            Ok(loaded) => (Ok(loaded.value), loaded.said),
+            Err(error) => (Err(Arc::new(error)), Said::default()),
         };
         let took = precise.elapsed();
         self.usual_load.add(took);
@@ -205,17 +230,17 @@ where
     }
 
     /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
-    /// the store. `start` and `took` are the load's, `said` is what its loader said of the TTL.
+    /// the store. `start` and `took` are the load's, `said` is what its loader said of it.
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         run: LoadRun<V>,
         (start, took): (Millis, Duration),
         outcome: Outcome<V, E>,
-        said: Option<Ttl>,
+        said: Said,
     ) -> Option<Unfilled<K, V, E>> {
-        let ttl = self.ttl_of(&target.key, &outcome, said);
+        let ttl = self.ttl_of(&target.key, &outcome, said.ttl);
         let mut landed = Landed::new(&outcome, Origin::Loader, took, start);
         landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
         if landed.settled {
@@ -240,13 +265,14 @@ where
             start,
             took,
             ttl,
+            version: said.version,
             outcome,
         })
     }
 
     /// How long to keep an outcome; jittered, so that what was loaded together does not expire
     /// together.
-    fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>, said: Option<Ttl>) -> Ttl {
+    pub(super) fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>, said: Option<Ttl>) -> Ttl {
         let ttl = match outcome {
             Ok(value) => said.unwrap_or_else(|| (self.options.ttl)(key, value)),
             Err(error) => match &self.options.error_codec {
@@ -289,7 +315,7 @@ where
     fn keep_loaded(
         &self,
         target: &Target<K>,
-        guard: &Guard<K, Landed<V, E>>,
+        guard: &Guard<K, V, E>,
         run: &LoadRun<V>,
         (start, took): (Millis, Duration),
         ttl: Ttl,
@@ -340,20 +366,12 @@ where
             start,
             took,
             ttl,
+            version,
             outcome,
         } = unfilled;
         if ttl == Ttl::NONE && lease.over.is_none() {
             return None; // dropping the lease removes it
         }
-        let payload = match (&outcome, &self.options.error_codec) {
-            (Ok(value), _) => {
-                codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
-            }
-            (Err(error), Some(codec)) => {
-                (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
-            }
-            (Err(_), None) => return None,
-        };
         let GrantedLease {
             held,
             at,
@@ -363,48 +381,76 @@ where
         } = lease;
         let loaded_ms = server_ms + millis(start.since(granted));
         let now_ms = server_ms + millis(self.bus().clock.now().since(granted));
-        // A life of nothing is for the value that stood there: it is over with the next millisecond.
-        let life = match ttl {
-            Ttl::For(life) => Some(life),
-            Ttl::Forever => None,
-        };
-        let grace = match &outcome {
-            Ok(_) if ttl != Ttl::NONE => self.options.grace,
-            _ => Duration::ZERO,
-        };
-        let end = |life: Duration| now_ms.saturating_add(millis(life).max(1));
-        let kept = life.map(|life| life.saturating_add(grace));
-        let header = Header {
+        let about = About {
             lease: Lease {
                 token: held.token,
                 began: at,
             },
             loaded_ms,
-            expires_ms: kept.map_or(0, end),
-            soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
-            load_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
-            schema: self.options.schema,
-            tags: Vec::new(),
+            now_ms,
+            took,
+            ttl,
+            version,
         };
-        let packing = &self.options.packing;
-        let encoded = payload.and_then(|(kind, payload)| {
-            envelope::encode(kind, &header, target.hashed(), &payload, packing)
-        });
-        let envelope = match encoded {
-            Ok(envelope) => envelope,
-            Err(error) => {
-                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
-                return None;
-            }
-        };
+        let (envelope, ttl) = self.envelope(&target, &about, &outcome)?;
         Some(Filling {
             target,
             held,
             over,
             epoch: at.epoch,
             envelope,
-            ttl: kept,
+            ttl,
         })
+    }
+
+    /// The bytes to store of an outcome, and for how long; `None` if there are to be none.
+    pub(super) fn envelope(
+        &self,
+        target: &Target<K>,
+        about: &About,
+        outcome: &Outcome<V, E>,
+    ) -> Option<(Vec<u8>, Option<Duration>)> {
+        let payload = match (outcome, &self.options.error_codec) {
+            (Ok(value), _) => {
+                codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
+            }
+            (Err(error), Some(codec)) => {
+                (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
+            }
+            (Err(_), None) => return None,
+        };
+        // A life of nothing is for the value that stood there: it is over with the next millisecond.
+        let life = match about.ttl {
+            Ttl::For(life) => Some(life),
+            Ttl::Forever => None,
+        };
+        let grace = match outcome {
+            Ok(_) if about.ttl != Ttl::NONE => self.options.grace,
+            _ => Duration::ZERO,
+        };
+        let end = |life: Duration| about.now_ms.saturating_add(millis(life).max(1));
+        let kept = life.map(|life| life.saturating_add(grace));
+        let header = Header {
+            lease: about.lease,
+            loaded_ms: about.loaded_ms,
+            expires_ms: kept.map_or(0, end),
+            soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
+            load_us: u32::try_from(about.took.as_micros()).unwrap_or(u32::MAX),
+            schema: self.options.schema,
+            version: about.version.filter(|_| outcome.is_ok()),
+            tags: Vec::new(),
+        };
+        let packing = &self.options.packing;
+        let encoded = payload.and_then(|(kind, payload)| {
+            envelope::encode(kind, &header, target.hashed(), &payload, packing)
+        });
+        match encoded {
+            Ok(envelope) => Some((envelope, kept)),
+            Err(error) => {
+                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
+                None
+            }
+        }
     }
 
     /// How long a lease lasts: three times what loads of this entity usually take, but at most half of

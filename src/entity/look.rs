@@ -42,6 +42,11 @@ pub(super) enum Look<V, E> {
 }
 
 impl<V, E> Standing<V, E> {
+    /// Whether it is within its time to live.
+    pub(super) fn is_fresh(&self) -> bool {
+        matches!(self.phase, Phase::Plain | Phase::Late(_))
+    }
+
     /// What a loader may be told of it.
     pub(super) fn into_previous(self) -> Option<Previous<V>> {
         let value = self.landed.outcome.ok()?;
@@ -79,6 +84,22 @@ where
         Some(self.judge(target, began, found.ok()?))
     }
 
+    /// As [`ask_store`](Self::ask_store), of no help either if the node does not prove that it has not
+    /// been deposed.
+    pub(super) async fn ask_proven(
+        &self,
+        link: &dyn Link,
+        target: &Target<K>,
+        began: &Began,
+    ) -> Option<Look<V, E>> {
+        if self.is_poisoned(target) {
+            return None;
+        }
+        let read = link.read_proven(target.place(&self.name));
+        let found = self.bus().ask("read", read).await;
+        Some(self.judge(target, began, found.ok()?))
+    }
+
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
         self.bus()
             .is_poisoned(target.lane, target.hash, self.keys.entity_hash())
@@ -109,6 +130,7 @@ where
         let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
             Verdict::Usable(rank) => rank,
             Verdict::Absent => return Look::Absent(None),
+            Verdict::Doubtful => return Look::Absent(Some(bytes)),
             Verdict::Sync => return Look::Sync,
         };
         let Stored::Outcome(kind, header, payload) = stored else {

@@ -1,7 +1,8 @@
 //! Computing what is not remembered, and what becomes of the outcome.
 
 use super::Inner;
-use super::level::{Guard, Landed, Slot, Waiter};
+use super::level::{Guard, Landed, Waiter};
+use super::slot::Slot;
 use crate::entity::{LoadContext, Loaded};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Landing};
@@ -129,7 +130,7 @@ where
         let dropped = cancelled.clone().drop_guard();
         let context = LoadContext::with(key.clone(), None, cancelled);
         let (outcome, said) = match self.loader.load(context).await {
-            Ok(Loaded { value, ttl }) => (Ok(Arc::unwrap_or_clone(value)), ttl),
+            Ok(Loaded { value, said }) => (Ok(Arc::unwrap_or_clone(value)), said.ttl),
             Err(error) => (Err(Arc::new(error)), None),
         };
         dropped.disarm();

@@ -13,7 +13,7 @@
 pub mod memory;
 mod raw;
 mod report;
-mod together;
+pub(crate) mod together;
 
 pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
@@ -87,6 +87,12 @@ pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
         Duration::from_secs(1)
     }
 
+    /// Whether the place of a lane depends on how many there are, so that their number can be no option:
+    /// a cluster, which spreads them over its nodes. Raw data and rooms would have to move with it.
+    fn fixes_lanes(&self) -> bool {
+        false
+    }
+
     /// Whether links of this store give hints. A store that only answers polls is as coherent, within
     /// the same bound; others just learn of an invalidation a heartbeat later.
     fn pushes(&self) -> bool {
@@ -127,7 +133,10 @@ pub struct Opening {
 pub struct Polled {
     /// The head of every lane in order; `None` where the store has none (or one that cannot be read).
     pub heads: Vec<Option<Head>>,
-    /// The life of the server that answered.
+    /// Lanes of which nothing is known now, not even whether they have a head: the part of the store
+    /// that has them did not answer. They are not confirmed; the others are.
+    pub silent: Vec<Lane>,
+    /// The life of the server that answered; of a store of several parts, one of all of them together.
     pub incarnation: Incarnation,
     /// The server's clock: milliseconds since the Unix epoch.
     pub server_ms: u64,
@@ -212,6 +221,19 @@ pub struct Fill<'a> {
     pub ttl: Option<Duration>,
 }
 
+/// A value that its writer gives, beside the invalidation of its key.
+#[derive(Clone, Copy, Debug)]
+pub struct Put<'a> {
+    /// What the source calls this state of the value.
+    pub version: u64,
+    /// The epoch that the lane was in when the envelope was made.
+    pub epoch: Epoch,
+    /// The envelope to store.
+    pub envelope: &'a [u8],
+    /// How long it lives; `None` for ever.
+    pub ttl: Option<Duration>,
+}
+
 /// Where a call was logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Logged {
@@ -235,6 +257,13 @@ pub struct Logged {
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of
 /// others.
 pub trait Link: Any + Send + Sync + 'static {
+    /// Whether the part of the store that has this lane could be reached when the link was opened. One
+    /// that could not is left alone for the life of the link, and the others are used.
+    fn serves(&self, lane: Lane) -> bool {
+        let _ = lane;
+        true
+    }
+
     /// The part that presence stands on.
     fn rooms(&self) -> &dyn RoomLink;
 
@@ -249,7 +278,9 @@ pub trait Link: Any + Send + Sync + 'static {
 
     /// Puts `record` in the place of the namespace's record if that is `expected` (`None`: if there is
     /// none), in one atomic step; gives what stands there afterwards. Works without free memory. The bytes
-    /// mean nothing to the store, never expire, and end with everything else that it holds.
+    /// mean nothing to the store, never expire, and end with everything else that it holds. It is where the
+    /// first lane is: a link that does not [serve](Self::serves) that one, or a poll that names it as
+    /// silent, knows nothing of it.
     fn register<'a>(
         &'a self,
         expected: Option<&'a [u8]>,
@@ -276,6 +307,17 @@ pub trait Link: Any + Send + Sync + 'static {
 
     /// Reads a value with its lane's head and its entity's floor, in one atomic step.
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>>;
+
+    /// As [`read`](Self::read), and proves with a small write after it that this node still takes writes
+    /// (hole H8): then it was not deposed when it was read from. One round trip, where the store can do
+    /// that. The provided method reads, then polls.
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let found = self.read(place).await?;
+            self.poll().await?;
+            Ok(found)
+        })
+    }
 
     /// Takes the right to fill a key. Present and usable bytes win over the request; a value of an
     /// epoch that the head does not continue, or below the floor, counts as absent.
@@ -329,6 +371,28 @@ pub trait Link: Any + Send + Sync + 'static {
         nonce: Nonce,
         opening: Opening,
     ) -> BoxFuture<'a, StoreResult<Logged>>;
+
+    /// [`invalidate`](Self::invalidate) of the key at `place`, which may leave a value there. If a value
+    /// stands under it that a [lease](Self::lease) would find present, and that has a version and no
+    /// tags, then: with a lower version than the put's, the put takes its place, if the lane is still in
+    /// the put's epoch; with the same or a higher one, it stays. In all other cases what stands there is
+    /// removed. Logged and published in any case, with `hashes` as for `invalidate`.
+    ///
+    /// The provided method invalidates, which is never wrong.
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        _put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        let key = [Bytes::copy_from_slice(place.key)];
+        Box::pin(async move {
+            let logged = self.invalidate(place.lane, &key, hashes, nonce, opening);
+            logged.await
+        })
+    }
 
     /// Raises the floor of `entity` on `lane`, if there is one, above everything stored; logs `hash`,
     /// which is that of its name, and publishes it.

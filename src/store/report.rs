@@ -17,6 +17,20 @@ pub struct ServerReport {
     pub findings: Vec<Finding>,
 }
 
+impl ServerReport {
+    /// What two servers are together.
+    #[cfg(feature = "redis")]
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.failover_window = self.failover_window.and(other.failover_window);
+        let new = other.findings.into_iter();
+        let new: Vec<_> = new
+            .filter(|finding| !self.findings.contains(finding))
+            .collect();
+        self.findings.extend(new);
+        self
+    }
+}
+
 /// G: for how long after its successor takes writes a primary that was deposed may acknowledge
 /// invalidations, and confirm what pods serve. What is promised within Δ holds within Δ + G then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +48,18 @@ pub enum FailoverWindow {
 }
 
 impl FailoverWindow {
+    /// The worse of two.
+    #[cfg(feature = "redis")]
+    fn and(self, other: Self) -> Self {
+        match (self.bound(), other.bound()) {
+            (Some(ours), Some(theirs)) if ours < theirs => other,
+            (Some(_), Some(_)) => self,
+            (Some(_), None) => other,
+            (None, _) if other == Self::Unbounded => other,
+            (None, _) => self,
+        }
+    }
+
     /// How long, if that is known and bounded.
     #[must_use]
     pub fn bound(self) -> Option<Duration> {

@@ -50,6 +50,13 @@ async fn time_limits_of_the_store_out_of_range_are_named() {
 }
 
 #[tokio::test]
+async fn too_few_pending_invalidations_are_named() {
+    let builder = |count| Cache::builder("p").store(Memory::new()).max_pending(count);
+    assert_eq!(cache_error(builder(63)).await.option(), "max_pending");
+    builder(64).build().await.unwrap();
+}
+
+#[tokio::test]
 async fn options_out_of_range_are_named() {
     let pod = Bed::memory().pod().await;
     let source = Source::new();

@@ -4,7 +4,7 @@ use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, FailoverWindow, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening,
-    Place, Polled, RawLink, RoomLink, ServerReport, StoreResult,
+    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -161,6 +161,13 @@ impl Link for MemoryLink {
         })
     }
 
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        // A write as far as faults go: it is what this has to prove.
+        self.step("read", Access::Write, move |inside, now, _| {
+            self.corrupt(inside.state.read(place, now))
+        })
+    }
+
     fn lease<'a>(
         &'a self,
         place: Place<'a>,
@@ -194,6 +201,20 @@ impl Link for MemoryLink {
         self.step("invalidate", Access::Write, move |inside, now, hints| {
             let state = &mut inside.state;
             state.invalidate(lane, keys, hashes, nonce, opening, now, hints)
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        self.step("put", Access::Write, move |inside, now, hints| {
+            let state = &mut inside.state;
+            state.put(place, put, hashes, nonce, opening, now, hints)
         })
     }
 

@@ -11,7 +11,7 @@ use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
-    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces,
+    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Put, Replaces,
 };
 
 /// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
@@ -136,6 +136,7 @@ impl MemoryState {
     pub fn poll(&self, lanes: u16, now_ms: u64) -> Polled {
         Polled {
             heads: (0..lanes).map(|lane| self.head(Lane(lane))).collect(),
+            silent: Vec::new(),
             incarnation: self.incarnation,
             server_ms: now_ms,
             record: self.record.clone(),
@@ -239,6 +240,36 @@ impl MemoryState {
             step.lane.values.remove(key);
         }
         let head = step.open(opening);
+        step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
+    }
+
+    /// Leaves a value of a lower version replaced, one of the same or a higher version as it is, and
+    /// nothing else; logs and publishes.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of the port, and the step's own two"
+    )]
+    pub fn put(
+        &mut self,
+        place: Place<'_>,
+        put: Put<'_>,
+        hashes: &[u64],
+        nonce: Nonce,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Logged {
+        let mut step = self.step(place.lane, now_ms, hints);
+        let head = step.open(opening);
+        match step.version(place, head) {
+            Some(there) if there >= put.version => {}
+            Some(_) if put.epoch == head.at.epoch => {
+                step.store(place.key, Bytes::copy_from_slice(put.envelope), put.ttl);
+            }
+            _ => {
+                step.lane.values.remove(place.key);
+            }
+        }
         step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
     }
 

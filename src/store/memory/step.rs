@@ -8,7 +8,8 @@ use super::layout::{Front, State, mark_waited};
 use super::state::Continuity;
 use super::values::Values;
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce, Position};
-use crate::store::{LeaseRequest, LeaseState, Logged, Opening};
+use crate::envelope::version_of;
+use crate::store::{LeaseRequest, LeaseState, Logged, Opening, Place};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct LaneState {
@@ -47,6 +48,7 @@ impl Step<'_> {
             fork_seq: 0,
             last_pub_ms: self.now_ms,
             fork: false,
+            forked_s: 0,
         };
         self.log(head, Kind::Fence, Nonce(0), Vec::new());
         head
@@ -69,6 +71,10 @@ impl Step<'_> {
             fork_seq: old.at.seq,
             last_pub_ms: self.now_ms,
             fork,
+            forked_s: match fork {
+                true => Head::fork_time(self.now_ms),
+                false => 0,
+            },
         };
         self.log(head, kind, old.nonce, Vec::new());
         head
@@ -181,6 +187,17 @@ impl Step<'_> {
         let bytes = Bytes::copy_from_slice(&lease.write());
         self.store(key, bytes, Some(request.ttl));
         LeaseState::Granted
+    }
+
+    /// The version of the value at `place`, if the head continues its timeline, it was not cleared, and
+    /// has no tags.
+    pub(super) fn version(&self, place: Place<'_>, head: Head) -> Option<u64> {
+        let bytes = self.lane.values.get(place.key, self.now_ms)?;
+        let floor = *self.lane.floors.get(place.entity)?;
+        let front = Front::read(bytes)?;
+        let continued = front.epoch == head.at.epoch || head.fork && front.epoch == head.prev_epoch;
+        let counts = continued && floor <= head.at.seq && front.seq >= floor;
+        version_of(bytes).filter(|_| counts)
     }
 
     /// Whether somebody waits for the lease with this token; `None` if it is not there.

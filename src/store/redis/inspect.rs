@@ -2,11 +2,13 @@
 
 use super::keys::Keys;
 use super::link::RedisLink;
+use super::nodes::Node;
 use super::reply::Reply;
 use super::scripts::PERMISSIONS;
 use super::server::field;
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::{FailoverWindow, Finding, ServerReport, StoreResult};
+use crate::store::together::together;
+use crate::store::{BoxFuture, FailoverWindow, Finding, ServerReport, StoreResult};
 use ::redis::{Cmd, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -68,66 +70,105 @@ const PRESENCE: Needs = &[
 const MODES: [(&str, Needs); 3] = [("core", CORE), ("raw data", RAW), ("presence", PRESENCE)];
 
 /// Asked of `CONFIG GET`, all at once.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 6] = [
     "min-replicas-to-write",
     "min-replicas-max-lag",
     "save",
     "stop-writes-on-bgsave-error",
     "client-output-buffer-limit",
+    "cluster-node-timeout",
 ];
 
-/// One round trip.
+/// One round trip to each node.
 ///
 /// # Errors
 /// `Denied`, with the names of the commands, if this user may not do what every cache needs.
 pub(super) async fn inspect(link: &RedisLink) -> StoreResult<ServerReport> {
+    let asked = link.nodes.all().iter();
+    let asked = asked.map(|node| -> BoxFuture<'_, _> { Box::pin(inspect_node(node, &link.keys)) });
+    let mut report: Option<ServerReport> = None;
+    for found in together(asked).await {
+        let found = match found {
+            Ok(found) => found,
+            // The others go on without it.
+            Err(error) if link.keys.is_sharded() && error.kind() != StoreErrorKind::Denied => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        report = Some(match report {
+            Some(report) => report.and(found),
+            None => found,
+        });
+    }
+    Ok(report.unwrap_or_default())
+}
+
+async fn inspect_node(node: &Node, keys: &Keys) -> StoreResult<ServerReport> {
     let mut questions = ::redis::pipe();
     questions.add_command(PERMISSIONS.load());
-    questions.add_command(permissions(&link.keys));
+    questions.add_command(permissions(keys));
     questions
         .cmd("INFO")
         .arg(&["server", "replication", "memory", "persistence"]);
     questions.cmd("CONFIG").arg("GET").arg(&SETTINGS);
-    let answers = link.pipeline("inspect", &questions).await?;
+    let answers = node.send_many("inspect", &questions).await?;
     let [loaded, denied, info, settings]: [Value; 4] = answers
         .try_into()
         .map_err(|_| Reply::malformed("inspect"))?;
     Reply::new("inspect", loaded)?;
     let denied = denied_of(&Reply::new("inspect", denied)?.array()?);
-    let missing = |needs: Needs, from: usize| -> Vec<&'static str> {
-        let numbered = needs.iter().zip(from..);
-        let missing = numbered.filter(|(_, number)| denied.contains(number));
-        missing.map(|(&(name, _), _)| name).collect()
-    };
-    let mut findings = Vec::new();
-    let mut from = 1;
-    for (mode, needs) in MODES {
-        let commands = missing(needs, from);
-        from += needs.len();
-        match (mode, commands.is_empty()) {
-            (_, true) => {}
-            ("core", false) => return Err(lacking(&commands)),
-            (mode, false) => findings.push(Finding::MissingPermissions { mode, commands }),
-        }
-    }
+    let findings = missing(&denied, keys.is_sharded())?;
     // What may not be asked is unknown, and no error.
     let info = Reply::new("inspect", info).and_then(Reply::text).ok();
     let settings = Reply::new("inspect", settings).and_then(pairs).ok();
     Ok(assess(info.as_deref(), settings.as_ref(), findings))
 }
 
+/// What modes lack, given the numbers of the commands that this user may not run.
+fn missing(denied: &[usize], sharded: bool) -> StoreResult<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut numbers = 1..;
+    for (mode, needs) in MODES {
+        let numbered = needs.iter().zip(numbers.by_ref());
+        let lacking = numbered.filter(|(_, number)| denied.contains(number));
+        let commands: Vec<_> = lacking
+            .map(|(&(name, _), _)| named(name, sharded))
+            .collect();
+        match (mode, commands.is_empty()) {
+            (_, true) => {}
+            ("core", false) => return Err(lacking_all(&commands)),
+            (mode, false) => findings.push(Finding::MissingPermissions { mode, commands }),
+        }
+    }
+    Ok(findings)
+}
+
+/// What a command is called here: the channels of a cluster belong to slots.
+fn named(command: &'static str, sharded: bool) -> &'static str {
+    match (sharded, command) {
+        (true, "publish") => "spublish",
+        (true, "subscribe") => "ssubscribe",
+        (true, "unsubscribe") => "sunsubscribe",
+        _ => command,
+    }
+}
+
 /// Asks the script about every command of every mode.
 fn permissions(keys: &Keys) -> Cmd {
     let mut call = PERMISSIONS.call(0);
-    for (_, example) in MODES.iter().flat_map(|(_, needs)| *needs) {
-        let words: Vec<&str> = example.split(' ').collect();
-        call.arg(words.len());
+    let lane = &keys.lanes()[0];
+    let room = lane.room("").channel;
+    for (name, example) in MODES.iter().flat_map(|(_, needs)| *needs) {
+        let words: Vec<&str> = example.split(' ').skip(1).collect();
+        call.arg(1 + words.len())
+            .arg(named(name, keys.is_sharded()));
         for word in words {
             match word {
-                "K" => call.arg(&keys.beacon),
+                "K" => call.arg(&lane.head),
                 "N" => call.arg(&keys.record),
-                "C" => call.arg(&keys.channel),
-                "R" => call.arg(&keys.some_room_channel),
+                "C" => call.arg(&lane.channel),
+                "R" => call.arg(&room),
                 word => call.arg(word),
             };
         }
@@ -143,7 +184,7 @@ fn denied_of(numbers: &[Value]) -> Vec<usize> {
     numbers.iter().filter_map(number).collect()
 }
 
-fn lacking(commands: &[&str]) -> StoreError {
+fn lacking_all(commands: &[&str]) -> StoreError {
     let rules: Vec<_> = commands.iter().map(|name| format!("+{name}")).collect();
     let detail = format!(
         "this user lacks {}, or the namespace's keys and channels",
@@ -174,7 +215,8 @@ fn assess(
     let number = |name| info_of(name)?.parse::<u64>().ok();
     let set = |name: &str| settings.and_then(|all| all.get(name)).map(String::as_str);
     let replicas = number("connected_slaves");
-    let failover_window = window(replicas, set);
+    let cluster = info_of("redis_mode") == Some("cluster");
+    let failover_window = window(replicas, cluster, set);
     if let (FailoverWindow::Unbounded, Some(replicas)) = (failover_window, replicas) {
         findings.push(Finding::UnguardedReplicas { replicas });
     }
@@ -209,7 +251,11 @@ fn assess(
     }
 }
 
-fn window<'a>(replicas: Option<u64>, set: impl Fn(&str) -> Option<&'a str>) -> FailoverWindow {
+fn window<'a>(
+    replicas: Option<u64>,
+    cluster: bool,
+    set: impl Fn(&str) -> Option<&'a str>,
+) -> FailoverWindow {
     let number = |name| set(name)?.parse::<u64>().ok();
     match (
         replicas,
@@ -221,6 +267,11 @@ fn window<'a>(replicas: Option<u64>, set: impl Fn(&str) -> Option<&'a str>) -> F
             FailoverWindow::AtMost(Duration::from_secs(lag.saturating_add(1)))
         }
         (Some(0), ..) => FailoverWindow::None,
+        // One that sees only a minority of its cluster stops by itself.
+        (Some(_), ..) if cluster => match number("cluster-node-timeout") {
+            Some(millis) => FailoverWindow::AtMost(Duration::from_millis(millis)),
+            None => FailoverWindow::Unknown,
+        },
         (Some(_), Some(_), Some(_)) => FailoverWindow::Unbounded,
         _ => FailoverWindow::Unknown,
     }

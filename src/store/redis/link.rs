@@ -1,71 +1,104 @@
-//! The link: one multiplexed connection for commands.
+//! The link: one multiplexed connection for the commands of each node.
 
-use super::batch::Reads;
+use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
+use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, REGISTER, RELEASE, Step, TOUCH};
-use super::server;
-use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TOUCH};
+use super::server::{self, Life};
+use super::watch::Watch;
+use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::together::together;
 use crate::store::{
-    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
+    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled, Put,
     RawLink, Replaces, RoomLink, ServerReport, StoreResult,
 };
-use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::timeout;
 
-/// An unknown life of the server, as scripts take it.
-const UNKNOWN: [u8; 8] = word(server::UNKNOWN_LIFE.0);
+/// How long a node of a cluster may take to answer a poll before it counts as silent: less than the
+/// driver gives to all of them.
+const NODE_LIMIT: Duration = Duration::from_millis(300);
 
-/// A connection for one namespace. Never reconnects.
+/// Connections for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
-    pub(super) connection: MultiplexedConnection,
-    /// Where the channels of watched rooms are subscribed to.
-    pub(super) sink: PubSubSink,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) keys: Arc<Keys>,
     reads: Reads,
-    /// The life of the server as last seen. It can change under a living connection: the server
-    /// draws a new replication id when its first replica attaches.
-    incarnation: AtomicU64,
-    poll: Pipeline,
+    /// What a poll asks of each node.
+    polls: Vec<Pipeline>,
+    /// Looks whether the servers are still the right ones, where somebody else knows.
+    watch: Option<Watch>,
+    /// Whether a promotion counts as a loss.
+    fences: bool,
 }
 
 impl RedisLink {
-    pub(super) fn new(
-        connection: MultiplexedConnection,
-        sink: PubSubSink,
-        keys: Keys,
-        incarnation: Incarnation,
-    ) -> Self {
-        let poll = poll_commands(&keys, incarnation);
-        let keys = Arc::new(keys);
+    pub(super) fn new(nodes: Nodes, keys: Arc<Keys>) -> Self {
+        let nodes = Arc::new(nodes);
         Self {
-            reads: Reads::new(connection.clone(), Arc::clone(&keys)),
-            connection,
-            sink,
+            polls: nodes
+                .all()
+                .iter()
+                .map(|node| poll_commands(&keys, node))
+                .collect(),
+            reads: Reads::new(Arc::clone(&nodes), Arc::clone(&keys)),
+            nodes,
             keys,
-            incarnation: AtomicU64::new(incarnation.0),
-            poll,
+            watch: None,
+            fences: false,
         }
+    }
+
+    /// The same, given up as soon as the sentinels mean another server.
+    pub(super) fn watched(self, watch: Watch) -> Self {
+        let watch = Some(watch);
+        Self { watch, ..self }
+    }
+
+    /// The same; `fences` if a promotion counts as a loss.
+    pub(super) fn fencing(self, fences: bool) -> Self {
+        Self { fences, ..self }
     }
 
     /// A call of `step`, which may have to open an epoch, up to its own keys.
     ///
     /// Keys and arguments travel in one list, so the step's own keys are written between the two
     /// parts that are common to all steps.
-    fn opening_call(&self, step: &Step, keys: &LaneKeys, own: &[Key<'_>], opening: Opening) -> Cmd {
+    fn opening_call(
+        &self,
+        step: &Step,
+        lane: Lane,
+        own: &[Key<'_>],
+        opening: Opening,
+    ) -> StoreResult<Cmd> {
+        let life = self.nodes.of_lane(step.operation(), lane)?.life();
+        self.opening_call_in(life, step, lane, own, opening)
+    }
+
+    /// The same for a life of the server that was looked up before.
+    fn opening_call_in(
+        &self,
+        life: Life,
+        step: &Step,
+        lane: Lane,
+        own: &[Key<'_>],
+        opening: Opening,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
         let mut call = step.call(2 + own.len());
         call.arg(&keys.head).arg(&keys.log).arg(own);
         self.common_args(&mut call, keys);
-        call.arg(&self.incarnation());
+        call.arg(&word(life.incarnation.0));
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
-        call
+        Ok(call)
     }
 
     /// A call of `step`, which touches one value and opens nothing.
@@ -88,7 +121,7 @@ impl RedisLink {
         let (first, request) = asked[0];
         let values = asked.iter().map(|(place, _)| keys.value(place.key));
         let own: Vec<_> = iter::once(keys.floor(first.entity)).chain(values).collect();
-        let mut call = self.opening_call(&LEASE, keys, &own, request.opening);
+        let mut call = self.opening_call(&LEASE, lane, &own, request.opening)?;
         for (_, request) in asked {
             call.arg(&word(request.token)).arg(millis(request.ttl));
             // Empty bytes are never taken for a value, and so stand for none.
@@ -127,25 +160,22 @@ impl RedisLink {
     }
 
     fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
-        call.arg(&keys.lane[..]).arg(&self.keys.channel);
+        call.arg(&keys.lane[..]).arg(&keys.channel);
     }
 
-    /// The life of the server as last seen, as scripts take it.
-    pub(super) fn incarnation(&self) -> [u8; 8] {
-        word(self.incarnation.load(Ordering::Relaxed))
+    /// The life of the server that has `lane` as last seen, as scripts take it.
+    pub(super) fn incarnation(&self, lane: Lane) -> StoreResult<[u8; 8]> {
+        let node = self.nodes.of_lane("look up a lane", lane)?;
+        Ok(word(node.life().incarnation.0))
     }
 
     pub(super) async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
-        step.run(&mut self.connection.clone(), call).await
+        step.run(&self.nodes, call).await
     }
 
     /// Runs many calls of `step` at once.
-    pub(super) async fn run_many(
-        &self,
-        step: &Step,
-        calls: &Pipeline,
-    ) -> StoreResult<Vec<StoreResult<Reply>>> {
-        step.run_many(&mut self.connection.clone(), calls).await
+    pub(super) async fn run_many(&self, step: &Step, calls: &Pipeline) -> Vec<StoreResult<Reply>> {
+        step.run_many(&self.nodes, calls).await
     }
 
     pub(super) async fn pipeline(
@@ -153,11 +183,88 @@ impl RedisLink {
         operation: &'static str,
         commands: &Pipeline,
     ) -> StoreResult<Vec<Value>> {
-        let mut connection = self.connection.clone();
-        let answers = connection.send_packed_commands(commands, 0, commands.len());
-        let answers = answers.await;
-        answers.map_err(|failed| error::of_client(operation, &failed))
+        let answers = self.nodes.send_many(operation, None, commands).await;
+        answers.into_iter().collect()
     }
+
+    /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
+    async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
+        if !self.keys.is_sharded() {
+            return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
+        }
+        let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
+            return Ok(None);
+        };
+        let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
+        if node.is_deaf() || answers.iter().any(moved) {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("a lane has moved to another node"));
+        }
+        Ok(polled(node, answers).ok())
+    }
+}
+
+/// What a node answered to a poll.
+struct NodePolled {
+    /// Without those lanes of which it said that they are on the move.
+    heads: Vec<(Lane, Option<Head>)>,
+    record: Option<Bytes>,
+    server_ms: u64,
+}
+
+/// Takes the answers to [`poll_commands`] apart.
+fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
+    let malformed = || Reply::malformed("poll");
+    let mut last = || Reply::new("poll", answers.pop().ok_or_else(malformed)?);
+    let time = last()?;
+    let life = match node.life() {
+        known if known.is_known() => server::life("poll", &last()?.text()?)?,
+        unknown => unknown,
+    };
+    let record = match node.has_record() {
+        true => Some(last().and_then(Reply::stored)),
+        false => None,
+    };
+    let lanes = node.lanes.iter().copied();
+    let mut heads: Vec<_> = match node.is_alone() {
+        true => {
+            let [heads, _written] = Reply::pipeline("poll", answers)?;
+            let heads = heads.array()?.into_iter().map(reply::head);
+            lanes.zip(heads).collect()
+        }
+        false => {
+            let mut heads = Vec::with_capacity(node.lanes.len());
+            let (pairs, rest) = answers.as_chunks::<2>();
+            if pairs.len() != node.lanes.len() || !rest.is_empty() {
+                return Err(malformed());
+            }
+            for (lane, [head, written]) in lanes.zip(pairs) {
+                match written {
+                    Value::ServerError(refused)
+                        if ["ASK", "TRYAGAIN"].contains(&refused.code()) => {}
+                    Value::ServerError(refused) => return Err(error::of_server("poll", refused)),
+                    _ if matches!(head, Value::ServerError(_)) => {}
+                    _ => heads.push((lane, reply::head_of(head))),
+                }
+            }
+            heads
+        }
+    };
+    node.set_life(life);
+    let record = match record.transpose() {
+        Ok(record) => record.flatten(),
+        Err(error) if node.is_alone() => return Err(error),
+        // As with the lane that it stands beside: it is on the move.
+        Err(_) => {
+            heads.retain(|(lane, _)| *lane != Node::OF_RECORD);
+            None
+        }
+    };
+    Ok(NodePolled {
+        heads,
+        record,
+        server_ms: time.time()?,
+    })
 }
 
 impl Link for RedisLink {
@@ -183,40 +290,65 @@ impl Link for RedisLink {
         })
     }
 
+    fn serves(&self, lane: Lane) -> bool {
+        self.nodes.serves(lane)
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(async move {
-            // A pipeline cannot repeat what the server did not know, so it brings the script along.
-            let mut commands = ::redis::pipe();
-            commands.add_command(TOUCH.load());
-            for &(lane, opening) in lanes {
-                let keys = self.keys.lane(lane)?;
-                commands.add_command(self.opening_call(&TOUCH, keys, &[], opening));
-            }
             let operation = TOUCH.operation();
-            let answers = self.pipeline(operation, &commands).await?;
-            let mut replies = answers
+            let mut calls = Pipeline::with_capacity(lanes.len());
+            for &(lane, opening) in lanes {
+                let life = self.nodes.of_lane(operation, lane)?.life();
+                let mut call = self.opening_call_in(life, &TOUCH, lane, &[], opening)?;
+                match life.continues.filter(|_| !self.fences) {
+                    Some(before) => call.arg(&word(before.0)),
+                    None => call.arg(b""),
+                };
+                calls.add_command(call);
+            }
+            // It is called once for each link, and the server may be new: the script comes along.
+            let load = TOUCH.load();
+            let answers = self.nodes.send_many(operation, Some(&load), &calls).await;
+            let heads = answers
                 .into_iter()
-                .map(|answer| Reply::new(operation, answer));
-            let _loaded = replies.next().transpose()?;
-            let heads = replies.map(|head| head?.head());
+                .map(|answer| Reply::new(operation, answer?)?.head());
             heads.collect()
         })
     }
 
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
         Box::pin(async move {
-            let answers = self.pipeline("poll", &self.poll).await?;
-            let [heads, record, replication, time, _written] = Reply::pipeline("poll", answers)?;
-            let incarnation = match self.incarnation() {
-                UNKNOWN => server::UNKNOWN_LIFE,
-                _ => server::incarnation("poll", &replication.text()?)?,
-            };
-            self.incarnation.store(incarnation.0, Ordering::Relaxed);
+            let nodes = self.nodes.all().iter().zip(&self.polls);
+            let polls = nodes
+                .map(|(node, poll)| -> BoxFuture<'_, _> { Box::pin(self.poll_node(node, poll)) });
+            let answers = together(polls).await;
+            let watch = self.watch.as_ref();
+            watch.map_or(Ok(()), |watch| watch.check("poll"))?;
+            let count = self.keys.lanes().len();
+            let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
+            let (mut server_ms, mut record) = (None, None);
+            for answer in answers {
+                let Some(answer) = answer? else { continue };
+                // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
+                server_ms = server_ms.max(Some(answer.server_ms));
+                record = record.or(answer.record);
+                for (lane, head) in answer.heads {
+                    let at = usize::from(lane.0);
+                    (heads[at], heard[at]) = (head, true);
+                }
+            }
+            let nobody = || StoreError::new(StoreErrorKind::Unavailable, "poll");
+            let lanes = (0..).map(Lane).zip(heard);
             Ok(Polled {
-                heads: heads.array()?.into_iter().map(reply::head).collect(),
-                incarnation,
-                server_ms: time.time()?,
-                record: record.stored()?,
+                heads,
+                silent: lanes
+                    .filter(|(_, heard)| !heard)
+                    .map(|(lane, _)| lane)
+                    .collect(),
+                incarnation: self.nodes.incarnation(),
+                server_ms: server_ms.ok_or_else(nobody)?,
+                record,
             })
         })
     }
@@ -236,17 +368,29 @@ impl Link for RedisLink {
             cmd.arg(&keys.log).arg(format!("{from}-0")).arg("+");
             cmd.arg("COUNT")
                 .arg(u32::try_from(limit).unwrap_or(u32::MAX));
-            match self.connection.clone().send_packed_command(&cmd).await {
+            match self.nodes.send("read the log", &cmd).await {
                 // Something else stands where the log should be: nothing of the log is there.
                 Ok(Value::ServerError(refused)) if refused.code() == "WRONGTYPE" => Ok(Vec::new()),
                 Ok(answer) => Reply::new("read the log", answer)?.entries(),
-                Err(failed) => Err(error::of_client("read the log", &failed)),
+                Err(failed) => Err(failed),
             }
         })
     }
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         Box::pin(self.reads.read(place))
+    }
+
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let mut commands = ::redis::pipe();
+            commands.add_command(read_command(&self.keys, place)?);
+            let beacon = self.keys.beacon(place.lane)?;
+            commands.cmd("UNLINK").arg(beacon); // as in a poll
+            let answers = self.pipeline("read", &commands).await?;
+            let [found, _written] = Reply::pipeline("read", answers)?;
+            found.found()
+        })
     }
 
     fn lease<'a>(
@@ -268,12 +412,7 @@ impl Link for RedisLink {
     }
 
     fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
-        Box::pin(async move {
-            match self.reads.read_many(places).await {
-                Ok(found) => found.into_iter().map(Ok).collect(),
-                Err(failed) => places.iter().map(|_| Err(failed.clone())).collect(),
-            }
-        })
+        Box::pin(self.reads.read_many(places))
     }
 
     fn lease_many<'a>(
@@ -320,15 +459,32 @@ impl Link for RedisLink {
         Box::pin(async move {
             let names = self.keys.lane(lane)?;
             let own: Vec<_> = keys.iter().map(|key| names.value(key)).collect();
-            let mut call = self.opening_call(&INVALIDATE, names, &own, opening);
-            call.arg(&word(nonce.0));
-            call.arg(
-                hashes
-                    .iter()
-                    .flat_map(|hash| word(*hash))
-                    .collect::<Vec<u8>>(),
-            );
+            let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
+            call.arg(&word(nonce.0)).arg(words(hashes));
             self.run(&INVALIDATE, &call).await?.logged()
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let own = [keys.floor(place.entity), keys.value(place.key)];
+            let mut call = self.opening_call(&PUT, place.lane, &own, opening)?;
+            call.arg(&word(nonce.0)).arg(words(hashes));
+            call.arg(&word(put.version)).arg(&word(put.epoch.0));
+            call.arg(put.envelope);
+            match put.ttl {
+                Some(ttl) => call.arg(millis(ttl)),
+                None => call.arg(""),
+            };
+            self.run(&PUT, &call).await?.logged()
         })
     }
 
@@ -342,7 +498,7 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let keys = self.keys.lane(lane)?;
-            let mut call = self.opening_call(&CLEAR, keys, &[keys.floor(entity)], opening);
+            let mut call = self.opening_call(&CLEAR, lane, &[keys.floor(entity)], opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
             self.run(&CLEAR, &call).await?.logged()
         })
@@ -355,8 +511,7 @@ impl Link for RedisLink {
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>> {
         Box::pin(async move {
-            let keys = self.keys.lane(lane)?;
-            let mut call = self.opening_call(&FENCE, keys, &[], opening);
+            let mut call = self.opening_call(&FENCE, lane, &[], opening)?;
             call.arg(&word(expected.0));
             self.run(&FENCE, &call).await?.head()
         })
@@ -367,26 +522,34 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, record, life and clock of the server, then the proof that it still takes writes.
+/// Heads, then the proof that the server still takes writes; the record; and its life and clock.
 ///
 /// The write removes a key that is not there. Like every write it is refused by a replica, by a
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
 /// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
 /// refusal comes before the others.
-fn poll_commands(keys: &Keys, life: Incarnation) -> Pipeline {
+fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
     let mut commands = ::redis::pipe();
-    commands.cmd("MGET");
-    for lane in keys.lanes() {
-        commands.arg(&lane.head);
+    if node.is_alone() {
+        commands.cmd("MGET");
+        for lane in keys.lanes() {
+            commands.arg(&lane.head);
+        }
+        commands.cmd("UNLINK").arg(keys.common_beacon());
+    } else {
+        // A command can only name keys of one slot; and slots move one by one.
+        for lane in node.lanes.iter().filter_map(|&lane| keys.lane(lane).ok()) {
+            commands.cmd("GET").arg(&lane.head);
+            commands.cmd("UNLINK").arg(&lane.beacon);
+        }
     }
-    commands.cmd("GET").arg(&keys.record);
-    match life {
-        // Who may not ask gets something else to count: the answers keep their places.
-        server::UNKNOWN_LIFE => commands.cmd("TIME"),
-        _ => commands.cmd("INFO").arg("replication"),
-    };
+    if node.has_record() {
+        commands.cmd("GET").arg(&keys.record);
+    }
+    if node.life().is_known() {
+        commands.cmd("INFO").arg("replication");
+    }
     commands.cmd("TIME");
-    commands.cmd("UNLINK").arg(&keys.beacon);
     commands
 }
 
@@ -399,6 +562,11 @@ fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
 /// A 64-bit value as scripts and stored bytes hold it.
 pub(super) const fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
+}
+
+/// Values as scripts take them, one behind the other.
+fn words(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|value| word(*value)).collect()
 }
 
 /// A time to live in milliseconds, rounded up, within what the server takes.
