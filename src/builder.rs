@@ -8,6 +8,7 @@ use crate::coherence::{Mechanisms, Rules};
 use crate::envelope::KeyRing;
 use crate::error::{BuildError, StoreError, StoreErrorKind};
 use crate::key::KeySpace;
+use crate::registration::Migration;
 use crate::store::{Memory, Namespace, Store};
 use crate::time::Clock;
 use std::fmt;
@@ -19,9 +20,13 @@ use std::time::Duration;
 /// The environment variable that names the store where the program does not.
 pub const STORE_VARIABLE: &str = "TIDINGS_STORE";
 
-/// Lanes of a namespace on one store node: enough that the invalidations of one key seldom wait for
-/// those of another, few enough that a poll reads all their heads in one small reply.
-const LANES: NonZeroU16 = NonZeroU16::new(16).expect("16 is not zero");
+/// Lanes of a namespace, unless [`CacheBuilder::lanes`] says otherwise: enough that the invalidations of
+/// one key seldom wait for those of another, few enough that a poll reads all their heads in one small
+/// reply.
+pub const DEFAULT_LANES: u16 = 16;
+
+/// The most lanes that [`CacheBuilder::lanes`] takes: each poll of each pod reads 56 bytes for each.
+pub const MAX_LANES: u16 = 256;
 
 impl Cache {
     /// Starts building a cache for `namespace`. Pods that share a store and a namespace are peers;
@@ -67,6 +72,8 @@ pub struct CacheBuilder {
     store: Option<Arc<dyn Store>>,
     store_url: Option<String>,
     on_store_absent: OnStoreAbsent,
+    lanes: u16,
+    migration: Option<Migration>,
     keys: Option<KeyRing>,
     timing: Timing,
     max_pending: usize,
@@ -83,6 +90,8 @@ impl fmt::Debug for CacheBuilder {
             // It may hold a password.
             .field("store_url", &self.store_url.as_ref().map(|_| "…"))
             .field("on_store_absent", &self.on_store_absent)
+            .field("lanes", &self.lanes)
+            .field("migration", &self.migration)
             .field("keys", &self.keys)
             .finish_non_exhaustive()
     }
@@ -95,6 +104,8 @@ impl CacheBuilder {
             store: None,
             store_url: None,
             on_store_absent: OnStoreAbsent::default(),
+            lanes: DEFAULT_LANES,
+            migration: None,
             keys: None,
             timing: Timing::default(),
             max_pending: DEFAULT_MAX_PENDING,
@@ -128,6 +139,44 @@ impl CacheBuilder {
     /// What to do if the store cannot be reached at the start; [`OnStoreAbsent::Fail`] by default.
     pub fn on_store_absent(mut self, choice: OnStoreAbsent) -> Self {
         self.on_store_absent = choice;
+        self
+    }
+
+    /// How many lanes the namespace has: 1 to [`MAX_LANES`], [`DEFAULT_LANES`] by default. Each lane is a
+    /// slice of the keys with a log of its own; more of them spread what is invalidated a lot over more
+    /// logs, and make each poll longer.
+    ///
+    /// All pods of a namespace must agree: the first one registers the number in the store, and others
+    /// are refused ([`BuildError::mismatch`]). [`migrate_lanes_to`](Self::migrate_lanes_to) changes it.
+    /// Raw data and rooms do not depend on it. On a cluster the number is fixed.
+    pub fn lanes(mut self, lanes: u16) -> Self {
+        self.lanes = lanes;
+        self
+    }
+
+    /// The first of three rolls that change the number of [lanes](Self::lanes) under a running fleet: this
+    /// pod goes on with its own number, and also invalidates where pods with `lanes` lanes read.
+    ///
+    /// 1. `.lanes(16).migrate_lanes_to(64)` on every pod;
+    /// 2. `.lanes(64).migrate_lanes_from(16)` on every pod; those of the first roll go on;
+    /// 3. `.lanes(64)` on every pod. From the first of them on, those of the first roll are refused.
+    ///
+    /// A pod that comes out of turn, or in a roll that was skipped, is refused by `build`; one that is
+    /// still running when its turn is over loses the store at its next poll and says so in
+    /// [`Health`](crate::Health). The second and third roll begin with a cold store level. Meanwhile an
+    /// invalidation is logged twice, and handlers of its tags may run twice.
+    ///
+    /// # Consistency
+    /// Every promise holds throughout.
+    pub fn migrate_lanes_to(mut self, lanes: u16) -> Self {
+        self.migration = Some(Migration::To(lanes));
+        self
+    }
+
+    /// The second of three rolls that change the number of lanes; see
+    /// [`migrate_lanes_to`](Self::migrate_lanes_to).
+    pub fn migrate_lanes_from(mut self, lanes: u16) -> Self {
+        self.migration = Some(Migration::From(lanes));
         self
     }
 
@@ -212,20 +261,24 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache: connects, subscribes and syncs, which takes six to eight round trips to Redis.
+    /// Builds the cache: connects, subscribes, looks at the server, joins the namespace and syncs, which
+    /// takes eight to ten round trips to Redis.
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout`,
     /// `invalidate_timeout` or `max_pending` if it is out of its range; `journal` if the file is in use, is
     /// none of this namespace, or cannot be read or written; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
-    /// `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
+    /// `lanes` and `migrate_lanes` if the number is out of range, or if pods of the namespace that run
+    /// already go by another one ([`BuildError::mismatch`]); `namespace` too if they go by something else
+    /// that versions of this crate may differ in; `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
     ///
     /// # Cancel safety
     /// Cancel safe: the background task and its connections end with the future.
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
+        let (lanes, migration) = check_lanes(self.lanes, self.migration)?;
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
         check_timeout("read_timeout", self.timing.read_timeout)?;
         check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
@@ -243,15 +296,19 @@ impl CacheBuilder {
             Some(store) => store,
             None => resolve(self.store_url)?,
         };
+        if store.fixes_lanes() && (self.lanes != DEFAULT_LANES || migration.is_some()) {
+            let reason = format!("a cluster has {DEFAULT_LANES} lanes, as yet");
+            return Err(BuildError::new("lanes", reason));
+        }
         let named = store.describe();
         let rules = Rules {
             lease: LEASE,
             mechanisms: self.mechanisms,
         };
-        let space = KeySpace::new(&self.namespace, LANES);
+        let space = KeySpace::new(&self.namespace, lanes, migration);
         let namespace = Namespace {
             name: self.namespace,
-            lanes: LANES.get(),
+            lanes: space.logs(),
         };
         let (journal, left) = match self.journal {
             Some(path) => {
@@ -284,10 +341,29 @@ impl CacheBuilder {
             Err(error) => {
                 // Whoever tries again finds it free.
                 bus.close_journal().await;
-                Err(BuildError::store("store", &named, error))
+                Err(BuildError::start(&named, error))
             }
         }
     }
+}
+
+fn check_lanes(
+    lanes: u16,
+    migration: Option<Migration>,
+) -> Result<(NonZeroU16, Option<Migration>), BuildError> {
+    let in_range = |lanes| (1..=MAX_LANES).contains(&lanes);
+    let other = migration.map(Migration::other);
+    if let (true, Some(checked)) = (in_range(lanes), NonZeroU16::new(lanes)) {
+        return match other {
+            Some(other) if !in_range(other) || other == lanes => {
+                let reason = format!("{other} is not another number from 1 to {MAX_LANES}");
+                Err(BuildError::new("migrate_lanes", reason))
+            }
+            _ => Ok((checked, migration)),
+        };
+    }
+    let reason = format!("{lanes} is not from 1 to {MAX_LANES}");
+    Err(BuildError::new("lanes", reason))
 }
 
 fn check_timeout(option: &'static str, limit: Duration) -> Result<(), BuildError> {

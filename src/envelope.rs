@@ -35,7 +35,7 @@ use crate::coherence::{Epoch, Position};
 use crate::key::HashedKey;
 
 const MAGIC: u8 = 0xD7;
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 const STATE_VALUE: u8 = 1;
 const STATE_ERROR: u8 = 2;
 const STATE_LEASE: u8 = 3;

@@ -1,5 +1,6 @@
 //! The errors of the store and of reads.
 
+pub use crate::registration::Mismatch;
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
@@ -259,10 +260,29 @@ impl BuildError {
         }
     }
 
+    /// The store could not be used at the start.
+    pub(crate) fn start(store: &str, error: StoreError) -> Self {
+        let mut built = Self::store("store", store, error);
+        if let Some(mismatch) = built.mismatch().cloned() {
+            built.option = match mismatch.setting() {
+                "lanes" => "lanes",
+                _ => "namespace",
+            };
+            built.reason = mismatch.to_string().into();
+        }
+        built
+    }
+
     /// The option that cannot be used as it was given.
     #[must_use]
     pub fn option(&self) -> &'static str {
         self.option
+    }
+
+    /// What this pod and its namespace's record in the store disagree on, if that is why.
+    #[must_use]
+    pub fn mismatch(&self) -> Option<&Mismatch> {
+        self.source.as_ref()?.source()?.downcast_ref()
     }
 
     /// What the store said, if it was the store that could not be used.

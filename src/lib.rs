@@ -104,7 +104,7 @@
 //! | [`Reactivity`], [`Tag`] | what runs again when tags are invalidated, by any pod |
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
-//! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
+//! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders, [`Mismatch`] of pods |
 //! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`], [`CloseReport`] | what operators and writers are told |
 //! | [`CacheStats`], [`EntityStats`], [`Events`] | what was counted, and what happens |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
@@ -147,6 +147,7 @@ pub mod presence;
 mod random;
 mod raw;
 mod reactivity;
+mod registration;
 #[cfg(feature = "redis")]
 pub mod script;
 pub mod store;
@@ -157,7 +158,7 @@ pub mod testing;
 mod time;
 mod ttl;
 
-pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
+pub use builder::{CacheBuilder, DEFAULT_LANES, MAX_LANES, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{
     CircuitState, CloseReport, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING,
     DEFAULT_READ_TIMEOUT, Health, InvalidateError, Invalidation, JournalDamage, JournalHealth,
@@ -176,7 +177,7 @@ pub use entity::{
 pub use envelope::Compression;
 #[cfg(feature = "seal")]
 pub use envelope::KeyRing;
-pub use error::{BuildError, CacheError, StoreError, StoreErrorKind};
+pub use error::{BuildError, CacheError, Mismatch, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]

@@ -310,7 +310,7 @@ mod tests {
             name: "tags".to_owned(),
             lanes: 16,
         };
-        let space = KeySpace::new(&namespace.name, NonZero::new(16).expect("not zero"));
+        let space = KeySpace::new(&namespace.name, NonZero::new(16).expect("not zero"), None);
         let rules = Rules {
             lease: crate::bus::LEASE,
             mechanisms: Mechanisms::default(),

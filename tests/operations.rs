@@ -1,48 +1,315 @@
 //! What `docs/operations.md` tells operators is enough.
 #![cfg(feature = "redis")]
 
+#[expect(dead_code, unused_macros, reason = "others need more of it")]
+#[path = "support/mod.rs"]
+mod support;
+
+use std::convert::Infallible;
 use std::fs;
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
-use tidings::Cache;
-use tidings::store::{Redis, Store};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+use support::eventually;
+use tidings::store::{FailoverWindow, Finding, Redis, ServerReport, Store};
 use tidings::testing::{RedisServer, conformance};
+use tidings::{BuildError, Cache, Origin, StoreErrorKind, Tag, Ttl};
 
-/// The rule of the page, for a namespace of any name: the suite makes up its own.
-fn acl() -> Vec<String> {
+/// The rule of the page for the namespace `shop`.
+fn acl() -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
     let page = fs::read_to_string(page).expect("the page is there");
     let rule = page.lines().find(|line| line.starts_with("ACL SETUSER"));
-    let rule = rule.expect("the page has a rule").replace("{shop:*", "{*");
-    let words = rule.replace("{shop}c", "{*}c");
-    words.split(' ').map(str::to_owned).collect()
+    rule.expect("the page has a rule").to_owned()
 }
 
-fn server_with_rule() -> (RedisServer, String) {
+/// The same for a namespace of any name: the suite makes up its own.
+fn acl_of_any_namespace() -> String {
+    acl().replace("{shop:*", "{*").replace("{shop}", "{*}")
+}
+
+fn server_with(rule: &str) -> (RedisServer, String) {
     let server = RedisServer::start().expect("redis-server starts");
-    let rule = acl();
-    let words: Vec<_> = rule.iter().map(String::as_str).collect();
-    server.cli(&words).expect("the rule is one");
+    run(&server, rule);
     let url = format!("redis://tidings:secret@{}/1", server.addr());
     (server, url)
 }
 
+fn run(server: &RedisServer, command: &str) {
+    let words: Vec<_> = command.split(' ').collect();
+    server.cli(&words).expect("the command is one");
+}
+
+async fn shop(url: &str) -> Result<Cache, BuildError> {
+    Cache::builder("shop").store_url(url).build().await
+}
+
+fn report(cache: &Cache) -> Arc<ServerReport> {
+    cache.health().server.expect("it was looked at")
+}
+
+/// Every mode does what it is for, as the user of the page, in a namespace that the rule names.
 #[tokio::test]
-async fn the_access_rule_in_the_docs_lets_a_cache_start_and_work() {
-    let (_server, url) = server_with_rule();
-    let cache = Cache::builder("shop").store_url(url).build().await;
-    let cache = cache.expect("the cache starts");
-    let entity = cache.entity("user", |id: u64| async move { Ok::<_, String>(id) });
-    let users = entity.build().expect("options are fine");
-    users.get(&1).await.expect("a value");
-    users.invalidate(&1).await.expect("acknowledged");
-    users.clear().await.expect("acknowledged");
-    cache.close().await;
+async fn the_access_rule_in_the_docs_lets_every_mode_work() {
+    let (server, url) = server_with(&acl());
+    let (here, there) = (
+        shop(&url).await.expect("starts"),
+        shop(&url).await.expect("starts"),
+    );
+    assert_eq!(report(&here).findings, [Finding::SettingsUnknown]);
+    assert_eq!(
+        report(&here).version.as_deref().map(|v| v.contains('.')),
+        Some(true)
+    );
+    // And again after the server forgot its scripts.
+    for _ in 0..2 {
+        entities_and_memos(&here, &there).await;
+        raw_data(&here, &there).await;
+        rooms(&here, &there).await;
+        run(&server, "SCRIPT FLUSH");
+    }
+    assert_eq!(here.health().links, 1, "nothing broke");
+    here.close().await;
+}
+
+async fn entities_and_memos(here: &Cache, there: &Cache) {
+    let source = Arc::new(AtomicU64::new(1));
+    let load = |source: &Arc<AtomicU64>| {
+        let source = Arc::clone(source);
+        move |_: u64| ready(Ok::<_, Infallible>(source.load(SeqCst)))
+    };
+    let users = |cache: &Cache| {
+        cache
+            .entity("user", load(&source))
+            .build()
+            .expect("options are fine")
+    };
+    let memos = |cache: &Cache| {
+        let memo = cache
+            .memo("page", load(&source))
+            .tags(|id: &u64| [Tag::of("user", id)]);
+        memo.build().expect("options are fine")
+    };
+    let (writer, reader, page) = (users(here), users(there), memos(there));
+    let fired = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&fired);
+    let _watch = there.reactivity().on(["user:1"], move |_| {
+        count.fetch_add(1, SeqCst);
+        ready(())
+    });
+    for all in [false, true] {
+        let keys = [&1, &2, &3];
+        reader.get_many(keys).await;
+        page.get(&1).await.expect("a page");
+        let version = source.fetch_add(1, SeqCst) + 1;
+        match all {
+            false => drop(writer.invalidate(&1).await.expect("acknowledged")),
+            true => drop(writer.clear().await.expect("acknowledged")),
+        }
+        eventually("everybody has it", async || {
+            let (user, page) = (reader.get(&1).await, page.get(&1).await);
+            *user.expect("a user") == version && page.expect("a page") == version
+        })
+        .await;
+    }
+    eventually("the handler ran", async || fired.load(SeqCst) >= 2).await;
+}
+
+async fn raw_data(here: &Cache, there: &Cache) {
+    let (carts, others) = (
+        here.raw("cart").expect("a prefix"),
+        there.raw("cart").expect("a prefix"),
+    );
+    carts.set("1", "tea", Ttl::Forever).await.expect("stored");
+    assert_eq!(others.get("1").await.expect("read").expect("there"), "tea");
+    carts.hset("2", "a", "b").await.expect("stored");
+    assert_eq!(
+        others.hget("2", "a").await.expect("read").expect("there"),
+        "b"
+    );
+    others.clear().await.expect("cleared");
+    assert_eq!(carts.get("1").await.expect("read"), None);
+}
+
+async fn rooms(here: &Cache, there: &Cache) {
+    let room = |cache: &Cache| cache.presence::<u8>("room").build().expect("a room");
+    let (ours, theirs) = (room(here), room(there));
+    let lease = ours.join("ada", &1).await.expect("joined");
+    assert!(theirs.get("ada").await.expect("read").is_some());
+    assert_eq!(theirs.count().await.expect("read"), 1);
+    lease.leave().await.expect("left");
+    assert_eq!(theirs.count().await.expect("read"), 0);
+}
+
+#[tokio::test]
+async fn a_user_who_lacks_what_every_cache_needs_is_told_which_command() {
+    for command in ["xadd", "getrange", "mget", "evalsha", "unlink"] {
+        let (_server, url) = server_with(&format!("{} -{command}", acl()));
+        let error = shop(&url).await.expect_err("it cannot work");
+        let store = error.store_error().expect("the store said so");
+        assert_eq!(store.kind(), StoreErrorKind::Denied, "{command}: {store}");
+        assert!(store.to_string().contains(command), "{command}: {store}");
+    }
+    let (_server, url) = server_with(&acl().replace("~{shop}cfg ", ""));
+    let error = shop(&url).await.expect_err("it cannot work");
+    let store = error.store_error().expect("the store said so");
+    assert!(store.to_string().contains("keys and channels"), "{store}");
+}
+
+#[tokio::test]
+async fn a_user_who_lacks_what_one_mode_needs_can_use_the_others() {
+    let (_server, url) = server_with(&format!("{} -zadd -hscan", acl()));
+    let cache = shop(&url).await.expect("it starts");
+    let missing = |mode, command| Finding::MissingPermissions {
+        mode,
+        commands: vec![command],
+    };
+    let found = [
+        missing("raw data", "hscan"),
+        missing("presence", "zadd"),
+        Finding::SettingsUnknown,
+    ];
+    assert_eq!(report(&cache).findings, found);
+}
+
+/// Scenario 30: the chain of the log stands in for the life of the server.
+#[tokio::test]
+async fn without_info_every_mode_works_and_a_server_that_went_back_in_time_is_noticed() {
+    let rule = format!("{} -info", acl());
+    let (mut server, url) = server_with(&rule);
+    let (here, there) = (
+        shop(&url).await.expect("starts"),
+        shop(&url).await.expect("starts"),
+    );
+    assert_eq!(
+        report(&here).findings,
+        [Finding::LifeUnknown, Finding::SettingsUnknown]
+    );
+    assert_eq!(here.health().failover_bound(), None);
+    entities_and_memos(&here, &there).await;
+    raw_data(&here, &there).await;
+    rooms(&here, &there).await;
+
+    let source = Arc::new(AtomicU64::new(1));
+    let prices = |cache: &Cache| {
+        let source = Arc::clone(&source);
+        let load = move |_: u64| ready(Ok::<_, Infallible>(source.load(SeqCst)));
+        cache
+            .entity("price", load)
+            .build()
+            .expect("options are fine")
+    };
+    let pods = [prices(&here), prices(&there)];
+    eventually("the old value is stored", async || {
+        pods[0].get(&1).await.expect("a price");
+        pods[1].get_with(&1).await.expect("a price").origin != Origin::Loader
+    })
+    .await;
+    let before = server.snapshot().expect("a snapshot");
+    source.store(2, SeqCst);
+    pods[0].invalidate(&1).await.expect("acknowledged");
+    eventually("both have it", async || {
+        *pods[0].get(&1).await.expect("a price") == 2
+            && *pods[1].get(&1).await.expect("a price") == 2
+    })
+    .await;
+    server.restart_from(&before).expect("it starts again");
+    run(&server, &rule);
+    eventually("both are back", async || {
+        for pod in &pods {
+            assert_eq!(
+                *pod.get(&1).await.expect("a price"),
+                2,
+                "what was lost is back"
+            );
+        }
+        let up = |cache: &Cache| cache.health().links == 2 && cache.health().live_lanes == 16;
+        up(&here) && up(&there)
+    })
+    .await;
+    // Who knows nothing of what was lost is told by the epoch.
+    let newcomer = prices(&shop(&url).await.expect("starts"));
+    eventually("the old value is dead", async || {
+        *newcomer.get(&1).await.expect("a price") == 2
+    })
+    .await;
+}
+
+/// Scenario 25.
+#[tokio::test]
+async fn a_primary_that_writes_on_without_its_replicas_has_no_failover_bound() {
+    let server = RedisServer::start().expect("redis-server starts");
+    let alone = shop(&server.url()).await.expect("it starts");
+    assert_eq!(report(&alone).findings, []);
+    assert_eq!(report(&alone).failover_window, FailoverWindow::None);
+    assert_eq!(alone.health().failover_bound(), Some(alone.health().bound));
+    let replica = RedisServer::start().expect("redis-server starts");
+    run(&replica, &format!("REPLICAOF 127.0.0.1 {}", server.port()));
+    eventually("it is attached", async || {
+        let info = server.cli(&["INFO", "replication"]).expect("info");
+        info.contains("connected_slaves:1")
+    })
+    .await;
+    let open = shop(&server.url()).await.expect("it starts");
+    assert_eq!(
+        report(&open).findings,
+        [Finding::UnguardedReplicas { replicas: 1 }]
+    );
+    assert_eq!(open.health().failover_bound(), None);
+    run(&server, "CONFIG SET min-replicas-max-lag 2");
+    run(&server, "CONFIG SET min-replicas-to-write 1");
+    eventually("the replica counts", async || {
+        server.cli(&["DEL", "x"]).is_ok()
+    })
+    .await;
+    let guarded = shop(&server.url()).await.expect("it starts");
+    assert_eq!(report(&guarded).findings, []);
+    let (health, window) = (guarded.health(), Duration::from_secs(3));
+    assert_eq!(
+        report(&guarded).failover_window,
+        FailoverWindow::AtMost(window)
+    );
+    assert_eq!(health.failover_bound(), Some(health.bound + window));
+}
+
+#[tokio::test]
+async fn settings_that_cost_something_are_found_on_a_real_server() {
+    let server = RedisServer::start().expect("redis-server starts");
+    for setting in [
+        "maxmemory 100mb",
+        "maxmemory-policy allkeys-lfu",
+        "save 60 1",
+        "client-output-buffer-limit",
+    ] {
+        let mut words: Vec<_> = ["CONFIG", "SET"]
+            .into_iter()
+            .chain(setting.split(' '))
+            .collect();
+        match setting.split(' ').collect::<Vec<_>>()[..] {
+            ["save", ..] => words.splice(3.., ["60 1"]).for_each(drop),
+            ["client-output-buffer-limit"] => words.push("pubsub 0 0 0"),
+            _ => {}
+        }
+        server.cli(&words).expect("a setting");
+    }
+    let cache = shop(&server.url()).await.expect("it starts");
+    let policy = "allkeys-lfu".to_owned();
+    let found = [
+        Finding::EvictsLogs { policy },
+        Finding::StopsWithItsDisk,
+        Finding::UnboundedSubscriptionBuffer,
+    ];
+    assert_eq!(report(&cache).findings, found);
+    for finding in &report(&cache).findings {
+        assert!(finding.to_string().contains("; set "), "{finding}");
+    }
 }
 
 #[tokio::test]
 async fn the_access_rule_in_the_docs_is_enough_for_every_call_of_the_port() {
-    let (_server, url) = server_with_rule();
+    let (_server, url) = server_with(&acl_of_any_namespace());
     conformance::run(async || Arc::new(Redis::new(&url).expect("an address")) as Arc<dyn Store>)
         .await;
 }

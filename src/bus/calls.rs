@@ -276,8 +276,9 @@ impl Bus {
     ) -> Vec<(Lane, Call)> {
         let mut lanes: BTreeMap<Lane, Vec<(u64, Bytes)>> = BTreeMap::new();
         for (key, name) in keys {
-            let lane = self.space.lane_of(key);
-            lanes.entry(lane).or_default().push((key, name));
+            for lane in self.space.lanes_to_tell(key) {
+                lanes.entry(lane).or_default().push((key, name.clone()));
+            }
         }
         let mut calls = Vec::new();
         for (lane, mut keys) in lanes {

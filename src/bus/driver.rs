@@ -1,10 +1,11 @@
-//! The task that keeps one cache in step with its store: connect, touch, sync, then hear, poll, catch
+//! The task that keeps one cache in step with its store: connect, join, touch, sync, then hear, poll, catch
 //! up and apply, until the link breaks; then again, for ever.
 //!
 //! It waits in one place ([`Session::run`]) for whatever comes first: a hint, the end of a store call,
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
+use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
 use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
@@ -32,6 +33,7 @@ const HINT_BURST: usize = 256;
 
 /// How a store call of the driver ended.
 enum Done {
+    Joined(StoreResult<()>),
     Polled(Millis, StoreResult<Polled>),
     Heads(Millis, StoreResult<Vec<(Lane, Head)>>),
     Log(Lane, u64, StoreResult<Vec<LogEntry>>),
@@ -88,6 +90,8 @@ async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
         last_poll: Instant::now(),
         next_poll: Instant::now(),
         fell_behind: false,
+        joining: false,
+        joined: false,
         published: false,
         incarnation: None,
     };
@@ -109,6 +113,9 @@ struct Session<'a> {
     next_poll: Instant,
     /// The log had to be read since the last poll, because hints were missing.
     fell_behind: bool,
+    /// The namespace's record is being read or written.
+    joining: bool,
+    joined: bool,
     published: bool,
     /// The life of the server that the last poll met.
     incarnation: Option<Incarnation>,
@@ -116,7 +123,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self, state: &mut LinkState) -> StoreResult<Infallible> {
-        self.touch(self.served());
+        self.join();
         loop {
             let due = self.next_due();
             tokio::select! {
@@ -146,7 +153,7 @@ impl Session<'_> {
     /// When to look at the clock again; `None` if nothing is timed.
     fn next_due(&self) -> Option<Instant> {
         if !self.published && self.poll_sent.is_none() && !self.calls.is_empty() {
-            return None; // still touching
+            return None; // still joining or touching
         }
         let poll = match self.poll_sent {
             Some(_) => None,
@@ -231,10 +238,28 @@ impl Session<'_> {
     fn on_done(&mut self, done: Done, state: &mut LinkState) -> StoreResult<()> {
         let now = self.bus.clock.now();
         match done {
+            Done::Joined(joined) => {
+                joined?;
+                self.joining = false;
+                if !std::mem::replace(&mut self.joined, true) {
+                    self.touch(self.served());
+                }
+                self.bus.observed.ask_for_poll();
+            }
             Done::Polled(sent, polled) => {
                 self.poll_sent = None;
                 let polled = polled?;
                 self.bus.observed.polled(polled.server_ms, sent);
+                let settings = self.bus.space.settings();
+                let record = polled.record.as_deref();
+                // Where the first lane is silent, the record is too: nobody can write another there.
+                let unread = polled.silent.contains(&Lane(0));
+                if !unread && !settings.may_go_by(record).map_err(refused)? {
+                    // Evicted, or lost with everything else. What this poll found is worth nothing: we
+                    // cannot know who else goes by what.
+                    self.join();
+                    return Ok(());
+                }
                 if polled.heads.len() != usize::from(self.bus.namespace.lanes) {
                     return Err(StoreError::new(StoreErrorKind::Protocol, "poll"));
                 }
@@ -336,6 +361,23 @@ impl Session<'_> {
                 | Action::Confirm { .. }
                 | Action::Filled { .. } => {}
             }
+        }
+    }
+
+    fn join(&mut self) {
+        if !std::mem::replace(&mut self.joining, true) {
+            let (bus, link) = (Arc::clone(self.bus), Arc::clone(&self.link));
+            let first = !self.joined;
+            self.calls.spawn(async move {
+                let inspected = match first {
+                    true => inspect(&bus, &link).await,
+                    false => Ok(()),
+                };
+                Done::Joined(match inspected {
+                    Ok(()) => join(&bus, &link).await,
+                    Err(error) => Err(error),
+                })
+            });
         }
     }
 

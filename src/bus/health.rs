@@ -2,9 +2,10 @@
 
 use super::{Bus, CircuitState, JournalHealth, lock};
 use crate::error::{StoreError, StoreErrorKind};
+use crate::store::ServerReport;
 use crate::time::Millis;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Whether the backing store can be used.
@@ -42,6 +43,9 @@ pub struct Health {
     /// The staleness bound: no read that is served as fresh misses an invalidation acknowledged
     /// longer ago than this.
     pub bound: Duration,
+    /// What the server was found to be when the link in use, or the last one, was opened; `None` before
+    /// the first.
+    pub server: Option<Arc<ServerReport>>,
     /// Invalidations of this pod that the store has not acknowledged: calls that are made for the first
     /// time, and keys that are repeated, each counted once however often it was invalidated.
     pub pending: usize,
@@ -66,9 +70,21 @@ pub struct Health {
     pub unusable_values: u64,
 }
 
+impl Health {
+    /// The staleness bound while one server takes over from another: Δ + G. `None` if nobody knows, or
+    /// there is none: see [`FailoverWindow`](crate::store::FailoverWindow).
+    #[must_use]
+    pub fn failover_bound(&self) -> Option<Duration> {
+        let window = self.server.as_ref()?.failover_window.bound()?;
+        Some(self.bound + window)
+    }
+}
+
 /// What the driver notes for others.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
+    server: Mutex<Option<Arc<ServerReport>>>,
+    joined: AtomicBool,
     failure: Mutex<Option<StoreError>>,
     server_clock: ServerClock,
     poll_wanted: AtomicBool,
@@ -109,6 +125,23 @@ impl Default for ServerClock {
 impl Observed {
     pub(super) fn failed(&self, error: StoreError) {
         *lock(&self.failure) = Some(error);
+    }
+
+    pub(super) fn inspected(&self, report: ServerReport) {
+        *lock(&self.server) = Some(Arc::new(report));
+    }
+
+    pub(super) fn server(&self) -> Option<Arc<ServerReport>> {
+        lock(&self.server).clone()
+    }
+
+    /// This pod has gone by the namespace's record.
+    pub(super) fn joined(&self) {
+        self.joined.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Acquire)
     }
 
     /// Why there is no link.
@@ -173,6 +206,7 @@ impl Bus {
             lanes: untils.len(),
             confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),
             bound: self.bound(),
+            server: self.observed.server(),
             pending,
             oldest_pending: since.map(|since| now.since(since)),
             merged_pending: self.calls.merged(),

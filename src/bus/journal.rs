@@ -16,7 +16,7 @@ use crate::error::BuildError;
 use crate::key::KeySpace;
 use crate::store::Namespace;
 use bytes::{Buf, Bytes};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -558,11 +558,34 @@ impl Bus {
         tracing::info!(namespace = %self.namespace.name, count = left.len(),
             "repeating invalidations that an earlier process left in the journal");
         let waiter = super::calls::Waiter::nobody(left.len());
-        self.enter(left.clone(), self.clock.now(), &waiter);
+        self.enter(self.where_read(&left), self.clock.now(), &waiter);
         // The table has noted them for itself.
         for item in &left {
             self.strike(item);
         }
+    }
+
+    /// The items at every place where pods may read them now: the process before may have gone by another
+    /// number of lanes.
+    fn where_read(&self, items: &[Item]) -> Vec<Item> {
+        let mut all = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Item::Key { of, hash, key, .. } => {
+                    all.extend(self.space.lanes_to_tell(*hash).map(|lane| Item::Key {
+                        lane,
+                        of: of.clone(),
+                        hash: *hash,
+                        key: key.clone(),
+                    }));
+                }
+                Item::Entity { .. } | Item::Lane { .. } => all.push(item.clone()),
+            }
+        }
+        // A key that was noted for two places is there twice now.
+        let mut seen = HashSet::new();
+        all.retain(|item| seen.insert(item.clone()));
+        all
     }
 
     /// Brings the journal up to date and gives it free for another cache. What is still pending stays in

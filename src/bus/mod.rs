@@ -16,6 +16,7 @@ mod calls;
 mod driver;
 mod health;
 mod invalidation;
+mod join;
 mod journal;
 mod listen;
 mod pending;

@@ -75,7 +75,11 @@ where
             let named = iter::once((target.hash, target.name.clone()));
             let bus = inner.bus();
             let calls = bus.invalidations(&inner.name, inner.keys.entity_hash(), named);
-            let put = inner.put(&target, value, version);
+            // In a migration others read it elsewhere, and there is one value to leave: it is invalidated.
+            let put = match calls.len() {
+                1 => inner.put(&target, value, version),
+                _ => None,
+            };
             bus.announce_put(calls, put).await
         })
     }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub(crate) use space::{EntityKeys, HashedKey, KeySpace, RawKeys};
+pub(crate) use space::{DATA_LANES, EntityKeys, HashedKey, KeySpace, RawKeys};
 pub(crate) use tag::HashedTag;
 pub use tag::Tag;
 

@@ -1,16 +1,23 @@
 //! Hashes, lanes and physical keys of one namespace. Wire-stable.
 
 use bytes::Bytes;
+use std::iter;
 use std::num::NonZeroU16;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 use crate::coherence::Lane;
+use crate::envelope;
+use crate::registration::{Migration, Settings};
 use crate::store::RawPlace;
 
 /// The longest percent-encoded key that is kept as it is; a longer one is replaced by its hash, and
 /// its envelope carries the whole key.
 const MAX_PLAIN: usize = 1024;
+
+/// The lanes that raw data and rooms are spread over, whatever the number of logs: nobody loads them
+/// again where another number would have them looked for.
+pub(crate) const DATA_LANES: NonZeroU16 = NonZeroU16::new(16).expect("16 is not zero");
 
 /// A key's canonical bytes with their hash, which names the namespace and the entity as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,14 +40,36 @@ impl HashedKey<'_> {
 pub(crate) struct KeySpace {
     seed: u64,
     lanes: NonZeroU16,
+    migration: Option<Migration>,
 }
 
 impl KeySpace {
-    pub(crate) fn new(namespace: &str, lanes: NonZeroU16) -> Self {
+    pub(crate) fn new(
+        namespace: &str,
+        lanes: NonZeroU16,
+        migration: impl Into<Option<Migration>>,
+    ) -> Self {
         Self {
             seed: xxh3_64(namespace.as_bytes()),
             lanes,
+            migration: migration.into(),
         }
+    }
+
+    /// What other pods of the namespace must agree on.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            lanes: self.lanes.get(),
+            migration: self.migration,
+            seed: self.seed,
+            envelope: envelope::VERSION,
+        }
+    }
+
+    /// How many lanes there are logs of, in all.
+    pub(crate) fn logs(&self) -> u16 {
+        let other = self.migration.map_or(0, Migration::other);
+        self.lanes.get().max(other)
     }
 
     /// The hash of a tag's name. An entity's name is a tag; its hash seeds those of its keys.
@@ -51,8 +80,15 @@ impl KeySpace {
     /// The lane of a key (or tag) hash: its top half scaled to the number of lanes.
     #[inline]
     pub(crate) fn lane_of(&self, hash: u64) -> Lane {
-        let lane = ((hash >> 32) * u64::from(self.lanes.get())) >> 32;
-        Lane(u16::try_from(lane).expect("a 32-bit fraction of a u16 is a u16"))
+        lane_among(self.lanes.get(), hash)
+    }
+
+    /// The lanes that an invalidation of a hash is logged on: the one it is read at, and in a migration
+    /// the one where other pods read it.
+    pub(crate) fn lanes_to_tell(&self, hash: u64) -> impl Iterator<Item = Lane> + use<> {
+        let here = self.lane_of(hash);
+        let there = self.migration.map(|way| lane_among(way.other(), hash));
+        iter::once(here).chain(there.filter(move |&there| there != here))
     }
 
     /// The keys of raw data under `prefix`.
@@ -61,7 +97,6 @@ impl KeySpace {
         let mut name = String::new();
         percent_encode(prefix.as_bytes(), b":*?[]\\^{}", &mut name);
         RawKeys {
-            lanes: self.clone(),
             seed: self.tag_hash(prefix),
             name,
         }
@@ -71,7 +106,7 @@ impl KeySpace {
     pub(crate) fn room(&self, name: &str) -> (Lane, String) {
         let mut printable = String::new();
         percent_encode(name.as_bytes(), b":", &mut printable);
-        (self.lane_of(self.tag_hash(name)), printable)
+        (lane_among(DATA_LANES.get(), self.tag_hash(name)), printable)
     }
 
     /// The keys of the entity called `name`.
@@ -136,7 +171,6 @@ impl EntityKeys {
 /// The keys under one prefix.
 #[derive(Clone, Debug)]
 pub(crate) struct RawKeys {
-    lanes: KeySpace,
     seed: u64,
     /// The percent-encoded prefix.
     name: String,
@@ -151,11 +185,17 @@ impl RawKeys {
     /// Where `key` lives.
     pub(crate) fn place<'a>(&'a self, key: &'a [u8]) -> RawPlace<'a> {
         RawPlace {
-            lane: self.lanes.lane_of(xxh3_64_with_seed(key, self.seed)),
+            lane: lane_among(DATA_LANES.get(), xxh3_64_with_seed(key, self.seed)),
             prefix: &self.name,
             key,
         }
     }
+}
+
+#[inline]
+fn lane_among(lanes: u16, hash: u64) -> Lane {
+    let lane = ((hash >> 32) * u64::from(lanes)) >> 32;
+    Lane(u16::try_from(lane).expect("a 32-bit fraction of a u16 is a u16"))
 }
 
 fn is_plain(byte: u8) -> bool {
@@ -191,7 +231,7 @@ mod tests {
     use super::*;
 
     fn space(namespace: &str) -> KeySpace {
-        KeySpace::new(namespace, NonZeroU16::new(16).unwrap())
+        KeySpace::new(namespace, NonZeroU16::new(16).unwrap(), None)
     }
 
     /// Lane and name within it.
@@ -253,6 +293,23 @@ mod tests {
         assert_eq!(shop.lane_of(u64::MAX), Lane(15));
         assert_eq!(shop.lane_of(1 << 60), Lane(1));
         assert_eq!(shop.lane_of((1 << 60) - 1), Lane(0));
+    }
+
+    #[test]
+    fn raw_data_and_rooms_stay_where_they_are_whatever_the_number_of_lanes() {
+        let few = KeySpace::new("shop", NonZeroU16::new(3).unwrap(), Migration::To(64));
+        let (cart, usual) = (few.raw("cart"), space("shop").raw("cart"));
+        assert_eq!(cart.place(b"1"), usual.place(b"1"));
+        assert_eq!(few.room("doc:7"), space("shop").room("doc:7"));
+    }
+
+    #[test]
+    fn in_a_migration_an_invalidation_is_told_where_each_side_reads() {
+        let both = KeySpace::new("shop", NonZeroU16::new(4).unwrap(), Migration::To(64));
+        let told = |hash| both.lanes_to_tell(hash).collect::<Vec<_>>();
+        assert_eq!(told(u64::MAX), [Lane(3), Lane(63)]);
+        assert_eq!(told(0), [Lane(0)]);
+        assert_eq!(both.logs(), 64);
     }
 
     #[test]

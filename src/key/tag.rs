@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_tag_of_an_entity_and_its_key_is_the_key_as_the_entity_hashes_it() {
-        let space = KeySpace::new("shop", NonZero::new(16).expect("not zero"));
+        let space = KeySpace::new("shop", NonZero::new(16).expect("not zero"), None);
         let hashed = space.hash_tag(&Tag::of("user", &("org/7".to_owned(), 42_u64)));
         let keys = space.entity("user");
         let key = keys.hash(b"org%2F7/42").hash;

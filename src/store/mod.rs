@@ -12,10 +12,12 @@
 
 pub mod memory;
 mod raw;
+mod report;
 pub(crate) mod together;
 
 pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
+pub use report::{FailoverWindow, Finding, ServerReport};
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub mod rooms;
@@ -47,7 +49,8 @@ pub type StoreResult<T> = Result<T, StoreError>;
 pub struct Namespace {
     /// Its name: `A–Z a–z 0–9 . _ -`, 1 to 64 characters.
     pub name: String,
-    /// How many lanes its keys are spread over.
+    /// How many lanes there are logs of. Raw data and rooms may be on any of the first 16, whatever this
+    /// says.
     pub lanes: u16,
 }
 
@@ -82,6 +85,12 @@ pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
     /// follows soon. Short, as it is part of the time until a store that came back is in use again.
     fn connect_timeout(&self) -> Duration {
         Duration::from_secs(1)
+    }
+
+    /// Whether the place of a lane depends on how many there are, so that their number can be no option:
+    /// a cluster, which spreads them over its nodes. Raw data and rooms would have to move with it.
+    fn fixes_lanes(&self) -> bool {
+        false
     }
 
     /// Whether links of this store give hints. A store that only answers polls is as coherent, within
@@ -131,6 +140,8 @@ pub struct Polled {
     pub incarnation: Incarnation,
     /// The server's clock: milliseconds since the Unix epoch.
     pub server_ms: u64,
+    /// The namespace's record, as [`Link::register`] left it.
+    pub record: Option<Bytes>,
 }
 
 /// The answer to [`Link::read`]. All three were read in one atomic step.
@@ -256,12 +267,32 @@ pub trait Link: Any + Send + Sync + 'static {
     /// The part that presence stands on.
     fn rooms(&self) -> &dyn RoomLink;
 
+    /// What the store says about its own settings; the first call on a link. What it does not say is
+    /// unknown, and no error. The provided method knows nothing.
+    ///
+    /// # Errors
+    /// `Denied` with what is missing if this user may not do what every cache needs.
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(async { Ok(ServerReport::default()) })
+    }
+
+    /// Puts `record` in the place of the namespace's record if that is `expected` (`None`: if there is
+    /// none), in one atomic step; gives what stands there afterwards. Works without free memory. The bytes
+    /// mean nothing to the store, never expire, and end with everything else that it holds. It is where the
+    /// first lane is: a link that does not [serve](Self::serves) that one, or a poll that names it as
+    /// silent, knows nothing of it.
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>>;
+
     /// Makes sure that every lane of `lanes` has a head of this life of the server, opening an epoch
     /// where it has none, cannot be read, or is of another life; gives the heads in order. Afterwards
     /// values of epochs that were not continued can be told by their epoch.
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>>;
 
-    /// Reads the heads of all lanes, and proves with a small write after it that this node still
+    /// Reads the heads of all lanes and the namespace's record, and proves with a small write after it that this node still
     /// takes writes (hole H8).
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>>;
 

@@ -10,7 +10,8 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
-    Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink, Store, StoreResult,
+    Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, Store,
+    StoreResult,
 };
 use tokio::sync::watch;
 
@@ -294,6 +295,19 @@ impl WireLink {
 impl Link for WireLink {
     fn rooms(&self) -> &dyn RoomLink {
         self
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(self.state.pass("inspect", self.link.inspect()))
+    }
+
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        let register = self.link.register(expected, record);
+        Box::pin(self.state.pass("register", register))
     }
 
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {

@@ -131,7 +131,10 @@ async fn store_calls_are_counted_by_operation(bed: Bed) {
     .await;
     let store = cache.stats().store;
     assert_eq!((store["read"].calls, store["read"].failed), (1, 0));
-    assert_eq!(store["lease"].calls, 2, "a list asks for its leases at once");
+    assert_eq!(
+        store["lease"].calls, 2,
+        "a list asks for its leases at once"
+    );
     assert_eq!(store["invalidate"].calls, 1);
     assert!(store["poll"].calls > 0 && store["poll"].time > Duration::ZERO);
 }

@@ -28,7 +28,7 @@ impl Drop for Folder {
 
 fn namespace(lanes: u16) -> (Namespace, KeySpace) {
     let name = "journal".to_owned();
-    let space = KeySpace::new(&name, NonZero::new(lanes).expect("some"));
+    let space = KeySpace::new(&name, NonZero::new(lanes).expect("some"), None);
     (Namespace { name, lanes }, space)
 }
 

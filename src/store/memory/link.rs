@@ -3,8 +3,8 @@
 use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
-    BoxFuture, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    Put, RawLink, RoomLink, StoreResult,
+    BoxFuture, FailoverWindow, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening,
+    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -109,6 +109,26 @@ impl MemoryLink {
 impl Link for MemoryLink {
     fn rooms(&self) -> &dyn RoomLink {
         self
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        self.step("inspect", Access::Read, |_, _, _| {
+            ServerReport {
+                // It is gone with this process.
+                failover_window: FailoverWindow::None,
+                ..ServerReport::default()
+            }
+        })
+    }
+
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        self.step("register", Access::Write, move |inside, _, _| {
+            inside.state.register(expected, record)
+        })
     }
 
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {

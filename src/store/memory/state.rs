@@ -40,6 +40,7 @@ pub struct MemoryState {
     continuity: Continuity,
     retention: usize,
     lane_capacity: usize,
+    record: Option<Bytes>,
     lanes: BTreeMap<Lane, LaneState>,
     rooms: Rooms,
 }
@@ -53,6 +54,7 @@ impl MemoryState {
             continuity: Continuity::default(),
             retention: DEFAULT_RETENTION,
             lane_capacity: usize::MAX,
+            record: None,
             lanes: BTreeMap::new(),
             rooms: Rooms::default(),
         }
@@ -101,6 +103,14 @@ impl MemoryState {
         self.len() == 0
     }
 
+    /// Puts `record` in the place of the namespace's record if that is `expected`.
+    pub fn register(&mut self, expected: Option<&[u8]>, record: &[u8]) -> Option<Bytes> {
+        if self.record.as_deref() == expected {
+            self.record = Some(Bytes::copy_from_slice(record));
+        }
+        self.record.clone()
+    }
+
     /// Opens or continues the epochs of `lanes`.
     pub fn touch(
         &mut self,
@@ -129,6 +139,7 @@ impl MemoryState {
             silent: Vec::new(),
             incarnation: self.incarnation,
             server_ms: now_ms,
+            record: self.record.clone(),
         }
     }
 
@@ -355,8 +366,14 @@ impl MemoryState {
 
     /// Somebody removes everything while the server lives on.
     pub fn flush_all(&mut self) {
+        self.record = None;
         self.lanes.clear();
         self.rooms.clear();
+    }
+
+    /// The server evicts the namespace's record.
+    pub fn drop_record(&mut self) {
+        self.record = None;
     }
 
     /// The log of a lane is lost; its head stays.

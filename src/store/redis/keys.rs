@@ -5,6 +5,7 @@
 use super::slots::{SLOTS, slot_of};
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
+use crate::key::DATA_LANES;
 use crate::store::{Namespace, RawFound, RawPlace, StoreResult};
 use ::redis::{RedisWrite, ToRedisArgs};
 use std::io::Write;
@@ -14,10 +15,14 @@ pub(super) struct Keys {
     /// The channel of its hints; those of a cluster are one for each lane.
     pub(super) channel: String,
     beacon: String,
+    /// The key of the namespace's record; on a cluster in the slot of the first lane.
+    pub(super) record: String,
     sharded: bool,
     /// `{name:`, which all keys begin with.
     tag: String,
+    /// Those with a log first; raw data and rooms may be on others.
     lanes: Vec<LaneKeys>,
+    logs: usize,
 }
 
 /// The names of a lane.
@@ -48,16 +53,18 @@ impl Keys {
     pub(super) fn new(namespace: &Namespace) -> Self {
         let name = &namespace.name;
         let channel = format!("{{{name}}}c");
-        let lanes = namespace.lanes().map(|lane| {
-            let digits = format!("{:02x}", lane.0);
+        let lanes = (0..namespace.lanes.max(DATA_LANES.get())).map(|lane| {
+            let (lane, digits) = (Lane(lane), format!("{lane:02x}"));
             LaneKeys::new(name, lane, digits, channel.clone())
         });
         Self {
             lanes: lanes.collect(),
             channel,
             beacon: format!("{{{name}:00}}b"),
+            record: format!("{{{name}}}cfg"),
             sharded: false,
             tag: format!("{{{name}:"),
+            logs: usize::from(namespace.lanes),
         }
     }
 
@@ -69,8 +76,10 @@ impl Keys {
             let channel = format!("{{{name}:{spread}}}c");
             LaneKeys::new(name, lane, spread, channel)
         });
+        let first = spread(name, Lane(0), namespace.lanes);
         Self {
             lanes: lanes.collect(),
+            record: format!("{{{name}:{first}}}cfg"),
             sharded: true,
             ..Self::new(namespace)
         }
@@ -115,19 +124,35 @@ impl Keys {
         (keys.name.as_bytes() == name).then_some(Lane(lane))
     }
 
+    /// The lanes that have a log.
     pub(super) fn lanes(&self) -> &[LaneKeys] {
-        &self.lanes
+        &self.lanes[..self.logs]
     }
 
+    /// A lane with a log.
     pub(super) fn lane(&self, lane: Lane) -> StoreResult<&LaneKeys> {
-        self.lanes.get(usize::from(lane.0)).ok_or_else(|| {
+        Self::among(self.lanes(), lane)
+    }
+
+    /// How many lanes raw data and rooms may be on, and those with a log.
+    pub(super) fn all_lanes(&self) -> u16 {
+        u16::try_from(self.lanes.len()).expect("made from a range of them")
+    }
+
+    /// A lane that raw data and rooms may be on: on a cluster one that has a log.
+    pub(super) fn data_lane(&self, lane: Lane) -> StoreResult<&LaneKeys> {
+        Self::among(&self.lanes, lane)
+    }
+
+    fn among(lanes: &[LaneKeys], lane: Lane) -> StoreResult<&LaneKeys> {
+        lanes.get(usize::from(lane.0)).ok_or_else(|| {
             StoreError::new(StoreErrorKind::Config, "address")
                 .with_detail("the lane is not one of the namespace")
         })
     }
 
     pub(super) fn raw<'a>(&'a self, place: RawPlace<'a>) -> StoreResult<RawKey<'a>> {
-        let lane = &self.lane(place.lane)?.raw;
+        let lane = &self.data_lane(place.lane)?.raw;
         Ok(RawKey { lane, place })
     }
 
@@ -270,6 +295,7 @@ mod tests {
             (&*keys.channel, keys.common_beacon()),
             ("{shop}c", "{shop:00}b")
         );
+        assert_eq!(keys.record, "{shop}cfg");
         assert_eq!((&*lane.head, &*lane.log), ("{shop:0a}h", "{shop:0a}s"));
         assert_eq!(
             lane.value(b"user:42").to_redis_args(),

@@ -6,7 +6,7 @@ use super::groups::{Group, groups, run};
 use super::keys::{Key, Keys, LaneKeys};
 use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, RELEASE, Step, TOUCH};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TOUCH};
 use super::server::{self, Life};
 use super::watch::Watch;
 use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
@@ -14,7 +14,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled, Put,
-    RawLink, Replaces, RoomLink, StoreResult,
+    RawLink, Replaces, RoomLink, ServerReport, StoreResult,
 };
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
@@ -208,17 +208,25 @@ impl RedisLink {
 struct NodePolled {
     /// Without those lanes of which it said that they are on the move.
     heads: Vec<(Lane, Option<Head>)>,
+    record: Option<Bytes>,
     server_ms: u64,
 }
 
 /// Takes the answers to [`poll_commands`] apart.
 fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
     let malformed = || Reply::malformed("poll");
-    let info = answers.split_off(answers.len().saturating_sub(2));
-    let [replication, time] = Reply::pipeline("poll", info)?;
-    let life = server::life("poll", &replication.text()?)?;
+    let mut last = || Reply::new("poll", answers.pop().ok_or_else(malformed)?);
+    let time = last()?;
+    let life = match node.life() {
+        known if known.is_known() => server::life("poll", &last()?.text()?)?,
+        unknown => unknown,
+    };
+    let record = match node.has_record() {
+        true => Some(last().and_then(Reply::stored)),
+        false => None,
+    };
     let lanes = node.lanes.iter().copied();
-    let heads = match node.is_alone() {
+    let mut heads: Vec<_> = match node.is_alone() {
         true => {
             let [heads, _written] = Reply::pipeline("poll", answers)?;
             let heads = heads.array()?.into_iter().map(reply::head);
@@ -243,8 +251,18 @@ fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
         }
     };
     node.set_life(life);
+    let record = match record.transpose() {
+        Ok(record) => record.flatten(),
+        Err(error) if node.is_alone() => return Err(error),
+        // As with the lane that it stands beside: it is on the move.
+        Err(_) => {
+            heads.retain(|(lane, _)| *lane != Node::OF_RECORD);
+            None
+        }
+    };
     Ok(NodePolled {
         heads,
+        record,
         server_ms: time.time()?,
     })
 }
@@ -252,6 +270,24 @@ fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
 impl Link for RedisLink {
     fn rooms(&self) -> &dyn RoomLink {
         self
+    }
+
+    fn inspect(&self) -> BoxFuture<'_, StoreResult<ServerReport>> {
+        Box::pin(super::inspect::inspect(self))
+    }
+
+    fn register<'a>(
+        &'a self,
+        expected: Option<&'a [u8]>,
+        record: &'a [u8],
+    ) -> BoxFuture<'a, StoreResult<Option<Bytes>>> {
+        Box::pin(async move {
+            let mut call = REGISTER.call(1);
+            call.arg(&self.keys.record);
+            // An empty record is never written, and so stands for none.
+            call.arg(expected.unwrap_or_default()).arg(record);
+            self.run(&REGISTER, &call).await?.stored()
+        })
     }
 
     fn serves(&self, lane: Lane) -> bool {
@@ -291,11 +327,12 @@ impl Link for RedisLink {
             watch.map_or(Ok(()), |watch| watch.check("poll"))?;
             let count = self.keys.lanes().len();
             let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
-            let mut server_ms = None;
+            let (mut server_ms, mut record) = (None, None);
             for answer in answers {
                 let Some(answer) = answer? else { continue };
                 // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
                 server_ms = server_ms.max(Some(answer.server_ms));
+                record = record.or(answer.record);
                 for (lane, head) in answer.heads {
                     let at = usize::from(lane.0);
                     (heads[at], heard[at]) = (head, true);
@@ -311,6 +348,7 @@ impl Link for RedisLink {
                     .collect(),
                 incarnation: self.nodes.incarnation(),
                 server_ms: server_ms.ok_or_else(nobody)?,
+                record,
             })
         })
     }
@@ -484,7 +522,7 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, then the proof that the server still takes writes; and its life and clock.
+/// Heads, then the proof that the server still takes writes; the record; and its life and clock.
 ///
 /// The write removes a key that is not there. Like every write it is refused by a replica, by a
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
@@ -505,7 +543,12 @@ fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
             commands.cmd("UNLINK").arg(&lane.beacon);
         }
     }
-    commands.cmd("INFO").arg("replication");
+    if node.has_record() {
+        commands.cmd("GET").arg(&keys.record);
+    }
+    if node.life().is_known() {
+        commands.cmd("INFO").arg("replication");
+    }
     commands.cmd("TIME");
     commands
 }
@@ -517,7 +560,7 @@ fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
 }
 
 /// A 64-bit value as scripts and stored bytes hold it.
-pub(super) fn word(value: u64) -> [u8; 8] {
+pub(super) const fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
 }
 

@@ -13,6 +13,7 @@
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
 //! | `{ns:xx}r:prefix:key` | string, hash | raw data |
+//! | `{ns}cfg` | string | the namespace's [record](crate::store::Link::register) |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
 //! | `{ns:xx}p:room:s` | string | where a room's events are: epoch, seq, incarnation, 24 bytes |
 //! | `{ns:xx}p:room:l` | sorted set | the room's holds by the end of their leases |
@@ -29,6 +30,7 @@ mod commands;
 mod error;
 mod groups;
 mod hints;
+mod inspect;
 mod keys;
 mod link;
 mod nodes;
@@ -185,6 +187,10 @@ impl Store for Redis {
 
     fn connect_timeout(&self) -> Duration {
         self.options.connect_timeout
+    }
+
+    fn fixes_lanes(&self) -> bool {
+        matches!(self.address, Address::Cluster(_))
     }
 
     fn describe(&self) -> String {

@@ -94,6 +94,14 @@ impl Node {
         }
     }
 
+    /// The lane beside which the namespace's record stands on a cluster.
+    pub(super) const OF_RECORD: Lane = Lane(0);
+
+    /// Whether it has the namespace's record.
+    pub(super) fn has_record(&self) -> bool {
+        self.alone || self.lanes.contains(&Self::OF_RECORD)
+    }
+
     pub(super) fn is_alone(&self) -> bool {
         self.alone
     }
@@ -145,7 +153,9 @@ impl Node {
 
 impl Nodes {
     pub(super) fn new(nodes: Vec<Node>, keys: Arc<Keys>, elsewhere: Elsewhere) -> Self {
-        let mut owners = vec![None; keys.lanes().len()];
+        // A server by itself has the lanes of raw data and rooms, too.
+        let all = matches!(&nodes[..], [node] if node.alone).then_some(0);
+        let mut owners = vec![all; usize::from(keys.all_lanes())];
         for (at, node) in nodes.iter().enumerate() {
             for lane in &node.lanes {
                 if let Some(owner) = owners.get_mut(usize::from(lane.0)) {
@@ -191,7 +201,7 @@ impl Nodes {
     /// # Errors
     /// `Busy` if it could not be reached when the link was opened.
     pub(super) fn of_lane(&self, operation: &'static str, lane: Lane) -> StoreResult<&Node> {
-        self.keys.lane(lane)?; // one of the namespace
+        self.keys.data_lane(lane)?; // one of the namespace
         let at = self.at_lane(lane).ok_or_else(|| silent(operation))?;
         Ok(&self.nodes[at])
     }

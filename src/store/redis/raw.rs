@@ -69,7 +69,7 @@ impl RedisLink {
         self.unlink(removing, &mut commands)?;
         let removed = total(self.ask(SCAN, &commands).await?)?;
         // A walk that left out what cannot be reached would look like a whole one.
-        for lane in (0..).take(self.keys.lanes().len()) {
+        for lane in 0..self.keys.all_lanes() {
             self.nodes.of_lane(SCAN, Lane(lane))?;
         }
         let nodes = self.nodes.all();

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 impl RedisLink {
     fn room_keys(&self, room: Room<'_>) -> StoreResult<RoomKeys> {
-        Ok(self.keys.lane(room.lane)?.room(room.name))
+        Ok(self.keys.data_lane(room.lane)?.room(room.name))
     }
 
     /// A call of `step` for one room.

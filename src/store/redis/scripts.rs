@@ -20,6 +20,8 @@ macro_rules! steps {
 }
 
 steps! {
+    PERMISSIONS = "inspect", "#!lua flags=allow-oom" + "permissions.lua";
+    REGISTER = "register", "#!lua flags=allow-oom" + "register.lua";
     TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
     FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
     INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "invalidate.lua";

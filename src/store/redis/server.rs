@@ -10,6 +10,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const OLDEST_MAJOR: u32 = 7;
 
+/// Stands for the life of a server that does not let this user ask: never the hash of a replication id
+/// that is one. Whoever goes by it learns of a restart from the log alone.
+pub(super) const UNKNOWN_LIFE: Incarnation = Incarnation(0);
+
 /// One life of the server: a time in which nothing that it acknowledged was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Life {
@@ -19,6 +23,13 @@ pub(super) struct Life {
     pub(super) continues: Option<Incarnation>,
     /// Whether it refuses writes without enough replicas (`min-replicas-to-write`).
     pub(super) needs_replicas: bool,
+}
+
+impl Life {
+    /// Whether the server lets this user ask.
+    pub(super) fn is_known(&self) -> bool {
+        self.incarnation != UNKNOWN_LIFE
+    }
 }
 
 /// What a server is expected to be.
@@ -42,9 +53,19 @@ pub(super) async fn identify(
     let answers = answers
         .await
         .map_err(|failed| error::of_client("connect", &failed))?;
-    let [server, replication] = Reply::pipeline("connect", answers)?;
-    check_server(&server.text()?, mode)?;
-    life("connect", &replication.text()?)
+    match Reply::pipeline("connect", answers) {
+        Ok([server, replication]) => {
+            check_server(&server.text()?, mode)?;
+            life("connect", &replication.text()?)
+        }
+        // A replica shows when it is written to, an old server in what it does not know.
+        Err(refused) if refused.kind() == StoreErrorKind::Denied => Ok(Life {
+            incarnation: UNKNOWN_LIFE,
+            continues: None,
+            needs_replicas: false,
+        }),
+        Err(refused) => Err(refused),
+    }
 }
 
 /// The life of the server, from `INFO replication`.
@@ -127,7 +148,7 @@ fn unsupported(
     StoreError::new(StoreErrorKind::Unsupported, operation).with_detail(detail)
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = info.lines();
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }

@@ -35,6 +35,7 @@ mod log;
 mod many;
 mod puts;
 mod raw;
+mod record;
 mod rooms;
 
 pub use fills::*;
@@ -44,6 +45,7 @@ pub use log::*;
 pub use many::*;
 pub use puts::*;
 pub use raw::*;
+pub use record::*;
 pub use rooms::*;
 
 use crate::store::Store;
@@ -56,6 +58,11 @@ macro_rules! __store_claims {
     ([$($with:tt)+] $args:tt) => {
         $($with)+! {
             $args
+            // The record.
+            the_first_record_stands_and_every_poll_gives_it
+            a_record_replaces_the_one_it_expects_and_no_other
+            of_many_who_register_at_once_one_wins
+            two_namespaces_share_no_record
             // The log.
             touch_opens_an_epoch_where_there_is_none
             touch_keeps_what_stands

@@ -1,7 +1,8 @@
 -- ARGV[6] the life that this life of the server took over from when it was promoted, or nothing.
--- A head of any other life is fenced: nothing shows that the tail of its log was not lost.
+-- A head of any other life is fenced: nothing shows that the tail of its log was not lost. Who may not ask
+-- for the life leaves that to the chain of nonces.
 local head = open()
-if head.incarnation ~= ARGV[3] then
+if ARGV[3] ~= NONE and head.incarnation ~= ARGV[3] then
   if head.incarnation == ARGV[6] then fork(head) else fence(head) end
 end
 return encode(head)
