@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::codec::CodecError;
 use crate::coherence::{Epoch, Position};
-use crate::key::HashedKey;
+use crate::key::{HashedKey, TagHash};
 
 const MAGIC: u8 = 0xD7;
 const VERSION: u8 = 1;
@@ -53,6 +53,7 @@ pub(crate) const LEASE_LEN: usize = 28;
 /// Length of a header without tags and key.
 const HEADER_LEN: usize = 64;
 const CHECKSUM_LEN: usize = 8;
+const TAG_LEN: usize = 32;
 
 /// Who is loading a key, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +86,16 @@ pub(crate) struct Header {
     pub(crate) load_us: u32,
     /// The user's number for the shape of the value.
     pub(crate) schema: u32,
-    /// Hash and version of each tag as the load began.
-    pub(crate) tags: Vec<(u64, u64)>,
+    /// What it is invalidated with.
+    pub(crate) tags: Vec<TagVersion>,
+}
+
+/// A tag, and up to where the log of its lane says nothing against the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TagVersion {
+    pub(crate) tag: TagHash,
+    /// No later than this the tag was not invalidated since the load began.
+    pub(crate) at: Position,
 }
 
 /// What becomes of an entity's payloads on their way into the store. On the way out whatever is
@@ -218,7 +227,7 @@ pub(crate) fn encode(
         false => (flags, 0),
     };
     let extra = packing.seal.as_ref().map_or(0, |_| seal::EXTRA_LEN);
-    let room = HEADER_LEN + 16 * header.tags.len() + key_room + payload.len() + extra;
+    let room = HEADER_LEN + TAG_LEN * header.tags.len() + key_room + payload.len() + extra;
 
     let mut out = Vec::with_capacity(room + CHECKSUM_LEN);
     out.extend(common(state, CODEC_MESSAGE_PACK, &header.lease));
@@ -229,9 +238,9 @@ pub(crate) fn encode(
     out.extend(header.schema.to_be_bytes());
     out.extend(flags.to_be_bytes());
     out.extend(tags.to_be_bytes());
-    for (hash, version) in &header.tags {
-        out.extend(hash.to_be_bytes());
-        out.extend(version.to_be_bytes());
+    for TagVersion { tag, at } in &header.tags {
+        let words = [tag.name, tag.key, at.epoch.0, at.seq];
+        out.extend(words.iter().flat_map(|word| word.to_be_bytes()));
     }
     let content = |out: &mut Vec<u8>| {
         if flags & FLAG_KEY != 0 {
@@ -331,12 +340,17 @@ fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusab
         return Err(Unusable::Flags(flags));
     }
     let tags = usize::from(u16::from_be_bytes(take(rest)?));
-    let mut tag_bytes = take_slice(rest, 16 * tags)?;
+    let mut tag_bytes = take_slice(rest, TAG_LEN * tags)?;
     header.tags.reserve_exact(tags);
     while !tag_bytes.is_empty() {
-        let hash = u64::from_be_bytes(take(&mut tag_bytes)?);
-        let version = u64::from_be_bytes(take(&mut tag_bytes)?);
-        header.tags.push((hash, version));
+        let mut word = || take(&mut tag_bytes).map(u64::from_be_bytes);
+        let tag = TagHash {
+            name: word()?,
+            key: word()?,
+        };
+        let (epoch, seq) = (Epoch(word()?), word()?);
+        let at = Position { epoch, seq };
+        header.tags.push(TagVersion { tag, at });
     }
     Ok((header, flags))
 }

@@ -456,6 +456,7 @@ impl Bus {
         if call.kind == Kind::Clear {
             let entity = call.entity_hash();
             lock(&self.calls.clearing).push((lane, entity));
+            self.stripe(lane, entity).noticed = self.next_moment();
             self.each_member(|member| {
                 if member.entity() == entity {
                     member.flush(lane);
@@ -465,6 +466,7 @@ impl Bus {
         for &hash in call.key_hashes() {
             let mut stripe = self.stripe(lane, hash);
             stripe.poisoned.push(hash);
+            stripe.noticed = self.next_moment();
             self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
         }
     }

@@ -55,6 +55,16 @@ impl Liveness {
         Millis(self.until.load(Ordering::Acquire))
     }
 
+    /// When the confirmation began that is standing for all lanes.
+    pub(crate) fn confirmed_at(&self) -> Millis {
+        self.confirmed_by(self.until())
+    }
+
+    /// When the confirmation began that lasts until `until`.
+    pub(crate) fn confirmed_by(&self, until: Millis) -> Millis {
+        Millis(until.0.saturating_sub(crate::time::millis(self.lease)))
+    }
+
     /// Whether a reader who loaded `until` before anything else may use what began at `since`. Either
     /// kind of evidence ends before L is over, as in [`Rules::may_serve`](crate::coherence::Rules::may_serve).
     #[inline]
@@ -110,10 +120,14 @@ impl Bus {
 
     /// Tells of an entry of the log, the first time it is met. Our own were told before they were
     /// logged.
-    pub(super) fn tell_of(&self, nonce: Nonce, change: &Change) {
+    pub(super) fn tell_of(&self, lane: Lane, nonce: Nonce, change: &Change) {
         let drawn = self.nonces.load(Ordering::Acquire);
         if nonce.0.wrapping_sub(self.nonce_base) < drawn {
             return;
+        }
+        if change.keys.is_empty() {
+            // Keys were noticed as they were evicted; a name is in nobody's way but a tag's.
+            self.stripe(lane, change.entity).noticed = self.next_moment();
         }
         self.with_listener(|listener| {
             if lock(&self.listening.told).note(nonce) {

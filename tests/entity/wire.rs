@@ -10,7 +10,7 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult,
+    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult, TagFloor, TagPlace,
 };
 use tokio::sync::watch;
 
@@ -322,6 +322,15 @@ impl Link for WireLink {
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
         self.at("release", place, self.link.release(place, token))
+    }
+
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>> {
+        let call = self.link.tag_floors(tags, keep);
+        Box::pin(self.state.pass("tags", call))
     }
 
     fn invalidate<'a>(

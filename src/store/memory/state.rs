@@ -6,12 +6,14 @@
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
-    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces,
+    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces, TagFloor,
+    TagPlace,
 };
 
 /// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
@@ -208,6 +210,24 @@ impl MemoryState {
         }
     }
 
+    /// Reads the floors of tags, and sets those that are missing.
+    pub fn tag_floors(
+        &mut self,
+        tags: &[TagPlace],
+        keep: Option<Duration>,
+        now_ms: u64,
+    ) -> Vec<Option<TagFloor>> {
+        let mut hints = Vec::new();
+        let floor = |tag: &TagPlace| {
+            let mut step = self.step_if_used(tag.lane, now_ms, &mut hints)?;
+            let head = step.lane.head?;
+            let floors = [tag.name, tag.key].map(|it| step.tag_floor(it, head.at.seq, keep));
+            let floor = floors[0].max(floors[1]);
+            Some(TagFloor { head, floor })
+        };
+        tags.iter().map(floor).collect()
+    }
+
     /// Removes values and leases, then logs and publishes.
     #[expect(
         clippy::too_many_arguments,
@@ -228,7 +248,11 @@ impl MemoryState {
             step.lane.values.remove(key);
         }
         let head = step.open(opening);
-        step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
+        let logged = step.append(head, Kind::Invalidate, nonce, hashes.to_vec());
+        for &hash in hashes.iter().skip(1) {
+            step.raise(hash, logged.at.seq);
+        }
+        logged
     }
 
     /// Raises the floor of an entity, logs and publishes.
@@ -253,6 +277,7 @@ impl MemoryState {
         if let Some(floor) = step.lane.floors.get_mut(entity) {
             *floor = logged.at.seq;
         }
+        step.raise(hash, logged.at.seq);
         logged
     }
 
@@ -356,6 +381,13 @@ impl MemoryState {
     pub fn drop_floor(&mut self, lane: Lane, entity: &str) {
         self.change(lane, |lane| {
             lane.floors.remove(entity);
+        });
+    }
+
+    /// The server evicts the floor of a tag.
+    pub fn drop_tag_floor(&mut self, tag: TagPlace) {
+        self.change(tag.lane, |lane| {
+            lane.tag_floors.remove(&tag.key.to_be_bytes());
         });
     }
 

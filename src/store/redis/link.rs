@@ -2,15 +2,15 @@
 
 use super::batch::Reads;
 use super::error;
-use super::groups::{Group, groups, run};
-use super::keys::{Key, Keys, LaneKeys};
+use super::groups::{Group, by_lane, groups, run};
+use super::keys::{Key, Keys, LaneKeys, tag_name};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TOUCH};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TAGS, TOUCH};
 use super::server;
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    RawLink, Replaces, RoomLink, StoreResult,
+    RawLink, Replaces, RoomLink, StoreResult, TagFloor, TagPlace,
 };
 use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
@@ -120,6 +120,30 @@ impl RedisLink {
                 None => call.arg(""),
             };
         }
+        Ok(call)
+    }
+
+    /// A call that asks for the floors of tags of one lane.
+    fn tags_call(
+        &self,
+        lane: Lane,
+        tags: impl Iterator<Item = TagPlace>,
+        keep: Option<Duration>,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
+        let names: Vec<_> = tags
+            .flat_map(|tag| [tag_name(tag.name), tag_name(tag.key)])
+            .collect();
+        let mut call = TAGS.call(1 + names.len());
+        call.arg(&keys.head);
+        for name in &names {
+            call.arg(keys.tag(name));
+        }
+        self.common_args(&mut call, keys);
+        match keep {
+            Some(keep) => call.arg(millis(keep)),
+            None => call.arg(""),
+        };
         Ok(call)
     }
 
@@ -275,6 +299,22 @@ impl Link for RedisLink {
         Box::pin(run(self, &FILL, groups, call, Reply::flags))
     }
 
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>> {
+        Box::pin(async move {
+            let groups = by_lane(tags.iter().map(|tag| tag.lane));
+            let call = |group: &Group| {
+                let members = group.members.iter().map(|&at| tags[at]);
+                self.tags_call(group.lane, members, keep)
+            };
+            let floors = run(self, &TAGS, groups, call, Reply::tag_floors).await;
+            floors.into_iter().collect()
+        })
+    }
+
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             let keys = self.keys.lane(place.lane)?;
@@ -294,7 +334,11 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let names = self.keys.lane(lane)?;
-            let own: Vec<_> = keys.iter().map(|key| names.value(key)).collect();
+            let tags: Vec<_> = hashes.iter().skip(1).map(|&hash| tag_name(hash)).collect();
+            let values = keys.iter().map(|key| names.value(key));
+            let own: Vec<_> = values
+                .chain(tags.iter().map(|tag| names.tag(tag)))
+                .collect();
             let mut call = self.opening_call(&INVALIDATE, names, &own, opening);
             call.arg(&word(nonce.0));
             call.arg(
@@ -317,7 +361,9 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let keys = self.keys.lane(lane)?;
-            let mut call = self.opening_call(&CLEAR, keys, &[keys.floor(entity)], opening);
+            let tag = tag_name(hash);
+            let own = [keys.floor(entity), keys.tag(&tag)];
+            let mut call = self.opening_call(&CLEAR, keys, &own, opening);
             call.arg(&word(nonce.0)).arg(&word(hash));
             self.run(&CLEAR, &call).await?.logged()
         })

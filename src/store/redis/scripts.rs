@@ -1,7 +1,7 @@
 //! The atomic steps: one Lua file each, behind the shared parts that it needs.
 //!
 //! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
-//! carry `allow-oom`. [`LEASE`] and [`FILL`] do not: what only makes the cache warmer must not push a
+//! carry `allow-oom`. [`LEASE`], [`FILL`] and [`TAGS`] do not: what only makes the cache warmer must not push a
 //! full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
 //! one can do so always, by [`ROOM_LEAVE`].
 
@@ -23,10 +23,11 @@ macro_rules! steps {
 steps! {
     TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
     FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
-    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "invalidate.lua";
-    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "clear.lua";
+    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "invalidate.lua";
+    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "clear.lua";
     LEASE = "lease", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "lease.lua";
     FILL = "fill", "#!lua" + "numbers.lua" + "wire.lua" + "fill.lua";
+    TAGS = "read tags", "#!lua" + "numbers.lua" + "wire.lua" + "tags.lua";
     RELEASE = "release", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "release.lua";
     ROOM_CHANGE = "join", "#!lua" + "numbers.lua" + "room.lua" + "room_change.lua";
     ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_change.lua";
