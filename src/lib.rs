@@ -102,7 +102,7 @@
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
-//! | [`Health`], [`Stamp`], [`Pending`] | what operators and writers are told |
+//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`] | what operators and writers are told |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
 //! | `testing` | a Redis to kill, a network to break, the suite for stores |
@@ -151,7 +151,7 @@ mod time;
 mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
-pub use bus::{Health, InvalidateError, ParseStampError, Pending, Stamp, StoreState};
+pub use bus::{Health, InvalidateError, Invalidation, ParseStampError, Pending, Stamp, StoreState};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{

@@ -1,18 +1,15 @@
 //! This pod's own invalidations: carried out here first, then in the store, repeated until the store
 //! has acknowledged them on the timeline that this pod follows.
 
-use super::{Bus, lock};
+use super::{Bus, InvalidateError, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
-use crate::coherence::{Ack, Action, Call, Epoch, Kind, Lane, LogEntry, Nonce, Position, Rank};
+use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
 use crate::store::{Link, Logged, StoreResult};
 use crate::time::Millis;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,142 +24,6 @@ const PARALLEL_RETRIES: usize = 128;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-/// Where an invalidation stands in the logs of its lanes, once the store has acknowledged it.
-///
-/// Hand it to another pod to tell it what it must have seen:
-/// [`Entity::get_at_least`](crate::Entity::get_at_least). As text it fits in a header or a message.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use tidings::{Cache, Stamp};
-///
-/// let cache = Cache::builder("shop").build().await?;
-/// let stamp = cache.invalidate(["user:42"]).await?;
-/// assert_eq!(stamp.to_string().parse::<Stamp>()?, stamp);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Stamp {
-    positions: Vec<(Lane, Position)>,
-}
-
-/// `lane.epoch.seq` for each lane, in hexadecimal, joined by `-`.
-impl fmt::Display for Stamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, (lane, at)) in self.positions.iter().enumerate() {
-            let joint = if n == 0 { "" } else { "-" };
-            write!(f, "{joint}{:x}.{:x}.{:x}", lane.0, at.epoch.0, at.seq)?;
-        }
-        Ok(())
-    }
-}
-
-/// The text is not that of a [`Stamp`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a stamp: expected lane.epoch.seq in hexadecimal, joined by `-`")]
-#[non_exhaustive]
-pub struct ParseStampError;
-
-impl FromStr for Stamp {
-    type Err = ParseStampError;
-
-    fn from_str(text: &str) -> Result<Self, ParseStampError> {
-        let position = |part: &str| {
-            let mut words = part.split('.');
-            let mut word = || u64::from_str_radix(words.next()?, 16).ok();
-            let lane = Lane(u16::try_from(word()?).ok()?);
-            let (epoch, seq) = (Epoch(word()?), word()?);
-            words
-                .next()
-                .is_none()
-                .then_some((lane, Position { epoch, seq }))
-        };
-        let parts = text.split('-').filter(|_| !text.is_empty());
-        let positions: Option<_> = parts.map(position).collect();
-        let positions = positions.ok_or(ParseStampError)?;
-        Ok(Self { positions })
-    }
-}
-
-impl Stamp {
-    /// One position for each lane that the call was logged on.
-    pub fn positions(&self) -> impl Iterator<Item = (Lane, Position)> + '_ {
-        self.positions.iter().copied()
-    }
-
-    /// The last position on `lane`, if it was logged there.
-    pub(crate) fn on(&self, lane: Lane) -> Option<Position> {
-        let there = self.positions().filter(|(on, _)| *on == lane);
-        there.map(|(_, at)| at).max_by_key(|at| at.seq)
-    }
-}
-
-/// An invalidation was not acknowledged.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum InvalidateError {
-    /// The store has not acknowledged it yet. This pod no longer serves the old value; others may,
-    /// until it is acknowledged. It is repeated until then.
-    Pending(Pending),
-    /// The cache was closed before the store could be told.
-    Closed,
-}
-
-impl fmt::Display for InvalidateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pending(_) => "invalidation not acknowledged yet; it is being repeated",
-            Self::Closed => "cache closed before the invalidation was acknowledged",
-        })
-    }
-}
-
-impl Error for InvalidateError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Pending(pending) => Some(&pending.reason),
-            Self::Closed => None,
-        }
-    }
-}
-
-/// An invalidation that is being repeated until the store acknowledges it.
-///
-/// Dropping this forgets nothing: it is only a handle to wait on.
-#[derive(Clone, Debug)]
-pub struct Pending {
-    handles: Vec<CallHandle>,
-    reason: StoreError,
-}
-
-impl Pending {
-    /// Why the store had not acknowledged it when the call returned.
-    #[must_use]
-    pub fn reason(&self) -> &StoreError {
-        &self.reason
-    }
-
-    /// Waits until the store has acknowledged it.
-    ///
-    /// # Errors
-    /// [`InvalidateError::Closed`] if the cache is closed before.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: the invalidation goes on.
-    pub async fn settled(&self) -> Result<Stamp, InvalidateError> {
-        let mut stamp = Stamp::default();
-        for handle in &self.handles {
-            let position = handle
-                .clone()
-                .settled()
-                .await
-                .ok_or(InvalidateError::Closed)?;
-            stamp.positions.push((handle.lane, position));
-        }
-        Ok(stamp)
-    }
-}
-
 #[derive(Clone, Debug)]
 enum CallState {
     Running,
@@ -173,7 +34,7 @@ enum CallState {
 /// A call under way.
 #[derive(Clone, Debug)]
 pub(crate) struct CallHandle {
-    lane: Lane,
+    pub(super) lane: Lane,
     state: watch::Receiver<CallState>,
 }
 
@@ -192,7 +53,7 @@ impl CallHandle {
         }
     }
 
-    async fn settled(mut self) -> Option<Position> {
+    pub(super) async fn settled(mut self) -> Option<Position> {
         let acknowledged = |state: &CallState| matches!(state, CallState::Acknowledged(_));
         match *self.state.wait_for(acknowledged).await.ok()? {
             CallState::Acknowledged(position) => Some(position),

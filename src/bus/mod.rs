@@ -14,11 +14,14 @@
 mod calls;
 mod driver;
 mod health;
+mod invalidation;
 mod listen;
+mod stamp;
 
-pub use calls::{InvalidateError, ParseStampError, Pending, Stamp};
 pub use health::{Health, StoreState};
+pub use invalidation::{InvalidateError, Invalidation, Pending};
 pub(crate) use listen::{Listener, Liveness};
+pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
 use crate::error::{StoreError, StoreErrorKind};

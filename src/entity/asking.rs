@@ -4,7 +4,8 @@
 use super::Inner;
 use super::lease::LeaseHeld;
 use super::load::LoadRun;
-use super::read::{Look, Next, Want};
+use super::look::Look;
+use super::seek::{Next, Want};
 use super::target::{Began, Target};
 use crate::bus::Bus;
 use crate::coherence::rules::rank_of_head;
@@ -17,9 +18,15 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What comes of asking for a lease: what to do, or that somebody else has it, and what a load may do
-/// with its outcome all the same.
-pub(super) type Asked<V, E> = Result<Next<V, E>, Option<LoadRun<V>>>;
+/// What comes of asking for a lease.
+pub(super) enum Asked<V, E> {
+    /// What to do.
+    Next(Next<V, E>),
+    /// Somebody else has it. What a load may do with its outcome all the same.
+    Held(Option<LoadRun<V>>),
+    /// The store is of no help.
+    NoHelp,
+}
 
 /// A lease that is asked for.
 pub(super) struct Ask {
@@ -87,7 +94,7 @@ where
         LeaseHeld::new(self.bus(), link, target, name, &self.name, ask.token)
     }
 
-    /// Asks for a lease. `Some(Err(_))` if somebody else has it; `None` if the store is of no help.
+    /// Asks for a lease.
     pub(super) async fn ask_lease(
         self: &Arc<Self>,
         link: &Arc<dyn Link>,
@@ -95,14 +102,17 @@ where
         began: &Began,
         ask: Ask,
         want: Want,
-    ) -> Option<Asked<V, E>> {
+    ) -> Asked<V, E> {
         let held = self.to_be_held(link, target, &ask);
         let lease = link.lease(held.place(), ask.request(self.bus().opening()));
         let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
-        self.make_of_lease((target, began), &ask, held, reply.ok()?, want)
+        match reply {
+            Ok(reply) => self.make_of_lease((target, began), &ask, held, reply, want),
+            Err(_) => Asked::NoHelp,
+        }
     }
 
-    /// What an answer to the question for a lease means; as [`ask_lease`](Self::ask_lease).
+    /// What an answer to the question for a lease means.
     pub(super) fn make_of_lease(
         self: &Arc<Self>,
         (target, began): (&Target<K>, &Began),
@@ -110,7 +120,7 @@ where
         held: LeaseHeld,
         reply: LeaseReply,
         want: Want,
-    ) -> Option<Asked<V, E>> {
+    ) -> Asked<V, E> {
         let LeaseReply {
             head,
             floor,
@@ -130,16 +140,16 @@ where
                 if rank.is_none() {
                     self.bus().ask_for_poll();
                 }
-                Some(Ok(Next::Load(run(held))))
+                Asked::Next(Next::Load(run(held)))
             }
             LeaseState::Held => {
                 // A load without the lease is of use only where the fill proves itself.
                 let run = run(held.disarmed());
-                Some(Err(ask.over.map(|_| run)))
+                Asked::Held(ask.over.map(|_| run))
             }
             LeaseState::Present(_) if ask.over.is_some() => {
                 held.forget();
-                None // not ours
+                Asked::NoHelp // not ours
             }
             LeaseState::Present(bytes) => {
                 held.forget();
@@ -149,12 +159,14 @@ where
                     floor: Some(floor),
                 };
                 match self.judge(target, began, found) {
-                    Look::Found(found) if want == Want::Anew => Some(Ok(Next::Land(found.landed))),
+                    Look::Found(found) if want == Want::Anew => {
+                        Asked::Next(Next::Land(found.landed))
+                    }
                     Look::Found(found) => match self.suffices(target, &found, want) {
-                        Some(landed) => Some(Ok(Next::Land(landed))),
-                        None => Some(Err(None)), // looked at once more
+                        Some(landed) => Asked::Next(Next::Land(landed)),
+                        None => Asked::Held(None), // looked at once more
                     },
-                    _ => None,
+                    _ => Asked::NoHelp,
                 }
             }
         }

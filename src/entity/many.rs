@@ -6,11 +6,13 @@
 //! of this one, goes on as a single read does, in a task beside the others. What is stale is served as
 //! to a single read, or its replacement asked for among the other leases.
 
-use super::asking::Ask;
+use super::asking::{Ask, Asked};
 use super::context::Previous;
 use super::load::LoadRun;
+use super::look::Look;
 use super::outcome::{Landed, StaleReason};
-use super::read::{Look, Next, NoLoader, Want};
+use super::read::NoLoader;
+use super::seek::{Next, Seen, Want};
 use super::target::{Began, Target};
 use super::{Entity, Inner};
 use crate::error::CacheError;
@@ -288,9 +290,9 @@ where
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
         guard: Guard<K, Landed<V, E>>,
-        glance: Option<(Began, Option<Look<V, E>>)>,
+        seen: Option<Seen<V, E>>,
     ) {
-        self.lead(target, &mut None::<NoLoader<V, E>>, guard, glance)
+        self.lead(target, &mut None::<NoLoader<V, E>>, guard, seen)
             .await;
     }
 
@@ -303,8 +305,11 @@ where
     ) {
         let this = Arc::clone(self);
         alone.spawn(async move {
-            let glance = look.map(|look| (lead.began, Some(look)));
-            this.lead_alone(&lead.target, lead.guard, glance).await;
+            let seen = look.map(|look| Seen {
+                began: lead.began,
+                look: Some(look),
+            });
+            this.lead_alone(&lead.target, lead.guard, seen).await;
         });
     }
 
@@ -419,19 +424,21 @@ where
                 previous,
             } = wanted;
             let seen = (&*lead.target, &lead.began);
-            let next =
-                reply.and_then(|reply| self.make_of_lease(seen, &ask, held, reply, Want::Read));
-            match next {
-                Some(Ok(Next::Land(landed))) => lead.guard.land(landed),
-                Some(Ok(Next::Load(run))) => loads.push(lead.load(LoadRun { previous, ..run })),
-                Some(Ok(Next::Leave) | Err(_)) => {
+            let asked = match reply {
+                Some(reply) => self.make_of_lease(seen, &ask, held, reply, Want::Read),
+                None => Asked::NoHelp,
+            };
+            match asked {
+                Asked::Next(Next::Land(landed)) => lead.guard.land(landed),
+                Asked::Next(Next::Load(run)) => loads.push(lead.load(LoadRun { previous, ..run })),
+                Asked::Next(Next::Leave) | Asked::Held(_) => {
                     let this = Arc::clone(self);
                     alone.spawn(async move {
                         this.pause(lead.target.hash).await;
                         this.lead_alone(&lead.target, lead.guard, None).await;
                     });
                 }
-                None => loads.push(self.uncovered(lead)),
+                Asked::NoHelp => loads.push(self.uncovered(lead)),
             }
         }
     }

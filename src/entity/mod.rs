@@ -1,7 +1,7 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
-//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) to the store,
-//! to the lease ([`asking`]), to the loader ([`load`]). The outcome goes into the local level, to
+//! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) that seeks
+//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
 //! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
 //! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
@@ -17,10 +17,12 @@ mod lease;
 mod level;
 mod load;
 mod loader;
+mod look;
 mod many;
 mod outcome;
 mod read;
 mod refresh;
+mod seek;
 mod target;
 mod usual;
 mod waiting;
@@ -35,7 +37,7 @@ pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
 pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
-use crate::bus::{Bus, InvalidateError, Stamp};
+use crate::bus::{Bus, Invalidation, Stamp};
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
@@ -279,11 +281,12 @@ where
     /// Makes every pod forget `key`. Call it after the change was committed. One round trip.
     ///
     /// Takes effect here at once, before the store is asked. When it returns a [`Stamp`], the store has
-    /// logged it: no pod serves a value that was loaded before, beyond the bound.
+    /// logged it: no pod serves a value that was loaded before, beyond the bound. To wait until that is
+    /// over as well, call [`settled`](Invalidation::settled) on what this gives.
     ///
     /// # Errors
-    /// [`InvalidateError::Pending`] if the store has not acknowledged it after the first attempt or 2 s:
-    /// it is repeated until it has. [`InvalidateError::Closed`] after [`Cache::close`].
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it after the first attempt or 2 s:
+    /// it is repeated until it has. [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
     ///
     /// # Cancel safety
     /// Once polled, the invalidation happens whether or not the future is dropped.
@@ -292,8 +295,8 @@ where
     /// On this pod no read that begins after this returned, with either result, gives a value that was
     /// loaded before. On the others none does that begins later than
     /// [`Health::bound`](crate::Health::bound) after this returned a [`Stamp`].
-    pub async fn invalidate(&self, key: &K) -> Result<Stamp, InvalidateError> {
-        self.invalidate_many([key]).await
+    pub fn invalidate(&self, key: &K) -> Invalidation {
+        self.invalidate_many([key])
     }
 
     /// As [`invalidate`](Self::invalidate) for many keys: one round trip for each lane and 64 keys, all
@@ -307,10 +310,7 @@ where
     ///
     /// # Consistency
     /// As [`invalidate`](Self::invalidate), key by key: they are not invalidated at one instant.
-    pub async fn invalidate_many<'k>(
-        &self,
-        keys: impl IntoIterator<Item = &'k K>,
-    ) -> Result<Stamp, InvalidateError>
+    pub fn invalidate_many<'k>(&self, keys: impl IntoIterator<Item = &'k K>) -> Invalidation
     where
         K: 'k,
     {
@@ -321,7 +321,7 @@ where
         });
         let (bus, entity) = (self.0.bus(), self.0.keys.entity_hash());
         let calls = bus.invalidations(&self.0.name, entity, named);
-        bus.announce_all(calls).await
+        Invalidation::of(bus, calls)
     }
 
     /// Makes every pod forget every key of this entity. One round trip for each of 16 lanes, all at the
@@ -335,10 +335,10 @@ where
     ///
     /// # Consistency
     /// As [`invalidate`](Self::invalidate), lane by lane.
-    pub async fn clear(&self) -> Result<Stamp, InvalidateError> {
+    pub fn clear(&self) -> Invalidation {
         let bus = self.0.bus();
         let calls = bus.clears(&self.0.name, self.0.keys.entity_hash());
-        bus.announce_all(calls).await
+        Invalidation::of(bus, calls)
     }
 
     /// The tag of `key`: what a handler, a query or a memo depends on to learn of its invalidation.

@@ -8,8 +8,9 @@
 
 use super::Inner;
 use super::level::Hit;
+use super::look::{Look, Standing};
 use super::outcome::{Landed, Origin, Refresh, Stale, StaleReason};
-use super::read::{Look, Next, Standing, Want};
+use super::seek::{Next, Want};
 use super::target::{Began, Target};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};

@@ -13,7 +13,7 @@ pub use batch::Flushed;
 pub use handler::Registration;
 pub use query::{Live, Query};
 
-use crate::bus::{InvalidateError, Stamp};
+use crate::bus::{InvalidateError, Invalidation, Stamp};
 use crate::cache::Cache;
 use crate::coherence::{Call, Lane};
 use crate::key::Tag;
@@ -42,15 +42,15 @@ impl Cache {
     /// # Consistency
     /// As [`Entity::invalidate`](crate::Entity::invalidate), tag by tag. In this pod everything is told
     /// before the store is asked. In a batch the [`Stamp`] is empty: nothing was logged yet.
-    pub async fn invalidate<T: Into<Tag>>(
-        &self,
-        tags: impl IntoIterator<Item = T>,
-    ) -> Result<Stamp, InvalidateError> {
+    pub fn invalidate<T: Into<Tag>>(&self, tags: impl IntoIterator<Item = T>) -> Invalidation {
+        let cache = self.clone();
         let tags = tags.into_iter().map(Into::into).collect();
-        match batch::collect(self, tags) {
-            Ok(()) => Ok(Stamp::default()),
-            Err(tags) => self.invalidate_now(tags).await,
-        }
+        Invalidation::new(&self.0.bus, async move {
+            match batch::collect(&cache, tags) {
+                Ok(()) => Ok(Stamp::default()),
+                Err(tags) => cache.invalidate_now(tags).await,
+            }
+        })
     }
 
     async fn invalidate_now(&self, tags: BTreeSet<Tag>) -> Result<Stamp, InvalidateError> {
@@ -132,11 +132,8 @@ impl Reactivity {
     ///
     /// # Cancel safety
     /// As [`Cache::invalidate`].
-    pub async fn invalidate<T: Into<Tag>>(
-        &self,
-        tags: impl IntoIterator<Item = T>,
-    ) -> Result<Stamp, InvalidateError> {
-        self.0.invalidate(tags).await
+    pub fn invalidate<T: Into<Tag>>(&self, tags: impl IntoIterator<Item = T>) -> Invalidation {
+        self.0.invalidate(tags)
     }
 }
 

@@ -34,5 +34,6 @@ mod reads;
 mod refresh;
 #[cfg(all(feature = "lz4", feature = "seal"))]
 mod sealed;
+mod settled;
 mod stamps;
 mod trouble;

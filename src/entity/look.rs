@@ -1,0 +1,233 @@
+//! What the store has under a key, and what it is worth.
+
+use super::Inner;
+use super::context::Previous;
+use super::load::whole_millis;
+use super::outcome::{Landed, Origin, Outcome};
+use super::target::{Began, Target};
+use crate::bus::Bus;
+use crate::codec;
+use crate::coherence::{Epoch, Head, Rank, Verdict};
+use crate::envelope::{self, Header, Stored};
+use crate::key::Key;
+use crate::local::{Life, Phase, Slot};
+use crate::store::{Found, Link};
+use crate::time::Millis;
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A usable value of the store.
+pub(super) struct Standing<V, E> {
+    pub(super) landed: Landed<V, E>,
+    /// The lease it was filled under.
+    pub(super) token: u64,
+    pub(super) phase: Phase,
+    /// What is left of the plain part of its life.
+    pub(super) left: Duration,
+    pub(super) load_ms: u32,
+}
+
+/// What the store has under a key.
+pub(super) enum Look<V, E> {
+    Found(Standing<V, E>),
+    /// Somebody is loading it, under the lease with this token.
+    Held(u64),
+    /// Nothing that can be used; the bytes that stand there, if they are what cannot be.
+    Absent(Option<Bytes>),
+    /// It is ahead of what this pod has followed.
+    Sync,
+}
+
+impl<V, E> Standing<V, E> {
+    /// What a loader may be told of it.
+    pub(super) fn into_previous(self) -> Option<Previous<V>> {
+        let value = self.landed.outcome.ok()?;
+        Some(Previous::new(value, self.landed.age))
+    }
+}
+
+fn load_ms(header: &Header) -> u32 {
+    whole_millis(Duration::from_micros(header.load_us.into()))
+}
+
+impl<K, V, E> Inner<K, V, E>
+where
+    K: Key,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// One read of the store, no longer than `limit`; `None` if it is of no help.
+    pub(super) async fn ask_store(
+        &self,
+        link: &dyn Link,
+        target: &Target<K>,
+        began: &Began,
+        limit: Duration,
+    ) -> Option<Look<V, E>> {
+        if self.is_poisoned(target) {
+            return None;
+        }
+        let limit = self.bus().timing.read_timeout.min(limit);
+        let read = link.read(target.place(&self.name));
+        let found = Bus::within(limit, "read", read).await.ok()?;
+        Some(self.judge(target, began, found))
+    }
+
+    pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
+        self.bus()
+            .is_poisoned(target.lane, target.hash, self.keys.entity_hash())
+    }
+
+    /// Makes of stored bytes what they are worth, and keeps them here if they are worth keeping.
+    pub(super) fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
+        let Some(bytes) = found.value else {
+            return match self.verdict(began, found.head.as_ref(), None, found.floor) {
+                Verdict::Sync => Look::Sync,
+                _ => Look::Absent(None),
+            };
+        };
+        let options = &self.options;
+        let stored = envelope::decode(&bytes, target.hashed(), options.schema, &options.packing);
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(reason) => {
+                self.note_unusable(target, &reason);
+                return Look::Absent(Some(bytes));
+            }
+        };
+        let lease = match &stored {
+            Stored::Outcome(_, header, _) => header.lease,
+            Stored::Lease(lease) => *lease,
+        };
+        let position = Some((lease.began.epoch, lease.began.seq));
+        let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
+            Verdict::Usable(rank) => rank,
+            Verdict::Absent => return Look::Absent(None),
+            Verdict::Sync => return Look::Sync,
+        };
+        let Stored::Outcome(kind, header, payload) = stored else {
+            return Look::Held(lease.token);
+        };
+        let now = self.bus().clock.now();
+        let Some(life) = self.life_left(&header, now) else {
+            return Look::Absent(Some(bytes));
+        };
+        match self.decode(kind, &payload) {
+            Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
+                landed: self.keep_found(target, began, rank, &header, life, outcome),
+                token: header.lease.token,
+                phase: life(Duration::MAX).phase(now),
+                left: life(Duration::MAX).plain_left(now),
+                load_ms: load_ms(&header),
+            }),
+            Ok(_) => Look::Absent(None),
+            Err(reason) => {
+                self.note_unusable(target, &reason);
+                Look::Absent(Some(bytes))
+            }
+        }
+    }
+
+    fn verdict(
+        &self,
+        began: &Began,
+        head: Option<&Head>,
+        value: Option<(Epoch, u64)>,
+        floor: Option<u64>,
+    ) -> Verdict {
+        self.bus().rules.judge(began.view, head, value, floor)
+    }
+
+    fn decode(
+        &self,
+        kind: envelope::Outcome,
+        payload: &[u8],
+    ) -> Result<Outcome<V, E>, codec::CodecError> {
+        match (kind, &self.options.error_codec) {
+            (envelope::Outcome::Value, _) => {
+                codec::decode(payload).map(|value| Ok(Arc::new(value)))
+            }
+            (envelope::Outcome::Error, Some(codec)) => {
+                (codec.decode)(payload).map(|error| Err(Arc::new(error)))
+            }
+            // Another pod caches errors, this one does not: for us there is nothing.
+            (envelope::Outcome::Error, None) => Err(codec::CodecError::unreadable("error")),
+        }
+    }
+
+    /// What is left of a stored outcome's life, here for so long at most; `None` if nothing is.
+    fn life_left(&self, header: &Header, now: Millis) -> Option<impl Fn(Duration) -> Life + Copy> {
+        let (fresh_until, ends, late) = if header.expires_ms == 0 {
+            (Millis::NEVER, Millis::NEVER, Duration::ZERO)
+        } else {
+            let server_now = self.bus().server_now()?;
+            let here = |then: u64| Millis((now.0 + then).saturating_sub(server_now));
+            let fresh_ms = match header.soft_expires_ms {
+                0 => header.expires_ms,
+                soft => soft.min(header.expires_ms),
+            };
+            let life = Duration::from_millis(fresh_ms.saturating_sub(header.loaded_ms));
+            let took = Duration::from_millis(load_ms(header).into());
+            let fresh_until = here(fresh_ms);
+            let ends = here(header.expires_ms);
+            if ends <= now {
+                return None;
+            }
+            // The grace of the pod that stored it, or this pod's, if that is less: then there is
+            // something that others may serve, and this pod may not.
+            let ends = ends.min(fresh_until + self.options.grace);
+            (fresh_until, ends, self.early_window(life, took))
+        };
+        Some(move |at_most: Duration| Life::new(fresh_until, late, ends.min(now + at_most)))
+    }
+
+    fn keep_found(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        rank: Rank,
+        header: &Header,
+        life: impl FnOnce(Duration) -> Life,
+        outcome: Outcome<V, E>,
+    ) -> Landed<V, E> {
+        let now = self.bus().clock.now();
+        let age_ms = self
+            .bus()
+            .server_now()
+            .map_or(0, |at| at.saturating_sub(header.loaded_ms));
+        let age = Duration::from_millis(age_ms);
+        let landed = Landed::new(&outcome, Origin::Store, age, began.start);
+        if !self.options.local_ttl.is_zero() {
+            let slot = Slot {
+                value: outcome,
+                rank,
+                generation: began.generation,
+                load_start: began.start,
+                loaded: Millis(now.0.saturating_sub(age_ms)),
+                load_ms: load_ms(header),
+                life: life(self.options.local_ttl),
+            };
+            self.level.insert(
+                self.bus(),
+                target.hash,
+                target.key.clone(),
+                slot,
+                |stripe| !stripe.is_poisoned(target.hash),
+            );
+        }
+        landed
+    }
+
+    /// Logged at most now and then for one entity: rubbish comes in heaps.
+    fn note_unusable(&self, target: &Target<K>, reason: &dyn std::error::Error) {
+        self.bus().count_unusable();
+        let now = self.bus().clock.now();
+        if self.unusable_log.may_log(target.hash, now) {
+            tracing::warn!(entity = %self.name, key = %String::from_utf8_lossy(&target.name),
+                %reason, "stored value cannot be used; loading it again");
+        }
+    }
+}
