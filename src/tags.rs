@@ -8,7 +8,7 @@
 mod floors;
 
 use floors::Floor;
-pub(crate) use floors::{Judged, Wanted};
+pub(crate) use floors::Judged;
 
 use crate::bus::{Bus, Listener, Liveness, lock};
 use crate::coherence::{Change, Lane};
@@ -62,13 +62,13 @@ struct Key {
 }
 
 /// How often something was invalidated.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Cell {
     count: AtomicU64,
     watchers: Mutex<Watchers>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Watchers {
     list: Vec<Weak<Notify>>,
     sweep_at: usize,
@@ -284,7 +284,7 @@ impl Listener for Registry {
 }
 
 /// That some tags were not invalidated since a moment.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Dependency {
     cells: Box<[(u64, Arc<Cell>)]>,
     since: Millis,
@@ -301,11 +301,14 @@ impl Dependency {
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         let until = self.liveness.until();
-        let unchanged = self
-            .cells
-            .iter()
-            .all(|(count, cell)| cell.count() == *count);
-        unchanged && self.liveness.vouches(until, self.since)
+        self.is_unchanged() && self.liveness.vouches(until, self.since)
+    }
+
+    /// Whether this pod knows of no invalidation of one of the tags.
+    #[inline]
+    pub(crate) fn is_unchanged(&self) -> bool {
+        let mut cells = self.cells.iter();
+        cells.all(|(count, cell)| cell.count() == *count)
     }
 
     /// What it is said of reflects every invalidation of the tags that was acknowledged before this.

@@ -25,6 +25,7 @@ pub(crate) trait Listener: Send + Sync {
 }
 
 /// Until when this pod knows of every invalidation, whatever its tag.
+#[derive(Debug)]
 pub(crate) struct Liveness {
     /// All lanes are live until then.
     until: AtomicU64,

@@ -455,25 +455,32 @@ impl Bus {
         self.liveness.confirm(lanes.min().unwrap_or_default());
     }
 
-    /// Waits until everything up to `at` is applied on `lane`.
+    /// Waits until everything up to `stamp` is applied.
     ///
     /// Epochs cannot be compared, and a stamp may be forged. But what a poll confirms that was sent after
     /// we were asked contains everything that was acknowledged before, whatever the stamp says.
     ///
     /// # Errors
     /// `Unavailable` if the store does not confirm anything in time.
-    pub(crate) async fn reach(&self, lane: Lane, at: Position) -> StoreResult<()> {
+    pub(crate) async fn reach(&self, stamp: &Stamp) -> StoreResult<()> {
         let asked = self.clock.now();
         let end = Instant::now() + REACH_LIMIT;
-        while Instant::now() < end {
+        let reached = |(lane, at): (Lane, Position)| {
             let view = self.view(lane).filter(|view| view.epoch == at.epoch);
             let applied = view.is_some_and(|view| view.applied.seq() >= at.seq);
-            if applied || self.live_until(lane) > asked + self.rules.lease {
+            applied || self.live_until(lane) > asked + self.rules.lease
+        };
+        while Instant::now() < end {
+            // Nothing is ever logged on a lane that the namespace has not.
+            let mut ours = stamp
+                .positions()
+                .filter(|(lane, _)| lane.0 < self.namespace.lanes);
+            if ours.all(reached) {
                 return Ok(());
             }
             self.sync(REACH_LIMIT / 5).await;
         }
-        let detail = "the lane of the stamp was not confirmed in time";
+        let detail = "the lanes of the stamp were not confirmed in time";
         Err(StoreError::new(StoreErrorKind::Unavailable, "reach a stamp").with_detail(detail))
     }
 

@@ -2,7 +2,7 @@
 
 use super::Inner;
 use super::batch::{Loaded, each_once};
-use super::load::{LoadRun, OnPanic, Unfilled};
+use super::load::{LoadRun, OnPanic, Timing, Unfilled};
 use super::many::Load;
 use super::outcome::StaleReason;
 use super::target::Target;
@@ -89,6 +89,7 @@ where
                 .iter()
                 .map(|load| (load.target.hash, &load.target.key)),
         );
+        let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), std::time::Instant::now());
         let answers = {
             let _panic = OnPanic(|| self.note_failures(targets, StaleReason::LoadFailed));
@@ -105,8 +106,12 @@ where
         for Load { target, guard, run } in batch {
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
-                    let timing = (start, took);
-                    let landed = self.land_loaded(&target, guard, run, timing, outcome, None);
+                    let timing = Timing {
+                        moment,
+                        start,
+                        took,
+                    };
+                    let landed = self.land_loaded(&target, guard, run, timing, outcome.into());
                     unfilled.extend(landed);
                 }
                 None => {
@@ -135,6 +140,7 @@ where
 
     /// Stores outcomes under their leases, or over what they replace. Whatever fails here costs other loads, nothing else.
     async fn fill_many(&self, unfilled: Vec<Unfilled<K, V, E>>) {
+        self.learn_for(&unfilled).await;
         let mut fillings = unfilled
             .into_iter()
             .filter_map(|unfilled| self.encode(unfilled))

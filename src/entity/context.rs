@@ -1,6 +1,8 @@
 //! What a loader may know of its load, and what it may say of the outcome.
 
 use super::loader::Loader;
+use super::outcome::Outcome;
+use crate::key::Tag;
 use crate::ttl::Ttl;
 use std::fmt;
 use std::future::Future;
@@ -120,6 +122,7 @@ impl<V> fmt::Debug for Previous<V> {
 pub struct Loaded<V> {
     pub(crate) value: Arc<V>,
     pub(crate) ttl: Option<Ttl>,
+    pub(crate) tags: Vec<Tag>,
 }
 
 impl<V> Loaded<V> {
@@ -141,6 +144,15 @@ impl<V> Loaded<V> {
         self.ttl = Some(ttl.into());
         self
     }
+
+    /// Invalidates it with `tags` as well, beside those that
+    /// [`EntityBuilder::tags`](crate::EntityBuilder::tags) names. A memo takes no tags from here: what it
+    /// depends on is known before it computes.
+    #[must_use]
+    pub fn tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags.extend(tags.into_iter().map(Into::into));
+        self
+    }
 }
 
 impl<V> From<V> for Loaded<V> {
@@ -151,7 +163,11 @@ impl<V> From<V> for Loaded<V> {
 
 impl<V> From<Arc<V>> for Loaded<V> {
     fn from(value: Arc<V>) -> Self {
-        Self { value, ttl: None }
+        Self {
+            value,
+            ttl: None,
+            tags: Vec::new(),
+        }
     }
 }
 
@@ -160,6 +176,36 @@ impl<V> fmt::Debug for Loaded<V> {
         f.debug_struct("Loaded")
             .field("ttl", &self.ttl)
             .finish_non_exhaustive()
+    }
+}
+
+/// How a load ended, with what its loader said of the outcome.
+pub(super) struct Said<V, E> {
+    pub(super) outcome: Outcome<V, E>,
+    pub(super) ttl: Option<Ttl>,
+    pub(super) tags: Vec<Tag>,
+}
+
+impl<V, E> From<Outcome<V, E>> for Said<V, E> {
+    fn from(outcome: Outcome<V, E>) -> Self {
+        Self {
+            outcome,
+            ttl: None,
+            tags: Vec::new(),
+        }
+    }
+}
+
+impl<V, E> From<Result<Loaded<V>, E>> for Said<V, E> {
+    fn from(loaded: Result<Loaded<V>, E>) -> Self {
+        match loaded {
+            Ok(Loaded { value, ttl, tags }) => Self {
+                outcome: Ok(value),
+                ttl,
+                tags,
+            },
+            Err(error) => Self::from(Err(Arc::new(error))),
+        }
     }
 }
 

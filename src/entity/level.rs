@@ -34,11 +34,16 @@ pub(super) struct Hit<V, E> {
 
 impl<V, E> Hit<V, E> {
     /// The entry reflects every invalidation that was acknowledged before this: the lane's last
-    /// confirmation, or the entry's own youth, whichever says more.
+    /// confirmation, or the entry's own youth, whichever says more; of its tags, too.
     pub(super) fn as_of(&self, rules: &Rules) -> Millis {
-        self.word
+        let as_of = self
+            .word
             .confirmed_at(rules.lease)
-            .max(self.slot.load_start)
+            .max(self.slot.load_start);
+        match &self.slot.tied {
+            None => as_of,
+            Some(tied) => as_of.min(tied.as_of()),
+        }
     }
 }
 
@@ -101,9 +106,11 @@ where
         fresh.then_some(hit.slot)
     }
 
-    /// What is kept of `key`, whether or not it may be served.
+    /// What is kept of `key`, whether or not it may be served: not what was invalidated.
     pub(super) fn remembered(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
-        self.map.peek(hash, key)
+        let slot = self.map.peek(hash, key)?;
+        let stands = slot.tied.as_ref().is_none_or(|tied| tied.is_unchanged());
+        stands.then_some(slot)
     }
 
     /// What `get` finds, if the coherence rules let it be served now.
@@ -125,9 +132,9 @@ where
             self.word(lane)
         };
         let now = self.clock.now();
-        self.rules
-            .may_serve(word, stamp(&slot), now)
-            .then_some(Hit { slot, word, now })
+        let may_serve = self.rules.may_serve(word, stamp(&slot), now)
+            && slot.tied.as_ref().is_none_or(|tied| tied.is_current());
+        may_serve.then_some(Hit { slot, word, now })
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).

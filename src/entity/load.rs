@@ -1,16 +1,17 @@
 //! Loading from the source, and what becomes of the outcome.
 
 use super::Inner;
-use super::context::{LoadContext, Loaded, Previous};
+use super::context::{LoadContext, Loaded, Previous, Said};
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
+use super::tagging::Tagged;
 use super::target::Target;
-use crate::bus::Bus;
+use crate::bus::{Bus, Moment};
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
 use crate::flight::Guard;
-use crate::key::Key;
+use crate::key::{Key, TagHash};
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
 use crate::time::{Millis, millis};
@@ -54,10 +55,29 @@ pub(super) struct LoadRun<V> {
 pub(super) struct Unfilled<K, V, E> {
     target: Arc<Target<K>>,
     lease: GrantedLease,
-    start: Millis,
-    took: Duration,
+    timing: Timing,
     ttl: Ttl,
     outcome: Outcome<V, E>,
+    tags: Arc<[TagHash]>,
+}
+
+impl<K, V, E> Unfilled<K, V, E> {
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
+        &self.lease.held.link
+    }
+
+    pub(super) fn tags(&self) -> &[TagHash] {
+        &self.tags
+    }
+}
+
+/// When a load began, and how long it took.
+#[derive(Clone, Copy)]
+pub(super) struct Timing {
+    /// Taken before the load began, and before the clock was read.
+    pub(super) moment: Moment,
+    pub(super) start: Millis,
+    pub(super) took: Duration,
 }
 
 /// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
@@ -180,15 +200,17 @@ where
                 Some(permit)
             }
         };
+        let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), Instant::now());
-        let (outcome, said) = match load.await {
-            Ok(loaded) => (Ok(loaded.value), loaded.ttl),
-            Err(error) => (Err(Arc::new(error)), None),
-        };
+        let loaded = load.await;
         let took = precise.elapsed();
         self.usual_load.add(took);
-        let timing = (start, took);
-        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
+        let timing = Timing {
+            moment,
+            start,
+            took,
+        };
+        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, loaded.into()) {
             let this = Arc::clone(self);
             self.bus()
                 .work
@@ -206,22 +228,26 @@ where
     }
 
     /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
-    /// the store. `start` and `took` are the load's, `said` is what its loader said of the TTL.
+    /// the store.
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
         guard: Guard<K, Landed<V, E>>,
         run: LoadRun<V>,
-        (start, took): (Millis, Duration),
-        outcome: Outcome<V, E>,
-        said: Option<Ttl>,
+        timing: Timing,
+        Said { outcome, ttl, tags }: Said<V, E>,
     ) -> Option<Unfilled<K, V, E>> {
-        let ttl = self.ttl_of(&target.key, &outcome, said);
-        let mut landed = Landed::new(&outcome, Origin::Loader, took, start);
+        let ttl = self.ttl_of(&target.key, &outcome, ttl);
+        let tags = self.tags_of(target, &outcome, tags);
+        let mut landed = Landed::new(&outcome, Origin::Loader, timing.took, timing.start);
+        landed.tagged = (!tags.is_empty()).then(|| Tagged {
+            tags: Arc::clone(&tags),
+            then: timing.moment,
+        });
         landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
         if landed.settled {
             self.attempts.clear(target.hash);
-            self.keep_loaded(target, &guard, &run, (start, took), ttl, &outcome);
+            self.keep_loaded(target, &guard, &run, timing, ttl, (&outcome, &tags));
         } else {
             self.note_failure(target, StaleReason::LoadFailed);
         }
@@ -238,10 +264,10 @@ where
         Some(Unfilled {
             target: Arc::clone(target),
             lease,
-            start,
-            took,
+            timing,
             ttl,
             outcome,
+            tags,
         })
     }
 
@@ -292,16 +318,28 @@ where
         target: &Target<K>,
         guard: &Guard<K, Landed<V, E>>,
         run: &LoadRun<V>,
-        (start, took): (Millis, Duration),
+        Timing {
+            moment,
+            start,
+            took,
+        }: Timing,
         ttl: Ttl,
-        outcome: &Outcome<V, E>,
+        (outcome, tags): (&Outcome<V, E>, &[TagHash]),
     ) {
         if ttl == Ttl::NONE || self.options.local_ttl.is_zero() {
             let rank = run.rank.unwrap_or_default();
             return self.level.forget(self.bus(), target.hash, rank);
         }
+        let tied = match tags.is_empty() {
+            true => None,
+            false => match self.cache.0.tags.tie(self.bus(), tags, start, moment) {
+                Some(dependency) => Some(Arc::new(dependency)),
+                None => return, // for those alone who asked before
+            },
+        };
         let slot = Slot {
             value: outcome.clone(),
+            tied,
             // Without a lane to follow it ranks below everything: any invalidation removes it, and the
             // flush with which a lane begins. Until then its own youth is what it is served by.
             rank: run.rank.unwrap_or_default(),
@@ -322,6 +360,7 @@ where
     /// Stores an outcome under its lease, or over the value that it refreshes. Whatever fails here costs
     /// another load, nothing else.
     async fn fill(&self, unfilled: Unfilled<K, V, E>) {
+        self.learn_for(std::slice::from_ref(&unfilled)).await;
         let Some(filling) = self.encode(unfilled) else {
             return;
         };
@@ -333,19 +372,47 @@ where
         }
     }
 
+    /// Sees to it that tags have floors before what carries them is stored: a floor that is set later
+    /// may be too high for it.
+    pub(super) async fn learn_for(&self, unfilled: &[Unfilled<K, V, E>]) {
+        let Some(first) = unfilled.first() else {
+            return;
+        };
+        let tags = unfilled.iter().flat_map(|one| one.tags());
+        let tags: Vec<_> = tags.copied().collect();
+        let lives = unfilled.iter().filter(|one| !one.tags().is_empty());
+        let lives = lives.map(|one| match one.ttl {
+            Ttl::For(life) => Some(life.saturating_add(self.options.grace)),
+            Ttl::Forever => None,
+        });
+        let longest = lives.reduce(|one, other| Some(one?.max(other?)));
+        // Without its floors it is not stored, and the next read loads it again.
+        let _ = self.learn(&**first.link(), &tags, longest.flatten()).await;
+    }
+
     /// The bytes to store; `None`, and the lease given back, if there are to be none.
     pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling<K>> {
         let Unfilled {
             target,
             lease,
-            start,
-            took,
+            timing,
             ttl,
             outcome,
+            tags,
         } = unfilled;
         if ttl == Ttl::NONE && lease.over.is_none() {
             return None; // dropping the lease removes it
         }
+        let Timing {
+            moment,
+            start,
+            took,
+        } = timing;
+        let registry = &self.cache.0.tags;
+        let tags = match tags.is_empty() || ttl == Ttl::NONE {
+            true => Vec::new(),
+            false => registry.versions(self.bus(), &tags, moment)?, // likewise
+        };
         let payload = match (&outcome, &self.options.error_codec) {
             (Ok(value), _) => {
                 codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
@@ -385,7 +452,7 @@ where
             soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
             load_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
             schema: self.options.schema,
-            tags: Vec::new(),
+            tags,
         };
         let packing = &self.options.packing;
         let encoded = payload.and_then(|(kind, payload)| {

@@ -4,6 +4,7 @@ use super::Inner;
 use super::context::Previous;
 use super::load::whole_millis;
 use super::outcome::{Landed, Origin, Outcome};
+use super::tagging::{Tagged, Untold, Worth};
 use super::target::{Began, Target};
 use crate::bus::Bus;
 use crate::codec;
@@ -12,6 +13,7 @@ use crate::envelope::{self, Header, Stored};
 use crate::key::Key;
 use crate::local::{Life, Phase, Slot};
 use crate::store::{Found, Link};
+use crate::tags::Dependency;
 use crate::time::Millis;
 use bytes::Bytes;
 use serde::Serialize;
@@ -30,6 +32,13 @@ pub(super) struct Standing<V, E> {
     pub(super) load_ms: u32,
 }
 
+/// Why a value of the store may be used, and for how long.
+struct Evidence<'a> {
+    began: &'a Began,
+    rank: Rank,
+    tied: Option<(Tagged, Dependency)>,
+}
+
 /// What the store has under a key.
 pub(super) enum Look<V, E> {
     Found(Standing<V, E>),
@@ -39,6 +48,8 @@ pub(super) enum Look<V, E> {
     Absent(Option<Bytes>),
     /// It is ahead of what this pod has followed.
     Sync,
+    /// A value of which only its tags' floors can say whether it may be used.
+    Untold(Untold),
 }
 
 impl<V, E> Standing<V, E> {
@@ -73,7 +84,7 @@ where
         let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
         let found = Bus::within(limit, "read", read).await.ok()?;
-        Some(self.judge(target, began, found))
+        self.told(link, target, began, found).await
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
@@ -83,7 +94,7 @@ where
 
     /// Makes of stored bytes what they are worth, and keeps them here if they are worth keeping.
     pub(super) fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
-        let Some(bytes) = found.value else {
+        let Some(bytes) = found.value.clone() else {
             return match self.verdict(began, found.head.as_ref(), None, found.floor) {
                 Verdict::Sync => Look::Sync,
                 _ => Look::Absent(None),
@@ -115,9 +126,19 @@ where
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
+        let tied = match self.worth(began, &header.tags) {
+            Worth::Free => None,
+            Worth::Tied(tagged, dependency) => Some((tagged, dependency)),
+            Worth::Dead => return Look::Absent(Some(bytes)),
+            Worth::Unknown(tags) => {
+                let left = (header.expires_ms != 0).then(|| life(Duration::MAX).left(now));
+                return Look::Untold(Untold::new(found, tags, left));
+            }
+        };
+        let evidence = Evidence { began, rank, tied };
         match self.decode(kind, &payload) {
             Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
-                landed: self.keep_found(target, began, rank, &header, life, outcome),
+                landed: self.keep_found(target, evidence, &header, life, outcome),
                 token: header.lease.token,
                 phase: life(Duration::MAX).phase(now),
                 left: life(Duration::MAX).plain_left(now),
@@ -187,8 +208,7 @@ where
     fn keep_found(
         &self,
         target: &Target<K>,
-        began: &Began,
-        rank: Rank,
+        Evidence { began, rank, tied }: Evidence<'_>,
         header: &Header,
         life: impl FnOnce(Duration) -> Life,
         outcome: Outcome<V, E>,
@@ -199,7 +219,12 @@ where
             .server_now()
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
         let age = Duration::from_millis(age_ms);
-        let landed = Landed::new(&outcome, Origin::Store, age, began.start);
+        let mut landed = Landed::new(&outcome, Origin::Store, age, began.start);
+        let tied = tied.map(|(tagged, dependency)| {
+            landed.as_of = landed.as_of.min(dependency.as_of());
+            landed.tagged = Some(tagged);
+            Arc::new(dependency)
+        });
         if !self.options.local_ttl.is_zero() {
             let slot = Slot {
                 value: outcome,
@@ -209,6 +234,7 @@ where
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 load_ms: load_ms(header),
                 life: life(self.options.local_ttl),
+                tied,
             };
             self.level.insert(
                 self.bus(),

@@ -43,6 +43,7 @@ struct Missed<'k, K> {
 /// A key on board of its flight.
 struct Aboard<K, V, E> {
     target: Arc<Target<K>>,
+    began: Began,
     waiter: Waiter<K, Landed<V, E>>,
     /// What it gave, once it has, or what is served instead.
     landed: Option<Landed<V, E>>,
@@ -214,6 +215,7 @@ where
         };
         Aboard {
             target,
+            began,
             waiter,
             landed: None,
         }
@@ -231,16 +233,37 @@ where
         for one in aboard {
             while one.landed.is_none() {
                 match timeout_at(until, one.waiter.wait()).await {
-                    Ok(Flown::Landed(landing)) => one.landed = Some(self.landed(landing)),
-                    Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
-                    Ok(Flown::Lead(guard)) => {
-                        let (this, target) = (Arc::clone(self), Arc::clone(&one.target));
-                        alone.spawn(async move { this.lead_alone(&target, guard, None).await });
+                    Ok(Flown::Landed(landing)) => {
+                        let landed = self.landed(landing);
+                        if !self.is_overtaken(&landed, &one.began) {
+                            one.landed = Some(landed);
+                            continue;
+                        }
+                        one.waiter = match self.board_anew(&one.target) {
+                            Boarding::Waiter(waiter) => waiter,
+                            Boarding::Leader(guard, waiter) => {
+                                self.lead_beside(&one.target, guard, alone);
+                                waiter
+                            }
+                        };
                     }
+                    Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
+                    Ok(Flown::Lead(guard)) => self.lead_beside(&one.target, guard, alone),
                     Err(_) => break,
                 }
             }
         }
+    }
+
+    /// Goes on with one key in a task beside the others.
+    fn lead_beside(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, Landed<V, E>>,
+        alone: &mut JoinSet<()>,
+    ) {
+        let (this, target) = (Arc::clone(self), Arc::clone(target));
+        alone.spawn(async move { this.lead_alone(&target, guard, None).await });
     }
 
     /// Serves what is stale where a load failed or takes too long, if that is allowed; those that take
@@ -276,8 +299,10 @@ where
             let places: Vec<_> = targets.iter().map(|it| it.place(&self.name)).collect();
             let began: Vec<_> = targets.iter().map(|it| self.began(it.lane)).collect();
             let found = self.ask(places.len(), || link.read_many(&places)).await;
-            for (((one, reason), began), found) in part.iter_mut().zip(&began).zip(found) {
-                let look = found.map(|found| self.judge(&one.target, began, found));
+            let found = targets.iter().zip(&began).zip(found);
+            let found = found.map(|((target, began), found)| (&**target, began, found));
+            let looks = self.told_many(&*link, found).await;
+            for ((one, reason), look) in part.iter_mut().zip(looks) {
                 let stale = look.and_then(|look| Self::still_stored(look, *reason));
                 if let Some(stale) = stale {
                     serve(one, stale);
@@ -362,8 +387,10 @@ where
             .collect();
         let found = self.ask(places.len(), || link.read_many(&places)).await;
         let mut wanted = Vec::new();
-        for (lead, found) in sought.into_iter().zip(found) {
-            let look = found.map(|found| self.judge(&lead.target, &lead.began, found));
+        let found = sought.iter().zip(found);
+        let found = found.map(|(lead, found)| (&*lead.target, &lead.began, found));
+        let looks = self.told_many(link, found).await;
+        for (lead, look) in sought.into_iter().zip(looks) {
             let target = &lead.target;
             let (ask, previous) = match look {
                 None => {
@@ -377,7 +404,7 @@ where
                     }
                     None => (self.ask_over(target, found.token), found.into_previous()),
                 },
-                Some(Look::Sync) => {
+                Some(Look::Sync | Look::Untold(_)) => {
                     self.go_alone(lead, Some(Look::Sync), alone);
                     continue;
                 }

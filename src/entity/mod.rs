@@ -23,6 +23,7 @@ mod outcome;
 mod read;
 mod refresh;
 mod seek;
+mod tagging;
 mod target;
 mod usual;
 mod waiting;
@@ -167,8 +168,16 @@ where
         // A flight that we join may have begun long before us. What was applied here before we did so
         // has not detached it.
         let word = self.0.level.word(bus.space.lane_of(hash));
+        let (lane, tags) = (
+            word.confirmed_at(bus.rules.lease),
+            bus.liveness.confirmed_at(),
+        );
         let landed = self.miss(key, hash).await?;
-        let as_of = landed.as_of.max(word.confirmed_at(bus.rules.lease));
+        let confirmed = match landed.tagged {
+            None => lane,
+            Some(_) => lane.min(tags),
+        };
+        let as_of = landed.as_of.max(confirmed);
         Ok(Served {
             value: landed.outcome?,
             origin: landed.origin,
@@ -208,8 +217,8 @@ where
     }
 
     /// As [`get`](Self::get), of nothing older than `stamp`: for whoever was told of an invalidation by
-    /// another pod, and must see it at once. Nothing more than a `get` where this pod has applied it, or
-    /// where it does not concern the key's lane; else a poll of the store first, and a read of its log if
+    /// another pod, and must see it at once, be it of the key or of a tag that its value has. Nothing more
+    /// than a `get` where this pod has applied it; else a poll of the store first, and a read of its log if
     /// hints were lost. A stamp that was made up costs a poll, and nothing else.
     ///
     /// # Errors
@@ -222,11 +231,9 @@ where
     /// # Consistency
     /// The value reflects the invalidation that gave `stamp`.
     pub async fn get_at_least(&self, key: &K, stamp: &Stamp) -> Result<Arc<V>, CacheError<E>> {
-        let (bus, hash) = (self.0.bus(), self.hash(key));
-        let lane = bus.space.lane_of(hash);
-        if let Some(at) = stamp.on(lane) {
-            bus.reach(lane, at).await.map_err(CacheError::Store)?;
-        }
+        // On whatever lanes: it may be of a tag that the value has.
+        let reached = self.0.bus().reach(stamp).await;
+        reached.map_err(CacheError::Store)?;
         self.get(key).await
     }
 

@@ -1,5 +1,6 @@
 //! What a load gives, how long it is kept, and what a reader is told of it.
 
+use super::tagging::Tagged;
 use crate::error::CacheError;
 use crate::local::Slot;
 use crate::time::Millis;
@@ -147,12 +148,15 @@ pub(super) struct Landed<V, E> {
     pub(super) stale: Option<Stale>,
     /// It is kept, or a value: no stale value may be served in its place.
     pub(super) settled: bool,
+    /// The tags that it has, if it has any.
+    pub(super) tagged: Option<Tagged>,
 }
 
 impl<V, E> Clone for Landed<V, E> {
     fn clone(&self) -> Self {
         Self {
             outcome: self.outcome.clone(),
+            tagged: self.tagged.clone(),
             ..*self
         }
     }
@@ -173,6 +177,7 @@ impl<V, E> Landed<V, E> {
             as_of,
             stale: None,
             settled: true,
+            tagged: None,
         }
     }
 
@@ -190,6 +195,7 @@ impl<V, E> Landed<V, E> {
             as_of: Millis::default(),
             stale: None,
             settled: false,
+            tagged: None,
         }
     }
 }

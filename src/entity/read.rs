@@ -82,7 +82,7 @@ where
             }
         };
         // Boxed, so that the future of those reads fits where allocators are quick (under 1 KiB).
-        Box::pin(self.stay_aboard(&target, once, lead, waiter, start)).await
+        Box::pin(self.stay_aboard(&target, began, once, lead, waiter, start)).await
     }
 
     /// Stays on the key's flight until it lands, or until one of the limits of time; what is stale may be
@@ -90,6 +90,7 @@ where
     async fn stay_aboard<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
+        began: Began,
         once: Option<F>,
         lead: Option<Lead<K, V, E>>,
         mut waiter: Waiter<K, Landed<V, E>>,
@@ -100,7 +101,7 @@ where
         Fut: Future<Output = Result<V, E>> + Send,
     {
         let waited = {
-            let flight = pin!(self.fly(target, once, lead, &mut waiter));
+            let flight = pin!(self.fly(target, began, once, lead, &mut waiter));
             self.wait_for(target, flight, start).await
         };
         let reason = match &waited {
@@ -148,10 +149,12 @@ where
         }
     }
 
-    /// Stays on the key's flight, as its leader if need be, until it lands.
+    /// Stays on the key's flight, as its leader if need be, until it lands; and on the next one, if that
+    /// turns out to have been the wrong one to join. The next one cannot: it begins after this call.
     async fn fly<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
+        began: Began,
         mut once: Option<F>,
         mut lead: Option<Lead<K, V, E>>,
         waiter: &mut Waiter<K, Landed<V, E>>,
@@ -165,7 +168,19 @@ where
                 self.lead(target, &mut once, guard, seen).await;
             }
             match waiter.wait().await {
-                Flown::Landed(landing) => return self.landed(landing),
+                Flown::Landed(landing) => {
+                    let landed = self.landed(landing);
+                    if !self.is_overtaken(&landed, &began) {
+                        return landed;
+                    }
+                    *waiter = match self.board_anew(target) {
+                        Boarding::Waiter(waiter) => waiter,
+                        Boarding::Leader(guard, waiter) => {
+                            lead = Some(Lead { guard, seen: None });
+                            waiter
+                        }
+                    };
+                }
                 Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(Lead { guard, seen: None }),
             }
@@ -217,6 +232,11 @@ where
         let (hash, key, meta) = (target.hash, &target.key, began.meta());
         let may_join = self.may_join(target, began);
         self.level.flights.board(hash, key, meta, may_join)
+    }
+
+    /// Boards the flight of a key as of now.
+    pub(super) fn board_anew(&self, target: &Target<K>) -> Boarding<K, Landed<V, E>> {
+        self.board(target, &self.began(target.lane))
     }
 
     pub(super) fn may_join(

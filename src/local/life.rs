@@ -62,6 +62,12 @@ impl Life {
         self.plain_until.since(now)
     }
 
+    /// What is left until all is over.
+    pub(crate) fn left(&self, now: Millis) -> Duration {
+        let ends = self.plain_until + Duration::from_millis(self.kept_for.into());
+        ends.since(now)
+    }
+
     pub(crate) fn phase(&self, now: Millis) -> Phase {
         let past = |span: u32| now.since(self.plain_until + Duration::from_millis(span.into()));
         let fresh_until = self.plain_until + Duration::from_millis(self.fresh_for.into());

@@ -36,4 +36,6 @@ mod refresh;
 mod sealed;
 mod settled;
 mod stamps;
+mod tagged;
+mod tagged_races;
 mod trouble;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
+use super::values::Values;
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
     Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces, TagFloor,
@@ -384,11 +385,12 @@ impl MemoryState {
         });
     }
 
-    /// The server evicts the floor of a tag.
-    pub fn drop_tag_floor(&mut self, tag: TagPlace) {
-        self.change(tag.lane, |lane| {
-            lane.tag_floors.remove(&tag.key.to_be_bytes());
-        });
+    /// The server evicts the floors of all tags.
+    pub fn drop_tag_floors(&mut self) {
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        for lane in lanes {
+            self.change(lane, |lane| lane.tag_floors = Values::default());
+        }
     }
 
     /// Changes a lane that is there, and forgets it if nothing is left, so that a lane that lost
