@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::codec::CodecError;
 use crate::coherence::{Epoch, Position};
-use crate::key::{HashedKey, TagHash};
+use crate::key::{Carried, HashedKey, TagHash};
 
 const MAGIC: u8 = 0xD7;
 const VERSION: u8 = 1;
@@ -54,6 +54,8 @@ pub(crate) const LEASE_LEN: usize = 28;
 const HEADER_LEN: usize = 64;
 const CHECKSUM_LEN: usize = 8;
 const TAG_LEN: usize = 32;
+/// Set in the number of a position, which has 48 bits, of a soft tag.
+const SOFT: u64 = 1 << 63;
 
 /// Who is loading a key, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +95,7 @@ pub(crate) struct Header {
 /// A tag, and up to where the log of its lane says nothing against the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TagVersion {
-    pub(crate) tag: TagHash,
+    pub(crate) carried: Carried,
     /// No later than this the tag was not invalidated since the load began.
     pub(crate) at: Position,
 }
@@ -238,8 +240,10 @@ pub(crate) fn encode(
     out.extend(header.schema.to_be_bytes());
     out.extend(flags.to_be_bytes());
     out.extend(tags.to_be_bytes());
-    for TagVersion { tag, at } in &header.tags {
-        let words = [tag.name, tag.key, at.epoch.0, at.seq];
+    for TagVersion { carried, at } in &header.tags {
+        let Carried { tag, soft } = carried;
+        let seq = if *soft { at.seq | SOFT } else { at.seq };
+        let words = [tag.name, tag.key, at.epoch.0, seq];
         out.extend(words.iter().flat_map(|word| word.to_be_bytes()));
     }
     let content = |out: &mut Vec<u8>| {
@@ -349,8 +353,15 @@ fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusab
             key: word()?,
         };
         let (epoch, seq) = (Epoch(word()?), word()?);
-        let at = Position { epoch, seq };
-        header.tags.push(TagVersion { tag, at });
+        let at = Position {
+            epoch,
+            seq: seq & !SOFT,
+        };
+        let carried = Carried {
+            tag,
+            soft: seq & SOFT != 0,
+        };
+        header.tags.push(TagVersion { carried, at });
     }
     Ok((header, flags))
 }

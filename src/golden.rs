@@ -10,7 +10,7 @@ use crate::coherence::{Epoch, Head, Incarnation, Lane, Nonce, Position};
 use crate::envelope::{
     self, Compression, Header, Lease, Outcome, Packing, Seal, Stored, TagVersion,
 };
-use crate::key::{HashedKey, TagHash};
+use crate::key::{Carried, HashedKey, TagHash};
 
 /// The directory of the forms that this version writes.
 const CURRENT: &str = "v1";
@@ -103,7 +103,10 @@ fn samples() -> Vec<(&'static str, Sample)> {
         began,
     };
     let tag = |name, key, seq| TagVersion {
-        tag: TagHash { name, key },
+        carried: Carried {
+            tag: TagHash { name, key },
+            soft: seq == 6,
+        },
         at: Position {
             epoch: Epoch(0x1112_1314_1516_1719),
             seq,

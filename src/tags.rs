@@ -122,6 +122,7 @@ impl Registry {
     fn dependency(&self, cells: impl Iterator<Item = Arc<Cell>>, since: Millis) -> Dependency {
         Dependency {
             cells: cells.map(|cell| (cell.count(), cell)).collect(),
+            soft: Box::default(),
             since,
             liveness: Arc::clone(&self.liveness),
         }
@@ -283,10 +284,28 @@ impl Listener for Registry {
     }
 }
 
+#[inline]
+fn are_unchanged(cells: &[(u64, Arc<Cell>)]) -> bool {
+    cells.iter().all(|(count, cell)| cell.count() == *count)
+}
+
+/// What becomes of an entry by its tags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It may be served.
+    Current,
+    /// A soft tag was invalidated: its time to live is over.
+    Expired,
+    /// A tag was invalidated, or may have been.
+    Gone,
+}
+
 /// That some tags were not invalidated since a moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Dependency {
     cells: Box<[(u64, Arc<Cell>)]>,
+    /// Those of soft tags.
+    soft: Box<[(u64, Arc<Cell>)]>,
     since: Millis,
     liveness: Arc<Liveness>,
 }
@@ -304,11 +323,25 @@ impl Dependency {
         self.is_unchanged() && self.liveness.vouches(until, self.since)
     }
 
-    /// Whether this pod knows of no invalidation of one of the tags.
+    /// As [`is_current`](Self::is_current), soft tags included.
+    #[inline]
+    pub(crate) fn standing(&self) -> Standing {
+        let until = self.liveness.until();
+        if !self.is_unchanged() {
+            return Standing::Gone;
+        }
+        let softened = !are_unchanged(&self.soft);
+        match self.liveness.vouches(until, self.since) {
+            false => Standing::Gone,
+            true if softened => Standing::Expired,
+            true => Standing::Current,
+        }
+    }
+
+    /// Whether this pod knows of no invalidation of one of the tags, other than soft ones.
     #[inline]
     pub(crate) fn is_unchanged(&self) -> bool {
-        let mut cells = self.cells.iter();
-        cells.all(|(count, cell)| cell.count() == *count)
+        are_unchanged(&self.cells)
     }
 
     /// What it is said of reflects every invalidation of the tags that was acknowledged before this.

@@ -59,6 +59,8 @@ pub(super) struct Options<K, V, E> {
     pub(super) ttl: TtlOf<K, V>,
     /// The tags of each value.
     pub(super) tags: Option<TagsOf<K, V>>,
+    /// Those that end its time to live, and not the value.
+    pub(super) soft_tags: Option<TagsOf<K, V>>,
     pub(super) error_codec: Option<ErrorCodec<E>>,
     pub(super) local_ttl: Duration,
     pub(super) jitter: f64,
@@ -180,6 +182,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             options: Options {
                 ttl: Arc::new(|_, _| Ttl::For(DEFAULT_TTL)),
                 tags: None,
+                soft_tags: None,
                 error_codec: None,
                 local_ttl: Duration::MAX,
                 jitter: DEFAULT_JITTER,
@@ -243,6 +246,23 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         I: IntoIterator<Item: Into<Tag>>,
     {
         self.options.tags = Some(Arc::new(move |key, value| {
+            tags(key, value).into_iter().map(Into::into).collect()
+        }));
+        self
+    }
+
+    /// As [`tags`](Self::tags), for tags whose invalidation ends the time to live of the value, and not the
+    /// value: in [`grace`](Self::grace), without which there are none of these, it is served as
+    /// [stale](crate::Freshness::Stale) until it was loaded anew.
+    ///
+    /// It is the entry that says what a tag means to it: whoever invalidates `org:7` need not know that a
+    /// permission must go at once, while a list may be shown as it was for the moment of a load. A tag
+    /// that is named here and there is not soft.
+    pub fn soft_tags<I>(mut self, tags: impl Fn(&K, &L::Value) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<Tag>>,
+    {
+        self.options.soft_tags = Some(Arc::new(move |key, value| {
             tags(key, value).into_iter().map(Into::into).collect()
         }));
         self
@@ -406,7 +426,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
     /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
-    /// `max_unleased_loads`, `max_batch` or the level of `compress` if out of range, or of no use with
+    /// `max_unleased_loads`, `max_batch`, `soft_tags` or the level of `compress` if out of range, or of no use with
     /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
@@ -478,6 +498,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                     "must be above zero and below `load_timeout`",
                 );
             }
+        }
+        if self.options.soft_tags.is_some() && self.options.grace.is_zero() {
+            return refuse("soft_tags", "are for entries with `grace` alone");
         }
         if self.options.retry_after.is_zero() {
             return refuse(

@@ -2,6 +2,7 @@
 
 use super::loader::Loader;
 use super::outcome::Outcome;
+use super::tagging::SaidTags;
 use crate::key::Tag;
 use crate::ttl::Ttl;
 use std::fmt;
@@ -122,7 +123,7 @@ impl<V> fmt::Debug for Previous<V> {
 pub struct Loaded<V> {
     pub(crate) value: Arc<V>,
     pub(crate) ttl: Option<Ttl>,
-    pub(crate) tags: Vec<Tag>,
+    pub(crate) tags: SaidTags,
 }
 
 impl<V> Loaded<V> {
@@ -150,7 +151,16 @@ impl<V> Loaded<V> {
     /// depends on is known before it computes.
     #[must_use]
     pub fn tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.tags.extend(tags.into_iter().map(Into::into));
+        self.tags.hard.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Ends its time to live with `tags`, as those of
+    /// [`EntityBuilder::soft_tags`](crate::EntityBuilder::soft_tags) do; without
+    /// [grace](crate::EntityBuilder::grace) they are as any other tags.
+    #[must_use]
+    pub fn soft_tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags.soft.extend(tags.into_iter().map(Into::into));
         self
     }
 }
@@ -166,7 +176,7 @@ impl<V> From<Arc<V>> for Loaded<V> {
         Self {
             value,
             ttl: None,
-            tags: Vec::new(),
+            tags: SaidTags::default(),
         }
     }
 }
@@ -183,7 +193,7 @@ impl<V> fmt::Debug for Loaded<V> {
 pub(super) struct Said<V, E> {
     pub(super) outcome: Outcome<V, E>,
     pub(super) ttl: Option<Ttl>,
-    pub(super) tags: Vec<Tag>,
+    pub(super) tags: SaidTags,
 }
 
 impl<V, E> From<Outcome<V, E>> for Said<V, E> {
@@ -191,7 +201,7 @@ impl<V, E> From<Outcome<V, E>> for Said<V, E> {
         Self {
             outcome,
             ttl: None,
-            tags: Vec::new(),
+            tags: SaidTags::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::flight::Flights;
 use crate::key::KeySpace;
 use crate::local::{Local, Phase, Slot};
+use crate::tags::Standing;
 use crate::time::{Clock, Millis};
 use std::sync::Mutex;
 
@@ -30,6 +31,8 @@ pub(super) struct Hit<V, E> {
     /// The lane's word as it was *before* the entry was fetched.
     word: Word,
     pub(super) now: Millis,
+    /// A soft tag was invalidated.
+    expired: bool,
 }
 
 impl<V, E> Hit<V, E> {
@@ -43,6 +46,15 @@ impl<V, E> Hit<V, E> {
         match &self.slot.tied {
             None => as_of,
             Some(tied) => as_of.min(tied.as_of()),
+        }
+    }
+}
+
+impl<V, E> Hit<V, E> {
+    fn phase(&self) -> Phase {
+        match self.expired {
+            false => self.slot.life.phase(self.now),
+            true => self.slot.life.expired(self.now).phase(self.now),
         }
     }
 }
@@ -88,21 +100,21 @@ where
     #[inline]
     pub(super) fn hit(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
         self.look(hash, || self.map.get(hash, key))
-            .filter(|hit| hit.slot.life.is_plain(hit.now))
+            .filter(|hit| !hit.expired && hit.slot.life.is_plain(hit.now))
     }
 
     /// As [`hit`](Self::hit) for an entry in a later phase, which it comes with.
     #[cold]
     pub(super) fn late(&self, hash: u64, key: &K) -> Option<(Hit<V, E>, Phase)> {
         let hit = self.look(hash, || self.map.get(hash, key))?;
-        let phase = hit.slot.life.phase(hit.now);
+        let phase = hit.phase();
         (phase != Phase::Over).then_some((hit, phase))
     }
 
     /// A fresh entry, without counting as a use.
     pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
         let hit = self.look(hash, || self.map.peek(hash, key))?;
-        let fresh = matches!(hit.slot.life.phase(hit.now), Phase::Plain | Phase::Late(_));
+        let fresh = matches!(hit.phase(), Phase::Plain | Phase::Late(_));
         fresh.then_some(hit.slot)
     }
 
@@ -132,9 +144,20 @@ where
             self.word(lane)
         };
         let now = self.clock.now();
-        let may_serve = self.rules.may_serve(word, stamp(&slot), now)
-            && slot.tied.as_ref().is_none_or(|tied| tied.is_current());
-        may_serve.then_some(Hit { slot, word, now })
+        if !self.rules.may_serve(word, stamp(&slot), now) {
+            return None;
+        }
+        let expired = match slot.tied.as_ref().map(|tied| tied.standing()) {
+            None | Some(Standing::Current) => false,
+            Some(Standing::Expired) => true,
+            Some(Standing::Gone) => return None,
+        };
+        Some(Hit {
+            slot,
+            word,
+            now,
+            expired,
+        })
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).

@@ -11,7 +11,7 @@ use crate::codec;
 use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
 use crate::flight::Guard;
-use crate::key::{Key, TagHash};
+use crate::key::{Carried, Key};
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
 use crate::time::{Millis, millis};
@@ -58,7 +58,7 @@ pub(super) struct Unfilled<K, V, E> {
     timing: Timing,
     ttl: Ttl,
     outcome: Outcome<V, E>,
-    tags: Arc<[TagHash]>,
+    tags: Arc<[Carried]>,
 }
 
 impl<K, V, E> Unfilled<K, V, E> {
@@ -66,7 +66,7 @@ impl<K, V, E> Unfilled<K, V, E> {
         &self.lease.held.link
     }
 
-    pub(super) fn tags(&self) -> &[TagHash] {
+    pub(super) fn tags(&self) -> &[Carried] {
         &self.tags
     }
 }
@@ -324,7 +324,7 @@ where
             took,
         }: Timing,
         ttl: Ttl,
-        (outcome, tags): (&Outcome<V, E>, &[TagHash]),
+        (outcome, tags): (&Outcome<V, E>, &[Carried]),
     ) {
         if ttl == Ttl::NONE || self.options.local_ttl.is_zero() {
             let rank = run.rank.unwrap_or_default();
@@ -379,7 +379,7 @@ where
             return;
         };
         let tags = unfilled.iter().flat_map(|one| one.tags());
-        let tags: Vec<_> = tags.copied().collect();
+        let tags: Vec<_> = tags.map(|carried| carried.tag).collect();
         let lives = unfilled.iter().filter(|one| !one.tags().is_empty());
         let lives = lives.map(|one| match one.ttl {
             Ttl::For(life) => Some(life.saturating_add(self.options.grace)),

@@ -126,14 +126,22 @@ where
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
+        let mut over = false;
         let tied = match self.worth(began, &header.tags) {
             Worth::Free => None,
-            Worth::Tied(tagged, dependency) => Some((tagged, dependency)),
+            Worth::Tied(tagged, dependency, expired) => {
+                over = expired;
+                Some((tagged, dependency))
+            }
             Worth::Dead => return Look::Absent(Some(bytes)),
             Worth::Unknown(tags) => {
                 let left = (header.expires_ms != 0).then(|| life(Duration::MAX).left(now));
                 return Look::Untold(Untold::new(found, tags, left));
             }
+        };
+        let life = |at_most| match over {
+            false => life(at_most),
+            true => life(at_most).expired(now),
         };
         let evidence = Evidence { began, rank, tied };
         match self.decode(kind, &payload) {

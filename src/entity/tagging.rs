@@ -12,7 +12,7 @@ use super::look::Look;
 use super::outcome::{Landed, Outcome};
 use super::target::{Began, Target};
 use crate::bus::Moment;
-use crate::key::{Key, Tag, TagHash};
+use crate::key::{Carried, Key, Tag, TagHash};
 use crate::store::{Found, Link};
 use crate::tags::{Dependency, Judged};
 use serde::Serialize;
@@ -26,8 +26,15 @@ pub(super) type TagsOf<K, V> = Arc<dyn Fn(&K, &V) -> Vec<Tag> + Send + Sync>;
 /// The tags of an outcome, and a moment at which none of what they stand for had been read yet.
 #[derive(Clone)]
 pub(super) struct Tagged {
-    pub(super) tags: Arc<[TagHash]>,
+    pub(super) tags: Arc<[Carried]>,
     pub(super) then: Moment,
+}
+
+/// The tags that a loader names.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SaidTags {
+    pub(super) hard: Vec<Tag>,
+    pub(super) soft: Vec<Tag>,
 }
 
 /// A stored value whose worth depends on tags that this pod does not know the floors of.
@@ -42,7 +49,8 @@ pub(super) struct Untold {
 pub(super) enum Worth {
     /// Nothing ties it.
     Free,
-    Tied(Tagged, Dependency),
+    /// It stands by this; the time to live is over if so it says.
+    Tied(Tagged, Dependency, bool),
     Dead,
     Unknown(Vec<TagHash>),
 }
@@ -60,23 +68,33 @@ where
     E: Send + Sync + 'static,
 {
     /// The tags of an outcome, each once, without those that every entry has: the names of its entity and
-    /// of its key. `said` is what the loader named.
+    /// of its key. `said` is what the loader named. What is named both ways is not soft.
     pub(super) fn tags_of(
         &self,
         target: &Target<K>,
         outcome: &Outcome<V, E>,
-        mut said: Vec<Tag>,
-    ) -> Arc<[TagHash]> {
-        if let (Ok(value), Some(tags)) = (outcome, &self.options.tags) {
-            said.extend(tags(&target.key, value));
+        said: SaidTags,
+    ) -> Arc<[Carried]> {
+        let SaidTags { mut hard, mut soft } = said;
+        if let Ok(value) = outcome {
+            let named = |tags: &Option<TagsOf<K, V>>| match tags {
+                Some(tags) => tags(&target.key, value),
+                None => Vec::new(),
+            };
+            hard.extend(named(&self.options.tags));
+            soft.extend(named(&self.options.soft_tags));
         }
         let space = &self.bus().space;
         let entity = self.keys.entity_hash();
         let own = |tag: &TagHash| tag.name == entity && (tag.is_bare() || tag.key == target.hash);
-        let tags = said.iter().map(|tag| space.hash_tag(tag));
-        let mut tags: Vec<_> = tags.filter(|tag| !own(tag)).collect();
+        let carried = |tags: Vec<Tag>, soft| {
+            let hashed = tags.into_iter().map(|tag| space.hash_tag(&tag));
+            hashed.map(move |tag| Carried { tag, soft })
+        };
+        let all = carried(hard, false).chain(carried(soft, true));
+        let mut tags: Vec<_> = all.filter(|carried| !own(&carried.tag)).collect();
         tags.sort_unstable();
-        tags.dedup();
+        tags.dedup_by_key(|carried| carried.tag);
         tags.into()
     }
 
@@ -85,16 +103,18 @@ where
         if tags.is_empty() {
             return Worth::Free;
         }
-        let hashes = tags.iter().map(|version| version.tag);
         match self.cache.0.tags.judge(self.bus(), tags) {
             Judged::Dead => Worth::Dead,
-            Judged::Unknown => Worth::Unknown(hashes.collect()),
-            Judged::Current(dependency) => {
+            Judged::Unknown => {
+                let tags = tags.iter().map(|version| version.carried.tag);
+                Worth::Unknown(tags.collect())
+            }
+            Judged::Current { tied, expired } => {
                 let tagged = Tagged {
-                    tags: hashes.collect(),
+                    tags: tags.iter().map(|version| version.carried).collect(),
                     then: began.moment,
                 };
-                Worth::Tied(tagged, dependency)
+                Worth::Tied(tagged, tied, expired)
             }
         }
     }

@@ -43,10 +43,13 @@ fn header() -> impl Strategy<Value = Header> {
 
 fn version([name, key, epoch, seq]: [u64; 4]) -> TagVersion {
     TagVersion {
-        tag: TagHash { name, key },
+        carried: Carried {
+            tag: TagHash { name, key },
+            soft: seq % 2 == 1,
+        },
         at: Position {
             epoch: Epoch(epoch),
-            seq,
+            seq: seq >> 1,
         },
     }
 }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 pub(crate) use space::{EntityKeys, HashedKey, KeySpace, RawKeys};
 pub use tag::Tag;
-pub(crate) use tag::TagHash;
+pub(crate) use tag::{Carried, TagHash};
 
 /// What an entity's values are kept under.
 ///

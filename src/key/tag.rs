@@ -121,6 +121,14 @@ impl TagHash {
     }
 }
 
+/// A tag as a value carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Carried {
+    pub(crate) tag: TagHash,
+    /// Its invalidation ends the value's time to live, and not the value.
+    pub(crate) soft: bool,
+}
+
 impl KeySpace {
     pub(crate) fn hash_tag(&self, tag: &Tag) -> TagHash {
         let keys = self.entity(&tag.name);

@@ -51,6 +51,15 @@ impl Life {
         Self::new(ends, Duration::ZERO, ends)
     }
 
+    /// The same life with its time to live over since `now`. Without a grace all of it is.
+    pub(crate) fn expired(self, now: Millis) -> Self {
+        let ends = match self.kept_for > self.fresh_for {
+            true => self.plain_until + Duration::from_millis(self.kept_for.into()),
+            false => now,
+        };
+        Self::new(self.plain_until.min(now), Duration::ZERO, ends)
+    }
+
     /// Whether there is nothing to think of.
     #[inline]
     pub(crate) fn is_plain(&self, now: Millis) -> bool {

@@ -9,7 +9,7 @@ use super::{Cell, Dependency, Registry};
 use crate::bus::{Bus, Moment};
 use crate::coherence::{Position, View};
 use crate::envelope::TagVersion;
-use crate::key::TagHash;
+use crate::key::{Carried, TagHash};
 use crate::store::{Link, StoreResult, TagFloor, TagPlace};
 use crate::time::Millis;
 use std::sync::Arc;
@@ -67,8 +67,9 @@ impl Floor {
 
 /// What a stored value is worth by its tags.
 pub(crate) enum Judged {
-    /// None of them was invalidated since it was loaded; it stands while this holds.
-    Current(Dependency),
+    /// None of them was invalidated since it was loaded, but soft ones if it is expired; it stands while
+    /// this holds.
+    Current { tied: Dependency, expired: bool },
     /// One of them was.
     Dead,
     /// The floors of some are not known.
@@ -97,18 +98,20 @@ impl Registry {
     /// What a value with these tags is worth that was just read from the store, or is still to be.
     pub(crate) fn judge(&self, bus: &Bus, tags: &[TagVersion]) -> Judged {
         let until = self.liveness.until();
-        let known = self.known(bus, tags.iter().map(|version| version.tag));
-        // After the counts, see `wanted`.
-        if known.iter().any(|known| is_poisoned(bus, &known.place)) {
-            return Judged::Dead;
-        }
-        let mut since = Millis::NEVER;
-        let mut unknown = false;
+        let known = self.known(bus, tags.iter().map(|version| version.carried.tag));
+        let (mut since, mut unknown, mut expired) = (Millis::NEVER, false, false);
         for (known, version) in known.iter().zip(tags) {
+            // After the counts, see `wanted`, by which the floor is not to be had then.
+            let poisoned = is_poisoned(bus, &known.place);
+            let fallen = known.floor.is_some_and(|floor| !floor.admits(version.at));
+            if (poisoned || fallen) && !version.carried.soft {
+                return Judged::Dead;
+            }
+            expired |= poisoned || fallen;
+            let confirmed = self.liveness.confirmed_by(until);
             match known.floor {
-                Some(floor) if !floor.admits(version.at) => return Judged::Dead,
+                _ if poisoned => since = since.min(confirmed),
                 Some(floor) if self.liveness.vouches(until, floor.asked) => {
-                    let confirmed = self.liveness.confirmed_by(until);
                     since = since.min(floor.asked.max(confirmed));
                 }
                 _ => unknown = true,
@@ -117,15 +120,27 @@ impl Registry {
         if unknown {
             return Judged::Unknown;
         }
-        let cells = known.into_iter().flat_map(|known| {
-            let [first, second] = known.cells;
-            [(known.counts[0], first), (known.counts[1], second)]
+        let cells = known.into_iter().zip(tags).flat_map(|(known, version)| {
+            let counted = known.counts.into_iter().zip(known.cells);
+            counted.map(|cell| (version.carried.soft, cell))
         });
-        Judged::Current(Dependency {
-            cells: cells.collect(),
+        let tied = self.tied(cells, since);
+        Judged::Current { tied, expired }
+    }
+
+    fn tied(
+        &self,
+        cells: impl Iterator<Item = (bool, (u64, Arc<Cell>))>,
+        since: Millis,
+    ) -> Dependency {
+        let (soft, hard): (Vec<_>, Vec<_>) = cells.partition(|(soft, _)| *soft);
+        let counted = |cells: Vec<(bool, _)>| cells.into_iter().map(|(_, cell)| cell).collect();
+        Dependency {
+            cells: counted(hard),
+            soft: counted(soft),
             since,
             liveness: Arc::clone(&self.liveness),
-        })
+        }
     }
 
     /// What depends on `tags` and began at `since`, unless one of them was invalidated since the moment
@@ -135,22 +150,26 @@ impl Registry {
     pub(crate) fn tie(
         &self,
         bus: &Bus,
-        tags: &[TagHash],
+        tags: &[Carried],
         since: Millis,
         then: Moment,
     ) -> Option<Dependency> {
-        let cells = self.with_table(|table| {
-            let cells = |&tag: &TagHash| table.ties(tag, &self.space).0;
-            tags.iter().flat_map(cells).collect::<Vec<_>>()
+        let cells: Vec<_> = self.with_table(|table| {
+            let cells = |carried: &Carried| {
+                let (cells, _) = table.ties(carried.tag, &self.space);
+                let soft = carried.soft;
+                cells.map(|cell| (soft, (cell.count(), cell)))
+            };
+            tags.iter().flat_map(cells).collect()
         });
-        let dependency = self.dependency(cells.into_iter(), since);
+        let dependency = self.tied(cells.into_iter(), since);
         (!self.noticed_since(bus, tags, then)).then_some(dependency)
     }
 
     /// Whether this pod may have come to know of an invalidation of one of `tags` since `then`.
-    pub(crate) fn noticed_since(&self, bus: &Bus, tags: &[TagHash], then: Moment) -> bool {
-        tags.iter().any(|&tag| {
-            let place = self.space.place_tag(tag);
+    pub(crate) fn noticed_since(&self, bus: &Bus, tags: &[Carried], then: Moment) -> bool {
+        tags.iter().any(|carried| {
+            let place = self.space.place_tag(carried.tag);
             let noticed = |hash| bus.noticed_since(place.lane, hash, then);
             noticed(place.key) || noticed(place.name)
         })
@@ -163,18 +182,18 @@ impl Registry {
     pub(crate) fn versions(
         &self,
         bus: &Bus,
-        tags: &[TagHash],
+        tags: &[Carried],
         then: Moment,
     ) -> Option<Vec<TagVersion>> {
-        let known = self.known(bus, tags.iter().copied());
-        let version = |(known, &tag): (&Known, &TagHash)| {
+        let known = self.known(bus, tags.iter().map(|carried| carried.tag));
+        let version = |(known, &carried): (&Known, &Carried)| {
             let view = bus.view(known.place.lane)?;
             let at = Position {
                 epoch: view.epoch,
                 seq: view.applied.seq(),
             };
             let floor = known.floor?;
-            floor.admits(at).then_some(TagVersion { tag, at })
+            floor.admits(at).then_some(TagVersion { carried, at })
         };
         let versions: Option<Vec<_>> = known.iter().zip(tags).map(version).collect();
         versions.filter(|_| !self.noticed_since(bus, tags, then))

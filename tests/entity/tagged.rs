@@ -338,6 +338,114 @@ async fn what_was_invalidated_by_a_tag_is_not_served_in_grace() {
     }
 }
 
+/// Numbers with a grace that carry a soft tag, and one that is not.
+fn soft(pod: &Pod, source: &Source) -> Numbers {
+    let builder = pod.builder(source).grace(60 * SECOND);
+    let builder = builder.soft_tags(|key, _| [parity(*key), "team:1".to_owned()]);
+    builder.tags(|_, _| ["team:1"]).build().unwrap()
+}
+
+/// What is served of a key at once, and whether it is stale.
+async fn served(numbers: &Numbers, key: u64) -> (u64, bool) {
+    let served = numbers.get_with(&key).await.unwrap();
+    (*served.value, served.is_stale())
+}
+
+async fn a_soft_tag_makes_its_entries_stale_and_a_hard_one_removes_them(bed: Bed) {
+    let source = Source::new();
+    let (a, b, c) = (bed.pod().await, bed.pod().await, bed.pod().await);
+    let [on_a, on_b, on_c] = [&a, &b, &c].map(|pod| soft(pod, &source));
+    for (numbers, key) in [(&on_a, 1), (&on_a, 2), (&on_b, 1)] {
+        value(numbers, key).await;
+        a.done("fill", key).await;
+    }
+    source.commit(1, 1);
+    source.hold();
+    a.cache.invalidate(["org:1"]).await.unwrap();
+    assert_eq!(on_a.peek(&1), None, "not fresh");
+    assert_eq!(served(&on_a, 1).await, (0, true), "in grace");
+    assert_eq!(served(&on_a, 2).await, (0, false), "of another org");
+    eventually("the other pod", async || on_b.peek(&1).is_none()).await;
+    assert_eq!(served(&on_b, 1).await, (0, true), "in grace");
+    assert_eq!(served(&on_c, 1).await, (0, true), "from the store");
+    eventually("it is refreshed", async || source.running() == 1).await;
+    source.let_go();
+    for numbers in [&on_a, &on_b, &on_c] {
+        eventually("the new one", async || {
+            served(numbers, 1).await == (1, false)
+        })
+        .await;
+    }
+    source.commit(1, 2);
+    a.cache.invalidate(["team:1"]).await.unwrap();
+    assert_eq!(served(&on_a, 1).await, (2, false), "never the old one");
+    eventually("everywhere", async || value(&on_c, 1).await == 2).await;
+}
+
+async fn a_soft_tag_that_is_invalidated_during_a_load_wins(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let numbers = soft(&pod, &source);
+    source.hold();
+    let old = {
+        let numbers = numbers.clone();
+        tokio::spawn(async move { value(&numbers, 1).await })
+    };
+    eventually("the load runs", async || source.running() == 1).await;
+    source.commit(1, 1);
+    pod.cache.invalidate(["org:1"]).await.unwrap();
+    source.let_go();
+    assert_eq!(old.await.unwrap(), 0, "it asked before");
+    assert_eq!(served(&numbers, 1).await, (1, false));
+}
+
+/// 1. The pod invalidates a soft tag, and the store does not hear of it. 2. The store has the old value.
+async fn a_soft_tag_that_is_not_acknowledged_yet_makes_stale_at_once(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let builder = pod
+        .builder(&source)
+        .grace(60 * SECOND)
+        .local_ttl(Duration::ZERO);
+    let numbers = builder.soft_tags(|_, _| ["org:1"]).build().unwrap();
+    value(&numbers, 1).await;
+    pod.done("fill", 1).await;
+    assert_eq!(served(&numbers, 1).await, (0, false));
+    source.commit(1, 1);
+    source.hold();
+    pod.wire.hang("invalidate");
+    let mut call = std::pin::pin!(pod.cache.invalidate(["org:1"]));
+    crate::bed::poll_once(&mut call).await;
+    assert_eq!(served(&numbers, 1).await, (0, true));
+    source.let_go();
+    pod.wire.heal();
+    call.await.unwrap();
+    eventually("the new one", async || {
+        served(&numbers, 1).await == (1, false)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn soft_tags_without_a_grace_are_refused_or_as_any_others() {
+    let source = Source::new();
+    let bed = Bed::memory();
+    let pod = bed.pod().await;
+    let refused = pod.builder(&source).soft_tags(|_, _| ["org:1"]).build();
+    assert_eq!(refused.unwrap_err().option(), "soft_tags");
+    let from = source.clone();
+    let load = move |load: LoadContext<u64, u64>| {
+        let from = from.clone();
+        async move { Ok(Loaded::new(from.ask(*load.key()).await?).soft_tags(["org:1"])) }
+    };
+    let numbers = pod.cache.entity_with("number", load).build().unwrap();
+    value(&numbers, 1).await;
+    pod.done("fill", 1).await;
+    source.commit(1, 1);
+    pod.cache.invalidate(["org:1"]).await.unwrap();
+    assert_eq!(served(&numbers, 1).await, (1, false));
+}
+
 on_both_stores!(
     a_tag_takes_its_entries_along_in_every_pod_and_no_others,
     a_tag_takes_along_what_only_the_store_holds,
@@ -350,4 +458,7 @@ on_both_stores!(
     a_floor_that_was_evicted_costs_loads_and_never_a_stale_read,
     what_the_store_loses_goes_here_too,
     a_lost_hint_of_a_tag_is_made_up_for,
+    a_soft_tag_makes_its_entries_stale_and_a_hard_one_removes_them,
+    a_soft_tag_that_is_invalidated_during_a_load_wins,
+    a_soft_tag_that_is_not_acknowledged_yet_makes_stale_at_once,
 );
