@@ -2,8 +2,8 @@
 //!
 //! The memo hashes the key, finds the entry, asks whether it may be served, and counts the hit; the map
 //! only finds it. Both have the same keys and `Arc` values, and room for all keys; the bare map has the
-//! library's default hasher. One memo's values expire, so that each hit asks the clock; another's never
-//! do.
+//! library's default hasher. Its locks are the standard library's, as this crate builds it; by default it
+//! would take parking_lot's. One memo's values expire, so that each hit asks the clock; another's never do.
 //!
 //! `cargo bench --bench memo_hit` takes a minute.
 

@@ -1,6 +1,8 @@
 //! Building a [`Cache`]: every option is checked in [`CacheBuilder::build`].
 
-use crate::bus::{Bus, LEASE, Timing};
+use crate::bus::{
+    Bus, DEFAULT_MAX_PENDING, Journal, LEASE, LEAST_MAX_PENDING, PendingOptions, Timing,
+};
 use crate::cache::{Cache, check_name};
 use crate::coherence::{Mechanisms, Rules};
 use crate::envelope::KeyRing;
@@ -10,7 +12,9 @@ use crate::store::{Memory, Namespace, Store};
 use crate::time::Clock;
 use std::fmt;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The environment variable that names the store where the program does not.
 pub const STORE_VARIABLE: &str = "TIDINGS_STORE";
@@ -28,6 +32,9 @@ impl Cache {
         CacheBuilder::new(namespace.into())
     }
 }
+
+/// The longest that a time limit of the store may be set to: beyond this it is none.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do if the store cannot be reached when the cache is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +69,8 @@ pub struct CacheBuilder {
     on_store_absent: OnStoreAbsent,
     keys: Option<KeyRing>,
     timing: Timing,
+    max_pending: usize,
+    journal: Option<PathBuf>,
     clock: Clock,
     mechanisms: Mechanisms,
 }
@@ -88,6 +97,8 @@ impl CacheBuilder {
             on_store_absent: OnStoreAbsent::default(),
             keys: None,
             timing: Timing::default(),
+            max_pending: DEFAULT_MAX_PENDING,
+            journal: None,
             clock: Clock::default(),
             mechanisms: Mechanisms::default(),
         }
@@ -115,6 +126,51 @@ impl CacheBuilder {
     /// What to do if the store cannot be reached at the start; [`OnStoreAbsent::Fail`] by default.
     pub fn on_store_absent(mut self, choice: OnStoreAbsent) -> Self {
         self.on_store_absent = choice;
+        self
+    }
+
+    /// How long a read, a lease or a fill of an entity, or a read of raw data, may take before it goes on
+    /// without the store; 250 ms by default ([`DEFAULT_READ_TIMEOUT`](crate::DEFAULT_READ_TIMEOUT)). When
+    /// five in a row got no answer in that time, readers wait for the store no longer, but for a probe about
+    /// once a second: see [`Health::circuit`](crate::Health::circuit). From 1 ms to 60 s.
+    pub fn read_timeout(mut self, limit: Duration) -> Self {
+        self.timing.read_timeout = limit;
+        self
+    }
+
+    /// How long the first attempt of an invalidation may take before its caller gets
+    /// [`Pending`](crate::InvalidateError::Pending) and it is repeated, and how long each further attempt
+    /// may; 2 s by default ([`DEFAULT_INVALIDATE_TIMEOUT`](crate::DEFAULT_INVALIDATE_TIMEOUT)). Calls of
+    /// presence have the same limit. From 1 ms to 60 s.
+    pub fn invalidate_timeout(mut self, limit: Duration) -> Self {
+        self.timing.invalidate_timeout = limit;
+        self
+    }
+
+    /// How many invalidations are kept that the store has not acknowledged; 10,000 by default
+    /// ([`DEFAULT_MAX_PENDING`]), some 2 KB each, and 64 at least. One key counts once, however often it is
+    /// invalidated.
+    ///
+    /// None is ever dropped. At the bound the entity with the most pending keys on one lane becomes a
+    /// single invalidation of all its keys on that lane (a sixteenth of them); and if no entity has two,
+    /// everything on one lane becomes one. That costs loads of what was still good;
+    /// [`Health::merged_pending`](crate::Health::merged_pending) counts it.
+    pub fn max_pending(mut self, count: usize) -> Self {
+        self.max_pending = count;
+        self
+    }
+
+    /// Keeps what the store has not acknowledged in this file too, so that a process which is killed does
+    /// not forget it: the next one with the same journal repeats it. By default there is none.
+    ///
+    /// Nothing is written while the store answers: an invalidation goes into the file when its first
+    /// attempt has taken 50 ms or has failed, before its caller is told that it is
+    /// [`Pending`](crate::InvalidateError::Pending). What is written survives the process, not a machine
+    /// that loses power. The folder must exist and outlive the process; a cache has its journal for itself
+    /// (`build` fails while another one uses it), so give each pod of a machine its own. A second file
+    /// beside it, with `.lock` after its name, is the lock. See `docs/pending.md`.
+    pub fn journal(mut self, path: impl Into<PathBuf>) -> Self {
+        self.journal = Some(path.into());
         self
     }
 
@@ -157,7 +213,9 @@ impl CacheBuilder {
     /// Builds the cache: connects, subscribes and syncs, which takes six to eight round trips to Redis.
     ///
     /// # Errors
-    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `runtime` if there is
+    /// [`BuildError`] naming the option: `namespace` if the name cannot be used; `read_timeout`,
+    /// `invalidate_timeout` or `max_pending` if it is out of its range; `journal` if the file is in use, is
+    /// none of this namespace, or cannot be read or written; `runtime` if there is
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
     /// `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
     /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
@@ -167,6 +225,12 @@ impl CacheBuilder {
     pub async fn build(self) -> Result<Cache, BuildError> {
         check_name("namespace", &self.namespace)?;
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
+        check_timeout("read_timeout", self.timing.read_timeout)?;
+        check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
+        if self.max_pending < LEAST_MAX_PENDING {
+            let reason = format!("{} is less than {LEAST_MAX_PENDING}", self.max_pending);
+            return Err(BuildError::new("max_pending", reason));
+        }
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BuildError::new(
                 "runtime",
@@ -187,8 +251,27 @@ impl CacheBuilder {
             name: self.namespace,
             lanes: LANES.get(),
         };
-        let bus = Bus::new(store, namespace, space, rules, self.timing, self.clock);
+        let (journal, left) = match self.journal {
+            Some(path) => {
+                let (journal, left) = Journal::open(&path, &namespace, &space)?;
+                (Some(journal), left)
+            }
+            None => (None, Vec::new()),
+        };
+        let max = self.max_pending;
+        let pending = PendingOptions { max, journal };
+        let bus = Bus::new(
+            store,
+            namespace,
+            space,
+            rules,
+            self.timing,
+            self.clock,
+            pending,
+        );
         let cache = Cache::new(Arc::clone(&bus), self.keys);
+        // Before anything can be read: what they make invalid must not be believed.
+        bus.replay(left);
         match bus.start().await {
             Ok(()) => Ok(cache),
             Err(error)
@@ -196,9 +279,21 @@ impl CacheBuilder {
             {
                 Ok(cache)
             }
-            Err(error) => Err(BuildError::store("store", &named, error)),
+            Err(error) => {
+                // Whoever tries again finds it free.
+                bus.close_journal().await;
+                Err(BuildError::store("store", &named, error))
+            }
         }
     }
+}
+
+fn check_timeout(option: &'static str, limit: Duration) -> Result<(), BuildError> {
+    if (Duration::from_millis(1)..=LONGEST_TIMEOUT).contains(&limit) {
+        return Ok(());
+    }
+    let reason = format!("{limit:?} is not from 1 ms to {LONGEST_TIMEOUT:?}");
+    Err(BuildError::new(option, reason))
 }
 
 /// Whether the store may yet come, rather than be something else or refuse. A server that has never
@@ -225,14 +320,20 @@ fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
     match url.split_once(':') {
         Some(("memory", name)) => Ok(Arc::new(Memory::named(name))),
         #[cfg(feature = "redis")]
-        Some(("redis" | "rediss", _)) => match crate::store::Redis::new(url) {
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => match crate::store::Redis::new(url) {
             Ok(redis) => Ok(Arc::new(redis)),
             Err(error) => Err(BuildError::store(option, "this URL", error)),
         },
         #[cfg(not(feature = "redis"))]
-        Some(("redis" | "rediss", _)) => {
-            Err(BuildError::new(option, "Redis needs the feature `redis`"))
-        }
+        Some((
+            "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster",
+            _,
+        )) => Err(BuildError::new(option, "Redis needs the feature `redis`")),
         // The URL may hold a password, so it is not repeated.
         Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
             let known = "`memory:`, `redis://`, `rediss://`";

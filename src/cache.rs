@@ -1,6 +1,6 @@
 //! The handle: one namespace on one store. Each mode adds its own constructor to it.
 
-use crate::bus::{Bus, Health};
+use crate::bus::{Bus, CloseReport, Health};
 use crate::envelope::KeyRing;
 use crate::error::BuildError;
 use crate::presence::Rooms;
@@ -91,15 +91,23 @@ impl Cache {
         self.0.bus.health()
     }
 
+    /// What is under way in this process: for tests that a call which was dropped leaves nothing behind.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn under_way(&self) -> crate::testing::UnderWay {
+        self.0.bus.under_way()
+    }
+
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be
     /// acknowledged, gives leases back, leaves every room, ends the background tasks and both connections.
-    /// Later calls give `Closed`. Closing twice is harmless.
+    /// Later calls give `Closed`. Closing twice is harmless. Gives the invalidations that were not
+    /// acknowledged: log them if nobody will repeat them.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the cache half closed: call it again, or drop every handle.
-    pub async fn close(&self) {
+    pub async fn close(&self) -> CloseReport {
         self.0.closed.store(true, Ordering::Release);
-        self.0.bus.close(CLOSE_LIMIT).await;
+        self.0.bus.close(CLOSE_LIMIT).await
     }
 
     #[inline]

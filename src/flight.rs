@@ -153,7 +153,7 @@ impl<K, T, M> Flights<K, T, M> {
     }
 
     /// How many flights a caller could find, which leaves out detached and solo ones.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn len(&self) -> usize {
         self.0.iter().map(|stripe| lock(stripe).len()).sum()
     }

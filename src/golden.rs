@@ -145,6 +145,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         fork_seq: 0x2100,
         last_pub_ms: 1_700_000_000_000,
         fork: true,
+        forked_s: 0,
     };
     let hint = Hint {
         lane: Lane(3),

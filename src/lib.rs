@@ -78,7 +78,8 @@
 //! - **One load** for concurrent misses of one key: in a pod by single flight, between pods by a lease.
 //! - **A load that an invalidation overtook is never stored.**
 //! - **A store that fails is no error of a read.** Memory answers within the bound, then the loader.
-//! - **An invalidation is acknowledged or [`Pending`]**, and then repeated while the process lives.
+//! - **An invalidation is acknowledged or [`Pending`]**, and then repeated while the process lives; with a
+//!   [journal](CacheBuilder::journal), by the next one too.
 //!
 //! Assumed are a loader that sees everything committed before it starts ([`Loader`]), and
 //! invalidations that come after the commit.
@@ -87,7 +88,8 @@
 //!
 //! - Nothing is known of changes that nobody invalidates; those end with the TTL.
 //! - Several keys are not invalidated at one instant, and two reads are no snapshot.
-//! - The store is one standalone server: no Cluster, no Sentinel, no replicas yet.
+//! - A primary that was replaced and still answers some pods is beside the bound for as long as it does;
+//!   see `docs/topologies.md`.
 //! - The bound is on the moment a read *decides*. A value in your hands ages like any other.
 //!
 //! # Layout
@@ -102,7 +104,7 @@
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
 //! | [`error`] | [`CacheError`] of reads, [`StoreError`] of the store, [`BuildError`] of builders |
-//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`] | what operators and writers are told |
+//! | [`Health`], [`Invalidation`], [`Stamp`], [`Pending`], [`CloseReport`] | what operators and writers are told |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
 //! | `testing` | a Redis to kill, a network to break, the suite for stores |
@@ -151,14 +153,19 @@ mod time;
 mod ttl;
 
 pub use builder::{CacheBuilder, OnStoreAbsent, STORE_VARIABLE};
-pub use bus::{Health, InvalidateError, Invalidation, ParseStampError, Pending, Stamp, StoreState};
+pub use bus::{
+    CircuitState, CloseReport, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING,
+    DEFAULT_READ_TIMEOUT, Health, InvalidateError, Invalidation, JournalDamage, JournalHealth,
+    ParseStampError, Pending, Stamp, StoreState, Unacknowledged,
+};
 pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
     Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
     DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, Freshness, LoadContext, Loaded,
-    Loader, LocalView, Origin, Previous, Refresh, Served, StaleReason,
+    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, EntityView, Freshness,
+    LoadContext, Loaded, Loader, LocalView, Origin, Previous, ReadOptions, Refresh, Served,
+    StaleReason,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;
@@ -197,6 +204,8 @@ mod pages {
     mod from_moka_and_redis {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
+    #[doc = include_str!("../docs/reads.md")]
+    mod reads {}
     #[doc = include_str!("../docs/memo.md")]
     mod memo {}
     #[doc = include_str!("../docs/operations.md")]
@@ -210,6 +219,8 @@ mod pages {
     #[cfg(feature = "seal")]
     #[doc = include_str!("../docs/seal.md")]
     mod seal {}
+    #[doc = include_str!("../docs/pending.md")]
+    mod pending {}
     #[doc = include_str!("../docs/presence.md")]
     mod presence {}
     #[doc = include_str!("../docs/stores.md")]
@@ -218,4 +229,6 @@ mod pages {
     mod tags {}
     #[doc = include_str!("../docs/testing.md")]
     mod testing {}
+    #[doc = include_str!("../docs/topologies.md")]
+    mod topologies {}
 }

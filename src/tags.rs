@@ -8,7 +8,7 @@
 mod floors;
 
 use floors::Floor;
-pub(crate) use floors::Judged;
+pub(crate) use floors::{Judged, Told};
 
 use crate::bus::{Bus, Listener, Liveness, lock};
 use crate::coherence::{Change, Lane};
@@ -421,6 +421,7 @@ mod tests {
             rules,
             timing,
             clock,
+            crate::bus::PendingOptions::default(),
         );
         let registry = Registry::new(&bus);
         (bus, registry)

@@ -13,13 +13,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tidings::testing::RedisServer;
-use tidings::{Cache, CacheError, Entity, StoreState};
+use tidings::testing::{Fault, Proxy, RedisServer};
+use tidings::{Cache, CacheError, Entity, InvalidateError, StoreState};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
 const SERVER_VARIABLE: &str = "TIDINGS_TEST_POD";
+/// The address of the source, where it is not that of the server, and the path of a journal.
+const SOURCE_VARIABLE: &str = "TIDINGS_TEST_SOURCE";
+const JOURNAL_VARIABLE: &str = "TIDINGS_TEST_JOURNAL";
 const ANSWER: &str = "pod> ";
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,9 +40,13 @@ const VERSIONS: u64 = 3;
 type Records = Entity<u64, u64, redis::RedisError>;
 
 async fn records(url: &str) -> (Cache, Records) {
-    let cache = Cache::builder("processes").store_url(url);
+    let mut cache = Cache::builder("processes").store_url(url);
+    if let Ok(path) = std::env::var(JOURNAL_VARIABLE) {
+        cache = cache.journal(path);
+    }
     let cache = cache.build().await.unwrap();
-    let client = redis::Client::open(url).unwrap();
+    let source = std::env::var(SOURCE_VARIABLE).unwrap_or_else(|_| url.to_owned());
+    let client = redis::Client::open(source).unwrap();
     let source = client.get_multiplexed_async_connection().await.unwrap();
     let load = move |key: u64| load(source.clone(), key);
     let records = cache.entity("record", load).build().unwrap();
@@ -110,6 +117,19 @@ async fn serve(url: &str) {
                 let up = matches!(health.store, StoreState::Up);
                 let whole = up && health.live_lanes == health.lanes && health.pending == 0;
                 println!("{ANSWER}{}", if whole { "whole" } else { "ailing" });
+            }
+            ["invalidate", first, count] => {
+                let (first, count): (u64, u64) = (first.parse().unwrap(), count.parse().unwrap());
+                let mut pending = 0;
+                for key in first..first + count {
+                    let called = records.invalidate(&key).await;
+                    pending += u64::from(matches!(called, Err(InvalidateError::Pending(_))));
+                }
+                println!("{ANSWER}{pending}");
+            }
+            ["replayed"] => {
+                let journal = cache.health().journal;
+                println!("{ANSWER}{}", journal.map_or(0, |journal| journal.replayed));
             }
             ["spin"] => spinner = Some(Spinner::start(records.clone())),
             ["seen"] => {
@@ -183,9 +203,13 @@ struct Pod {
 
 impl Pod {
     async fn start(server: &RedisServer) -> Self {
+        Self::start_with(&[(SERVER_VARIABLE, &server.url())]).await
+    }
+
+    async fn start_with(variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "pod", "--nocapture"]);
-        command.env(SERVER_VARIABLE, server.url());
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.kill_on_drop(true).spawn().unwrap();
         let commands = process.stdin.take().unwrap();
@@ -327,6 +351,72 @@ async fn a_pod_that_was_stopped_serves_nothing_older_than_the_bound_when_it_goes
         seen += 1;
     }
     assert!(seen > 30, "too few versions seen: {seen}");
+}
+
+/// A pod that is cut off invalidates, is told that it is pending, and is killed. Gives what another pod
+/// serves of the keys once the first one was started again, with its journal or without.
+async fn after_a_pod_was_killed_with_pending_invalidations(journal: bool) -> Vec<u64> {
+    const KEYS: u64 = 20;
+    let server = RedisServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let folder =
+        std::env::temp_dir().join(format!("tidings-killed-{}-{journal}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (url, path) = (server.url(), folder.join("journal"));
+    let through = proxy.url();
+    let mut variables = vec![(SERVER_VARIABLE, &*through), (SOURCE_VARIABLE, &*url)];
+    if journal {
+        variables.push((JOURNAL_VARIABLE, path.to_str().unwrap()));
+    }
+    let (cache, records) = records(&url).await;
+    let keys: Vec<u64> = (VERSIONED..VERSIONED + KEYS).collect();
+    for key in &keys {
+        assert_eq!(*records.get(key).await.unwrap(), 0);
+    }
+    let mut killed = Pod::start_with(&variables).await;
+    proxy.set(Fault::Refuse);
+    let deadline = Instant::now() + PATIENCE;
+    while killed.ask("health").await == "whole" {
+        assert!(Instant::now() < deadline, "it is cut off");
+    }
+    for key in &keys {
+        let source = format!("source:{key}");
+        server.cli(&["SET", &source, "1"]).unwrap();
+    }
+    let command = format!("invalidate {VERSIONED} {KEYS}");
+    assert_eq!(killed.ask(&command).await, KEYS.to_string());
+    killed.signal(Signal::KILL);
+    killed.process.wait().await.unwrap();
+
+    proxy.set(Fault::None);
+    let mut next = Pod::start_with(&variables).await;
+    let expected = if journal { KEYS } else { 0 };
+    assert_eq!(next.ask("replayed").await, expected.to_string());
+    let deadline = Instant::now() + PATIENCE;
+    while next.ask("health").await != "whole" {
+        assert!(Instant::now() < deadline, "all is acknowledged");
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(cache.health().bound).await;
+    let mut served = Vec::new();
+    for key in &keys {
+        served.push(*records.get(key).await.unwrap());
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    served
+}
+
+#[tokio::test]
+async fn a_pod_that_was_killed_does_not_forget_its_pending_invalidations() {
+    let served = after_a_pod_was_killed_with_pending_invalidations(true).await;
+    assert_eq!(served, [1; 20]);
+}
+
+/// What the journal is for: the same without one.
+#[tokio::test]
+async fn without_a_journal_pending_invalidations_die_with_their_pod() {
+    let served = after_a_pod_was_killed_with_pending_invalidations(false).await;
+    assert_eq!(served, [0; 20]);
 }
 
 struct Acked {

@@ -1,28 +1,30 @@
-//! This pod's own invalidations: carried out here first, then in the store, repeated until the store
-//! has acknowledged them on the timeline that this pod follows.
+//! This pod's own invalidations: carried out here first, then in the store. What the store does not
+//! acknowledge at once is [pending](super::pending), and repeated until it is acknowledged on the timeline
+//! that this pod follows.
 
+use super::pending::{Fenced, Item, TURNS, Table};
 use super::{Bus, InvalidateError, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
 use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::random::random_part;
 use crate::store::{Link, Logged, StoreResult};
 use crate::time::Millis;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// How often one attempt follows a lane into a new epoch before it counts as failed.
 const EPOCHS_PER_ATTEMPT: usize = 4;
 /// How long an attempt waits for the lane to learn of an epoch that the store has just named.
 const SYNC_LIMIT: Duration = Duration::from_millis(500);
-/// Invalidations that are repeated at the same time.
-const PARALLEL_RETRIES: usize = 128;
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A first attempt that takes longer than this is put into the journal, should there be one: well beyond
+/// what a healthy store takes, so that no invalidation costs a write to disk as a rule.
+const JOURNAL_AFTER: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug)]
 enum CallState {
@@ -62,56 +64,139 @@ impl CallHandle {
     }
 }
 
-/// Who waits for a call, and its number among those that are not acknowledged.
+/// Who waits for a call. It is acknowledged when each of its items is.
 #[derive(Debug)]
-struct Waiting {
-    id: u64,
+pub(super) struct Waiter {
     state: watch::Sender<CallState>,
+    /// Items that are not acknowledged, and the newest position of those that are.
+    left: Mutex<(usize, Option<Position>)>,
 }
 
-type CallKey = (Lane, Arc<Call>);
+impl Waiter {
+    fn new(items: usize, state: watch::Sender<CallState>) -> Arc<Self> {
+        let left = Mutex::new((items, None));
+        Arc::new(Self { state, left })
+    }
 
-/// The calls of one cache.
-#[derive(Debug)]
-pub(super) struct Calls {
-    /// Not acknowledged: when each began.
-    begun: Mutex<BTreeMap<u64, Millis>>,
-    ids: AtomicU64,
-    /// Calls between two attempts. The same call made again meanwhile needs no attempts of its own.
-    waiting: Mutex<HashMap<CallKey, Vec<Waiting>>>,
-    /// Entities being cleared.
-    clearing: Mutex<Vec<(Lane, u64)>>,
-    /// Keys and entities under way together: mostly none, which spares readers the locks.
-    poisons: AtomicUsize,
-    retries: Semaphore,
-}
+    /// For `items` that nobody waits for.
+    pub(super) fn nobody(items: usize) -> Arc<Self> {
+        Self::new(items, watch::Sender::new(CallState::Running))
+    }
 
-impl Default for Calls {
-    fn default() -> Self {
-        Self {
-            begun: Mutex::default(),
-            ids: AtomicU64::new(0),
-            waiting: Mutex::default(),
-            clearing: Mutex::default(),
-            poisons: AtomicUsize::new(0),
-            retries: Semaphore::new(PARALLEL_RETRIES),
+    /// Whether anybody still listens.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.state.receiver_count() > 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn position(&self) -> Option<Position> {
+        match *self.state.borrow() {
+            CallState::Acknowledged(position) => Some(position),
+            _ => None,
+        }
+    }
+
+    /// One of its items stands at `position`.
+    pub(super) fn acknowledged(&self, position: Position) {
+        let mut left = lock(&self.left);
+        let (items, newest) = &mut *left;
+        *items = items.saturating_sub(1);
+        // Of two epochs the later one is that of the later acknowledgement.
+        let newer = newest.is_none_or(|at| at.epoch != position.epoch || at.seq < position.seq);
+        if newer {
+            *newest = Some(position);
+        }
+        if let (0, Some(at)) = (*items, *newest) {
+            self.state.send_replace(CallState::Acknowledged(at));
         }
     }
 }
 
+/// A call whose first attempt is under way.
+#[derive(Debug)]
+struct Running {
+    since: Millis,
+    lane: Lane,
+    call: Arc<Call>,
+}
+
+/// The calls of one cache.
+#[derive(Debug)]
+pub(super) struct Calls {
+    /// First attempts under way.
+    running: Mutex<BTreeMap<u64, Running>>,
+    ids: AtomicU64,
+    /// What has to be repeated.
+    pub(super) table: Mutex<Table>,
+    /// Whose turn it is on each lane.
+    pub(super) turns: Box<[Semaphore]>,
+    /// Woken whenever something was acknowledged for good.
+    ended: Notify,
+    /// Entities and lanes that are fenced off.
+    fenced: Mutex<Vec<Fenced>>,
+    /// Fences in all: mostly none, which spares readers the locks.
+    fences: AtomicUsize,
+}
+
 impl Calls {
-    /// Lets everybody who waits know that nothing will come.
-    pub(super) fn abandon(&self) {
-        lock(&self.waiting).clear();
+    pub(super) fn new(lanes: u16, max_pending: usize) -> Self {
+        Self {
+            running: Mutex::default(),
+            ids: AtomicU64::new(0),
+            table: Mutex::new(Table::new(max_pending)),
+            turns: (0..lanes).map(|_| Semaphore::new(TURNS)).collect(),
+            ended: Notify::new(),
+            fenced: Mutex::default(),
+            fences: AtomicUsize::new(0),
+        }
     }
 
-    /// How many calls are not acknowledged, and since when the oldest waits.
+    fn begin(&self, since: Millis, lane: Lane, call: &Arc<Call>) -> u64 {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let call = Arc::clone(call);
+        let running = Running { since, lane, call };
+        lock(&self.running).insert(id, running);
+        id
+    }
+
+    fn end(&self, id: u64) {
+        lock(&self.running).remove(&id);
+        self.ended();
+    }
+
+    pub(super) fn ended(&self) {
+        self.ended.notify_waiters();
+    }
+
+    /// Lets everybody who waits know that nothing will come.
+    pub(super) fn abandon(&self) {
+        lock(&self.table).abandon();
+    }
+
+    /// How many items and calls are not acknowledged, and since when the oldest waits.
     pub(super) fn pending(&self) -> (usize, Option<Millis>) {
-        let begun = lock(&self.begun);
-        (
-            begun.len(),
-            begun.first_key_value().map(|(_, &since)| since),
-        )
+        let running = lock(&self.running);
+        let table = lock(&self.table);
+        let oldest = running.first_key_value().map(|(_, running)| running.since);
+        let since = table.items().map(|(_, since)| since).chain(oldest).min();
+        (running.len() + table.len(), since)
+    }
+
+    /// What is not acknowledged, and since when: the oldest first.
+    pub(super) fn unacknowledged(&self) -> Vec<(Item, Millis)> {
+        let running = lock(&self.running);
+        let table = lock(&self.table);
+        let mut all: Vec<_> = table.items().map(|(item, at)| (item.clone(), at)).collect();
+        for Running { since, lane, call } in running.values() {
+            all.extend(Item::of(*lane, call).into_iter().map(|item| (item, *since)));
+        }
+        all.sort_by_key(|(_, since)| *since);
+        all
+    }
+
+    /// How many items went into coarser ones so far.
+    pub(super) fn merged(&self) -> u64 {
+        lock(&self.table).merged()
     }
 }
 
@@ -128,18 +213,15 @@ impl Bus {
         }
         let handles = self.begin_all(calls);
         let mut stamp = Stamp::default();
-        let limit = tokio::time::Instant::now() + self.timing.invalidate_timeout;
         for mut handle in handles.clone() {
-            let reason = match tokio::time::timeout_at(limit, handle.first_attempt()).await {
-                Ok(Some(Ok(position))) => {
-                    stamp.positions.push((handle.lane, position));
-                    continue;
+            // No limit here: a first attempt has its own, and all of them are under way.
+            match handle.first_attempt().await {
+                Some(Ok(position)) => stamp.positions.push((handle.lane, position)),
+                Some(Err(reason)) => {
+                    return Err(InvalidateError::Pending(Pending { handles, reason }));
                 }
-                Ok(Some(Err(reason))) => reason,
-                Ok(None) => return Err(InvalidateError::Closed),
-                Err(_) => StoreError::new(StoreErrorKind::Timeout, "invalidate"),
-            };
-            return Err(InvalidateError::Pending(Pending { handles, reason }));
+                None => return Err(InvalidateError::Closed),
+            }
         }
         Ok(stamp)
     }
@@ -187,12 +269,20 @@ impl Bus {
     /// Carries `call` out in this process, and sees to it that the store learns of it. From here on
     /// nobody needs to wait for it to happen.
     pub(super) fn announce(self: &Arc<Self>, lane: Lane, call: Arc<Call>) -> CallHandle {
-        let id = self.calls.ids.fetch_add(1, Ordering::Relaxed);
-        lock(&self.calls.begun).insert(id, self.clock.now());
-        self.poison(lane, &call);
+        let id = self.calls.begin(self.clock.now(), lane, &call);
+        for fenced in Fenced::by(lane, &call) {
+            self.fence_off(fenced);
+        }
         let (state, receiver) = watch::channel(CallState::Running);
         let bus = Arc::clone(self);
-        let task = async move { bus.see_through(lane, call, Waiting { id, state }).await };
+        self.spawn_until_shutdown(async move { bus.see_through(lane, call, id, state).await });
+        CallHandle {
+            lane,
+            state: receiver,
+        }
+    }
+
+    pub(super) fn spawn_until_shutdown(&self, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         let until_shutdown = async move {
             tokio::select! {
@@ -201,50 +291,87 @@ impl Bus {
             }
         };
         self.work.spawn_on(until_shutdown, &self.runtime);
-        CallHandle {
-            lane,
-            state: receiver,
+    }
+
+    async fn see_through(
+        self: Arc<Self>,
+        lane: Lane,
+        call: Arc<Call>,
+        id: u64,
+        state: watch::Sender<CallState>,
+    ) {
+        let since = self.clock.now();
+        let mut noted = Vec::new();
+        match self.first_attempt(lane, &call, &mut noted).await {
+            Ok(position) => {
+                for fenced in Fenced::by(lane, &call) {
+                    self.heal(fenced);
+                }
+                self.calls.end(id);
+                state.send_replace(CallState::Acknowledged(position));
+            }
+            Err(reason) => {
+                tracing::debug!(namespace = %self.namespace.name, lane = lane.0, error = %reason,
+                    "invalidation not acknowledged");
+                let items = Item::of(lane, &call);
+                let waiter = Waiter::new(items.len(), state);
+                // The table's fences stand before the call's own go, and it counts as pending twice for a
+                // moment rather than not at all.
+                self.enter(items, since, &waiter);
+                for fenced in Fenced::by(lane, &call) {
+                    self.heal(fenced);
+                }
+                self.calls.end(id);
+                // Nobody is told that it is pending before it is in the journal.
+                self.flush_journal().await;
+                waiter.state.send_if_modified(|state| {
+                    let waits = matches!(state, CallState::Running);
+                    if waits {
+                        *state = CallState::Waiting(reason);
+                    }
+                    waits
+                });
+            }
+        }
+        for item in &noted {
+            self.strike(item);
+        }
+        if !noted.is_empty() {
+            self.flush_journal().await;
         }
     }
 
-    async fn see_through(self: Arc<Self>, lane: Lane, call: Arc<Call>, first: Waiting) {
-        let key = (lane, call);
-        let mut waiting = vec![first];
-        let mut backoff = BACKOFF_MIN;
-        loop {
-            let attempt = self.attempt(lane, &key.1).await;
-            match attempt {
-                Ok(position) => return self.acknowledged(&key, waiting, position),
-                Err(reason) => {
-                    tracing::debug!(namespace = %self.namespace.name, lane = lane.0, error = %reason,
-                        "invalidation not acknowledged");
-                    for waiter in &waiting {
-                        waiter
-                            .state
-                            .send_replace(CallState::Waiting(reason.clone()));
-                    }
+    /// The attempt that the caller waits for. If it takes its time, what it is about goes into the journal
+    /// meanwhile, and into `noted`.
+    async fn first_attempt(
+        &self,
+        lane: Lane,
+        call: &Arc<Call>,
+        noted: &mut Vec<Item>,
+    ) -> StoreResult<Position> {
+        let limit = self.timing.invalidate_timeout;
+        let mut attempt = pin!(tokio::time::timeout(limit, self.attempt(lane, call)));
+        let mut done = None;
+        if self.has_journal() {
+            done = tokio::time::timeout(JOURNAL_AFTER, &mut attempt).await.ok();
+            if done.is_none() {
+                *noted = Item::of(lane, call);
+                for item in &*noted {
+                    self.note(item);
                 }
+                // On disk while the attempt goes on.
+                done = Some(tokio::join!(&mut attempt, self.flush_journal()).0);
             }
-            {
-                let mut others = lock(&self.calls.waiting);
-                if let Some(others) = others.get_mut(&key) {
-                    // The same call waits already, and its next attempt comes after this one began.
-                    others.append(&mut waiting);
-                    return;
-                }
-                others.insert(key.clone(), waiting);
-            }
-            let mut link_up = self.link_up.subscribe();
-            // Either is a reason to try again; a closed channel cannot be, for we hold its sender.
-            let _ = tokio::time::timeout(jittered(backoff), link_up.changed()).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-            let _permit = self.calls.retries.acquire().await;
-            waiting = lock(&self.calls.waiting).remove(&key).unwrap_or_default();
         }
+        let done = match done {
+            Some(done) => done,
+            None => attempt.await,
+        };
+        done.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::Timeout, "invalidate")))
     }
 
     /// Has the store log `call`, until that is acknowledged or something fails.
-    async fn attempt(&self, lane: Lane, call: &Arc<Call>) -> StoreResult<Position> {
+    pub(super) async fn attempt(&self, lane: Lane, call: &Arc<Call>) -> StoreResult<Position> {
         for _ in 0..EPOCHS_PER_ATTEMPT {
             let (entry, at) = self.log(lane, call).await?;
             for _ in 0..2 {
@@ -308,89 +435,70 @@ impl Bus {
         }
     }
 
-    /// Fences the call off locally: nothing that was loaded before is served or kept, and what the
+    /// Fences something off locally: nothing that was loaded before is served or kept, and what the
     /// store holds is not believed until it has acknowledged.
-    fn poison(&self, lane: Lane, call: &Call) {
-        self.calls
-            .poisons
-            .fetch_add(poisons(call), Ordering::AcqRel);
-        if call.kind == Kind::Clear {
-            let entity = call.entity_hash();
-            lock(&self.calls.clearing).push((lane, entity));
-            self.stripe(lane, entity).noticed = self.next_moment();
-            self.each_member(|member| {
-                if member.entity() == entity {
-                    member.flush(lane);
-                }
-            });
-        }
-        for &hash in call.key_hashes() {
-            let mut stripe = self.stripe(lane, hash);
-            stripe.poisoned.push(hash);
-            stripe.noticed = self.next_moment();
-            self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
+    pub(super) fn fence_off(&self, fenced: Fenced) {
+        self.calls.fences.fetch_add(1, Ordering::AcqRel);
+        match fenced {
+            Fenced::Key(lane, hash) => {
+                let mut stripe = self.stripe(lane, hash);
+                stripe.poisoned.push(hash);
+                stripe.noticed = self.next_moment();
+                self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
+            }
+            Fenced::Entity(lane, entity) => {
+                lock(&self.calls.fenced).push(fenced);
+                self.stripe(lane, entity).noticed = self.next_moment();
+                self.each_member(|member| {
+                    if member.entity() == entity {
+                        member.flush(lane);
+                    }
+                });
+            }
+            Fenced::Lane(lane) => {
+                lock(&self.calls.fenced).push(fenced);
+                self.notice_all(lane);
+                self.each_member(|member| member.flush(lane));
+                self.tell_missed(lane);
+            }
         }
     }
 
-    fn heal(&self, lane: Lane, call: &Call) {
-        if call.kind == Kind::Clear {
-            let cleared = (lane, call.entity_hash());
-            remove_one(&mut lock(&self.calls.clearing), &cleared);
+    pub(super) fn heal(&self, fenced: Fenced) {
+        match fenced {
+            Fenced::Key(lane, hash) => remove_one(&mut self.stripe(lane, hash).poisoned, &hash),
+            _ => remove_one(&mut lock(&self.calls.fenced), &fenced),
         }
-        for &hash in call.key_hashes() {
-            remove_one(&mut self.stripe(lane, hash).poisoned, &hash);
-        }
-        self.calls
-            .poisons
-            .fetch_sub(poisons(call), Ordering::AcqRel);
+        self.calls.fences.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether this pod has an invalidation of the key under way, so that what the store holds is not
     /// to be believed.
     pub(crate) fn is_poisoned(&self, lane: Lane, hash: u64, entity: u64) -> bool {
-        self.calls.poisons.load(Ordering::Acquire) > 0
-            && (lock(&self.calls.clearing).contains(&(lane, entity))
-                || self.stripe(lane, hash).is_poisoned(hash))
-    }
-
-    fn acknowledged(&self, key: &CallKey, waiting: Vec<Waiting>, position: Position) {
-        for waiter in waiting {
-            self.heal(key.0, &key.1);
-            lock(&self.calls.begun).remove(&waiter.id);
-            waiter.state.send_replace(CallState::Acknowledged(position));
+        if self.calls.fences.load(Ordering::Acquire) == 0 {
+            return false;
         }
+        let coarse = |fenced: &Fenced| {
+            *fenced == Fenced::Entity(lane, entity) || *fenced == Fenced::Lane(lane)
+        };
+        lock(&self.calls.fenced).iter().any(coarse) || self.stripe(lane, hash).is_poisoned(hash)
     }
 
-    /// Waits until no call is pending, or `limit` has passed.
+    /// Waits until nothing is pending, or `limit` has passed.
     pub(crate) async fn drained(&self, limit: Duration) {
-        let receivers: Vec<_> = {
-            let waiting = lock(&self.calls.waiting);
-            waiting
-                .values()
-                .flatten()
-                .map(|waiter| waiter.state.subscribe())
-                .collect()
-        };
         let all = async {
-            for state in receivers {
-                let _ = CallHandle {
-                    lane: Lane(0),
-                    state,
+            loop {
+                let mut ended = pin!(self.calls.ended.notified());
+                // From here on no end is missed.
+                ended.as_mut().enable();
+                if self.calls.pending().0 == 0 {
+                    return;
                 }
-                .settled()
-                .await;
+                ended.await;
             }
         };
-        // What is not acknowledged by then is reported as pending by `health` and lost with us.
+        // What is not acknowledged by then is reported by `close`.
         let _ = tokio::time::timeout(limit, all).await;
-    }
-}
-
-/// How much of the call readers have to look out for.
-fn poisons(call: &Call) -> usize {
-    match call.kind {
-        Kind::Clear => 1,
-        _ => call.key_hashes().len(),
     }
 }
 
@@ -398,9 +506,4 @@ fn remove_one<T: PartialEq>(list: &mut Vec<T>, item: &T) {
     if let Some(at) = list.iter().position(|other| other == item) {
         list.swap_remove(at);
     }
-}
-
-/// Between half of `mean` and one and a half of it.
-fn jittered(mean: Duration) -> Duration {
-    mean / 2 + mean.mul_f64(random_part())
 }

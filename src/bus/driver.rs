@@ -108,8 +108,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self, state: &mut LinkState) -> StoreResult<Infallible> {
-        let all: Vec<_> = self.bus.namespace.lanes().collect();
-        self.touch(all);
+        self.touch(self.served());
         loop {
             let due = self.next_due();
             tokio::select! {
@@ -234,10 +233,18 @@ impl Session<'_> {
                 if before.is_some_and(|before| before != polled.incarnation) {
                     // Another life behind a connection that never broke: a proxy reconnected. Its
                     // heads prove nothing until every lane is in an epoch of this life.
-                    self.touch(self.bus.namespace.lanes().collect());
+                    self.touch(self.served());
                     self.bus.life.send_modify(|lives| *lives += 1);
                 } else {
                     for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                        if polled.silent.contains(&lane) {
+                            continue;
+                        }
+                        if let Some(head) = head.filter(|head| head.fork) {
+                            let server_ms = polled.server_ms;
+                            self.bus
+                                .step(lane, |state, _| state.on_clock(&head, server_ms));
+                        }
                         self.on_head(lane, head, sent, now);
                     }
                 }
@@ -317,6 +324,12 @@ impl Session<'_> {
         }
     }
 
+    /// The lanes that the link can reach.
+    fn served(&self) -> Vec<Lane> {
+        let lanes = self.bus.namespace.lanes();
+        lanes.filter(|&lane| self.link.serves(lane)).collect()
+    }
+
     fn touch(&mut self, lanes: Vec<Lane>) {
         let (link, limit) = (Arc::clone(&self.link), self.bus.timing.touch_timeout);
         let lanes: Vec<_> = lanes
@@ -356,6 +369,7 @@ async fn wait_until(due: Option<Instant>) {
 
 impl Bus {
     fn publish(&self, link: Arc<dyn Link>) {
+        self.close_circuit();
         self.replace_link(Some(link));
         self.link_up.send_modify(|links| *links += 1);
     }

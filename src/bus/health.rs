@@ -1,6 +1,6 @@
 //! How the cache is doing: what it tells operators.
 
-use super::{Bus, lock};
+use super::{Bus, CircuitState, JournalHealth, lock};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::time::Millis;
 use std::sync::Mutex;
@@ -27,6 +27,11 @@ pub enum StoreState {
 pub struct Health {
     /// The backing store.
     pub store: StoreState,
+    /// Whether reads ask the store, or go to the loaders at once because it gave several of them no
+    /// answer. Invalidations and polls are made all the same.
+    pub circuit: CircuitState,
+    /// How often the circuit opened.
+    pub circuit_openings: u64,
     /// Lanes that are confirmed and may be served from the local level.
     pub live_lanes: usize,
     /// Lanes in all.
@@ -37,10 +42,16 @@ pub struct Health {
     /// The staleness bound: no read that is served as fresh misses an invalidation acknowledged
     /// longer ago than this.
     pub bound: Duration,
-    /// Invalidations of this pod that the store has not acknowledged.
+    /// Invalidations of this pod that the store has not acknowledged: calls that are made for the first
+    /// time, and keys that are repeated, each counted once however often it was invalidated.
     pub pending: usize,
     /// How long the oldest of them has waited.
     pub oldest_pending: Option<Duration>,
+    /// Pending invalidations that were merged into coarser ones, because there were more than
+    /// [`CacheBuilder::max_pending`](crate::CacheBuilder::max_pending).
+    pub merged_pending: u64,
+    /// The file that keeps them over the end of the process, if there is one.
+    pub journal: Option<JournalHealth>,
     /// Links that went up since the cache was built: 1 if the connection never broke.
     pub links: u64,
     /// Lanes whose local entries were dropped because their history was lost.
@@ -62,6 +73,7 @@ pub(super) struct Observed {
     server_clock: ServerClock,
     poll_wanted: AtomicBool,
     flushes: AtomicU64,
+    circuit_openings: AtomicU64,
     pub(super) hints: AtomicU64,
     pub(super) rubbish: AtomicU64,
     pub(super) catch_ups: AtomicU64,
@@ -126,6 +138,10 @@ impl Observed {
         self.poll_wanted.load(Ordering::Acquire)
     }
 
+    pub(super) fn count_opening(&self) {
+        self.circuit_openings.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn count_flush(&self) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
     }
@@ -151,12 +167,16 @@ impl Bus {
                 Ok(_) => StoreState::Up,
                 Err(reason) => StoreState::Down { reason },
             },
+            circuit: self.circuit(),
+            circuit_openings: self.observed.circuit_openings.load(Ordering::Relaxed),
             live_lanes: untils.iter().filter(|&&until| now < until).count(),
             lanes: untils.len(),
             confirmed: (oldest.0 > 0).then(|| (now + self.rules.lease).since(oldest)),
             bound: self.bound(),
             pending,
             oldest_pending: since.map(|since| now.since(since)),
+            merged_pending: self.calls.merged(),
+            journal: self.journal_health(),
             links: *self.link_up.borrow(),
             flushes: self.observed.flushes.load(Ordering::Relaxed),
             hints: self.observed.hints.load(Ordering::Relaxed),

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// An invalidation that is about to be made: a future that gives its [`Stamp`] once the store has
 /// acknowledged it, made by [`Entity::invalidate`](crate::Entity::invalidate) and its kind. Nothing
@@ -154,5 +155,42 @@ impl Pending {
             stamp.positions.push((handle.lane, position));
         }
         Ok(stamp)
+    }
+}
+
+/// What [`Cache::close`](crate::Cache::close) could not do any more.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Invalidations of this pod that the store had not acknowledged, the oldest first. Other pods may
+    /// serve what they make invalid until its TTL ends, unless the cache has a
+    /// [journal](crate::CacheBuilder::journal), from which the next process repeats them.
+    pub unacknowledged: Vec<Unacknowledged>,
+}
+
+/// An invalidation that the store has not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unacknowledged {
+    /// What it makes invalid, as the tag that names it: `user:42`; or `user (lane 3)` and
+    /// `everything (lane 3)`, where it is one lane of a name, or of all there is.
+    pub what: String,
+    /// How long it has waited.
+    pub age: Duration,
+}
+
+impl Bus {
+    pub(super) fn close_report(&self) -> CloseReport {
+        let now = self.clock.now();
+        let unacknowledged = self.calls.unacknowledged();
+        let unacknowledged = unacknowledged
+            .into_iter()
+            .map(|(item, since)| Unacknowledged {
+                what: item.to_string(),
+                age: now.since(since),
+            });
+        CloseReport {
+            unacknowledged: unacknowledged.collect(),
+        }
     }
 }

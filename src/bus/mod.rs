@@ -11,16 +11,24 @@
 //!
 //! Locks are taken in the order lane → stripe → member, and never held over an `.await`.
 
+mod breaker;
 mod calls;
 mod driver;
 mod health;
 mod invalidation;
+mod journal;
 mod listen;
+mod pending;
 mod stamp;
 
+pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
-pub use invalidation::{InvalidateError, Invalidation, Pending};
+pub use invalidation::{CloseReport, InvalidateError, Invalidation, Pending, Unacknowledged};
+pub(crate) use journal::Journal;
+pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
+pub use pending::DEFAULT_MAX_PENDING;
+pub(crate) use pending::LEAST_MAX_PENDING;
 pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
@@ -46,6 +54,18 @@ use tokio_util::task::TaskTracker;
 /// Stripes per lane.
 const STRIPES: usize = 256;
 
+/// How long a read, lease or fill may take unless [`CacheBuilder::read_timeout`] says otherwise: hundreds
+/// of round trips in one data centre, and about as long as a person does not notice.
+///
+/// [`CacheBuilder::read_timeout`]: crate::CacheBuilder::read_timeout
+pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long a caller waits for its invalidation unless [`CacheBuilder::invalidate_timeout`] says
+/// otherwise: long enough for a link to break, be noticed (0.4 s), and be opened again (0.75 s).
+///
+/// [`CacheBuilder::invalidate_timeout`]: crate::CacheBuilder::invalidate_timeout
+pub const DEFAULT_INVALIDATE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The times that the protocol runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
@@ -66,9 +86,26 @@ impl Default for Timing {
         Self {
             heartbeat: Duration::from_millis(250),
             poll_timeout: Duration::from_millis(400),
-            read_timeout: Duration::from_millis(250),
-            invalidate_timeout: Duration::from_secs(2),
+            read_timeout: DEFAULT_READ_TIMEOUT,
+            invalidate_timeout: DEFAULT_INVALIDATE_TIMEOUT,
             touch_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How invalidations that the store has not acknowledged are kept.
+#[derive(Debug)]
+pub(crate) struct PendingOptions {
+    /// How many at most.
+    pub(crate) max: usize,
+    pub(crate) journal: Option<Journal>,
+}
+
+impl Default for PendingOptions {
+    fn default() -> Self {
+        Self {
+            max: DEFAULT_MAX_PENDING,
+            journal: None,
         }
     }
 }
@@ -91,12 +128,29 @@ pub(crate) trait Member: Send + Sync {
     fn clear(&self, lane: Lane, rank: Rank);
     /// `lane` is live until then.
     fn confirm(&self, lane: Lane, until: Millis);
+    /// How many flights a caller could board or join.
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize;
 }
 
 /// Who hears the messages of the subscription that are no hints. Called by the driver: must not wait.
 pub(crate) trait RoomListener: Send + Sync {
     /// A message that came on the link in use, or on the one that is about to be.
     fn heard(&self, message: Bytes);
+}
+
+/// What a cache has under way; see [`Cache::under_way`](crate::Cache::under_way).
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// Tasks behind its callers: loads, fills, invalidations that are repeated, leases that are given
+    /// back; and those that are there for as long as somebody wants them: handlers, queries, rooms.
+    pub tasks: usize,
+    /// Loads and refreshes of entities that a caller could join.
+    pub flights: usize,
+    /// Invalidations that the store has not acknowledged.
+    pub invalidations: usize,
 }
 
 /// What orders the inserts and evictions of one stripe's keys.
@@ -161,9 +215,11 @@ pub(crate) struct Bus {
     nudge: Notify,
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
+    breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) liveness: Arc<Liveness>,
     listening: listen::Listening,
+    journal: Option<Arc<Journal>>,
     nonce_base: u64,
     nonces: AtomicU64,
     /// The newest [`Moment`].
@@ -187,6 +243,7 @@ impl Bus {
         rules: Rules,
         timing: Timing,
         clock: Clock,
+        pending: PendingOptions,
     ) -> Arc<Self> {
         let lane = || LaneCell {
             state: Mutex::new(LaneState::new(rules.mechanisms)),
@@ -196,6 +253,7 @@ impl Bus {
         };
         Arc::new(Self {
             lanes: namespace.lanes().map(|_| lane()).collect(),
+            calls: calls::Calls::new(namespace.lanes, pending.max),
             namespace,
             space,
             rules,
@@ -216,13 +274,26 @@ impl Bus {
             synced: Notify::new(),
             nudge: Notify::new(),
             fill_waiters: Mutex::default(),
-            calls: calls::Calls::default(),
+            breaker: Mutex::default(),
             observed: Observed::default(),
             listening: listen::Listening::default(),
+            journal: pending.journal.map(Arc::new),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
             moments: AtomicU64::new(0),
         })
+    }
+
+    /// What is under way: see [`Cache::under_way`](crate::Cache::under_way).
+    #[cfg(feature = "testing")]
+    pub(crate) fn under_way(&self) -> UnderWay {
+        let mut flights = 0;
+        self.each_member(|member| flights += member.flights());
+        UnderWay {
+            tasks: self.work.len(),
+            flights,
+            invalidations: self.health().pending,
+        }
     }
 
     /// Registers a local level. Its lanes start as live as the cache's are.
@@ -411,6 +482,12 @@ impl Bus {
         }
     }
 
+    /// Takes note that anything on `lane` may have been invalidated.
+    fn notice_all(&self, lane: Lane) {
+        let Moment(now) = self.next_moment();
+        self.cell(lane).flushed.fetch_max(now, Ordering::AcqRel);
+    }
+
     fn next_moment(&self) -> Moment {
         Moment(1 + self.moments.fetch_add(1, Ordering::AcqRel))
     }
@@ -431,8 +508,7 @@ impl Bus {
     /// 1. The generations move on: nothing older is served, or inserted any more.
     /// 2. Only then may ranks start again from nothing.
     fn flush(&self, lane: Lane) {
-        let Moment(now) = self.next_moment();
-        self.cell(lane).flushed.fetch_max(now, Ordering::AcqRel);
+        self.notice_all(lane);
         self.each_member(|member| member.flush(lane));
         for stripe in &self.cell(lane).stripes {
             lock(stripe).last = Rank::default();
@@ -505,8 +581,8 @@ impl Bus {
     }
 
     /// Ends everything in the order that loses least: no new calls, invalidations first, then loads
-    /// give their leases back, then the link goes. Takes `limit` at most.
-    pub(crate) async fn close(&self, limit: Duration) {
+    /// give their leases back, then the link goes. Takes `limit` at most. Gives what was not acknowledged.
+    pub(crate) async fn close(&self, limit: Duration) -> CloseReport {
         let half = limit / 2;
         self.drained(half).await;
         self.closing.cancel();
@@ -521,6 +597,8 @@ impl Bus {
         self.driver.close();
         self.driver.wait().await;
         self.calls.abandon();
+        self.close_journal().await;
+        self.close_report()
     }
 
     fn wake_fill_waiters(&self, hash: u64) {

@@ -125,12 +125,24 @@ pub struct LaneState {
     due: Option<Millis>,
     /// When `followed` last moved.
     moved_at: Millis,
+    /// The epoch followed is a fork that is believed only from then on.
+    doubted_until: Option<Millis>,
     ring: Ring,
 }
 
 impl LaneState {
     /// How long a difference may be explained by hints still on their way.
     pub const GRACE: Duration = Duration::from_millis(10);
+    /// How long a fork is followed before it is believed.
+    ///
+    /// 1. The store acknowledges an invalidation of pod A, and dies before a replica has it.
+    /// 2. The replica is promoted. The old value is there again, in a timeline that continues.
+    /// 3. Pod B connects, and reads it.
+    /// 4. Pod A connects, learns what was lost and logs it again.
+    ///
+    /// What was stored or kept before the fork counts again once every pod has had the time for step 4:
+    /// up to two seconds until all sentinels know the new primary, two to find it and connect.
+    pub const DOUBT: Duration = Duration::from_secs(4);
     const DEAD_KEPT: usize = 4;
 
     /// A cold lane: nothing known.
@@ -148,6 +160,7 @@ impl LaneState {
         self.followed.map(|f| View {
             epoch: f.at.epoch,
             applied: f.rank(),
+            in_doubt: self.doubted_until.is_some(),
         })
     }
 
@@ -161,6 +174,14 @@ impl LaneState {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.target.is_some()
+    }
+
+    /// The store's clock shows this. A fork that was opened long ago need not be doubted, however late
+    /// this pod learns of it.
+    pub fn on_clock(&mut self, head: &Head, server_ms: u64) {
+        if self.is_current(head.at.epoch) && head.fork_age(server_ms) > Self::DOUBT {
+            self.doubted_until = None;
+        }
     }
 
     /// When [`on_timer`](Self::on_timer) wants to be called.
@@ -215,7 +236,7 @@ impl LaneState {
             return;
         };
         if !self.mechanisms.on(Mechanism::PollHeads) {
-            out.push(Action::Confirm { sent });
+            self.confirm(sent, out);
         } else if !self.mechanisms.on(Mechanism::NonceChain) {
             self.on_bare_head(followed, head, sent, now, out);
         } else if head.at.epoch == followed.at.epoch {
@@ -250,7 +271,7 @@ impl LaneState {
                 epoch: head.at.epoch,
             });
         } else if head.at.seq <= followed.at.seq {
-            out.push(Action::Confirm { sent });
+            self.confirm(sent, out);
         } else {
             self.target = Some(Target { head, sent });
             self.catch_up_soon(now);
@@ -289,7 +310,7 @@ impl LaneState {
         out: &mut Vec<Action>,
     ) {
         if head.at.seq <= followed.at.seq {
-            out.push(Action::Confirm { sent });
+            self.confirm(sent, out);
             return;
         }
         let head = Head {
@@ -380,7 +401,7 @@ impl LaneState {
             {
                 let whole = followed.at.seq > head.fork_seq
                     || (followed.at.seq == head.fork_seq && followed.nonce == entry.prev);
-                if !whole || !self.take_fork(&head, entry.prev, out) {
+                if !whole || !self.take_fork(&head, entry.prev, now, out) {
                     return false;
                 }
                 anchored = true;
@@ -413,14 +434,14 @@ impl LaneState {
     }
 
     /// Moves on to the epoch that continues the followed one.
-    fn take_fork(&mut self, head: &Head, nonce: Nonce, out: &mut Vec<Action>) -> bool {
+    fn take_fork(&mut self, head: &Head, nonce: Nonce, now: Millis, out: &mut Vec<Action>) -> bool {
         let Some(followed) = self.followed else {
             return false;
         };
         let Some(ordinal) = followed.ordinal.checked_add(1) else {
             return false;
         };
-        self.reissue_lost(head, out);
+        self.reissue_lost(head, now, out);
         self.past = Some(Position {
             epoch: followed.at.epoch,
             seq: head.fork_seq,
@@ -521,7 +542,7 @@ impl LaneState {
         if kept || !self.mechanisms.on(Mechanism::NonceChain) {
             self.target = None;
             self.due = None;
-            out.push(Action::Confirm { sent: target.sent });
+            self.confirm(target.sent, out);
             return;
         }
         // Another entry stands where the poll saw one: the store lost it without our noticing.
@@ -541,16 +562,30 @@ impl LaneState {
             nonce: head.nonce,
         });
         self.moved_at = now;
-        self.reissue_lost(&head, out);
+        self.reissue_lost(&head, now, out);
+        self.confirm(sent, out);
+    }
+
+    /// Everything that was logged before `sent` is applied.
+    fn confirm(&mut self, sent: Millis, out: &mut Vec<Action>) {
+        if self.doubted_until.is_some_and(|end| sent < end) {
+            return;
+        }
+        self.doubted_until = None;
         out.push(Action::Confirm { sent });
     }
 
     /// Logs again what a successor does not know, however this pod came to follow it: the way from one
     /// epoch to the next may be lost (a trimmed log, an epoch that came and went) while the calls are
-    /// still remembered.
-    fn reissue_lost(&mut self, head: &Head, out: &mut Vec<Action>) {
-        let lost = self.ring.take_lost(head);
-        out.extend(lost.into_iter().map(Action::Reissue));
+    /// still remembered. If they are not (hole H18), nothing from before the fork may be believed.
+    fn reissue_lost(&mut self, head: &Head, now: Millis, out: &mut Vec<Action>) {
+        self.doubted_until = head.fork.then(|| now + Self::DOUBT);
+        match self.ring.take_lost(head) {
+            Some(lost) => out.extend(lost.into_iter().map(Action::Reissue)),
+            None => out.push(Action::Fence {
+                epoch: head.at.epoch,
+            }),
+        }
     }
 
     /// Back to cold. The ranks start again from nothing, which is safe because the flush voids
@@ -562,6 +597,7 @@ impl LaneState {
         self.past = None;
         self.target = None;
         self.due = None;
+        self.doubted_until = None;
         out.push(Action::Flush);
     }
 

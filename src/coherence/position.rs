@@ -1,6 +1,7 @@
 //! Places in a lane's log, and the head that names the newest one.
 
 use std::fmt;
+use std::time::Duration;
 
 /// A slice of the key space with its own ordered log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,11 +66,19 @@ pub struct Head {
     /// Whether values and entries of `prev_epoch` up to `fork_seq` are still good: true after a
     /// promotion, false after a fence.
     pub fork: bool,
+    /// When a fork was opened: seconds of the server's clock, modulo 2¹⁵ (nine hours).
+    pub forked_s: u16,
 }
+
+/// Where the seconds of a fork start again from nothing.
+const FORKED_MODULUS: u64 = 1 << 15;
+/// By how many seconds the server's clock may have been set back since.
+const SET_BACK: u64 = 60;
 
 impl Head {
     /// The stored form: big-endian `epoch 8 · seq 8 · nonce 8 · incarnation 8 · prev_epoch 8 ·
-    /// fork_seq 8 · last_pub_ms 6 · flags 2`.
+    /// fork_seq 8 · last_pub_ms 6 · flags 2`; the flags are the fork's time above the bit that says
+    /// whether it is one.
     #[must_use]
     pub fn encode(&self) -> [u8; HEAD_LEN] {
         let mut out = [0; HEAD_LEN];
@@ -80,7 +89,7 @@ impl Head {
         out[32..40].copy_from_slice(&self.prev_epoch.0.to_be_bytes());
         out[40..48].copy_from_slice(&self.fork_seq.to_be_bytes());
         out[48..54].copy_from_slice(&self.last_pub_ms.to_be_bytes()[2..]);
-        out[54..56].copy_from_slice(&u16::from(self.fork).to_be_bytes());
+        out[54..56].copy_from_slice(&(self.forked_s << 1 | u16::from(self.fork)).to_be_bytes());
         out
     }
 
@@ -105,7 +114,27 @@ impl Head {
             fork_seq: word(40),
             last_pub_ms: word(48) >> 16,
             fork: bytes[55] & 1 == 1,
+            forked_s: u16::from_be_bytes([bytes[54], bytes[55]]) >> 1,
         })
+    }
+
+    /// The time of a fork that is opened now, as a head keeps it.
+    #[must_use]
+    pub fn fork_time(server_ms: u64) -> u16 {
+        (server_ms / 1000 % FORKED_MODULUS) as u16
+    }
+
+    /// How long ago the fork was opened, by the clock of the server that opened it: never more than it
+    /// is, and every nine hours it counts from nothing again.
+    #[must_use]
+    pub fn fork_age(&self, server_ms: u64) -> Duration {
+        let seconds = server_ms / 1000 + FORKED_MODULUS - u64::from(self.forked_s);
+        let seconds = seconds % FORKED_MODULUS;
+        if seconds >= FORKED_MODULUS - SET_BACK {
+            return Duration::ZERO;
+        }
+        // Both were cut off to whole seconds.
+        Duration::from_secs(seconds.saturating_sub(1))
     }
 }
 
@@ -164,9 +193,30 @@ mod tests {
             fork_seq: 70,
             last_pub_ms: (1 << 48) - 1,
             fork: true,
+            forked_s: (1 << 15) - 1,
         };
         assert_eq!(Head::decode(&head.encode()), Some(head));
         assert_eq!(Head::decode(&head.encode()[..55]), None);
+    }
+
+    #[test]
+    fn the_age_of_a_fork_is_never_too_high_and_survives_the_turn_of_its_clock() {
+        let turn = FORKED_MODULUS * 1000;
+        for opened in [0, 1_999, turn - 1, turn + 500, 7 * turn - 1_500] {
+            for age in [0, 400, 1_000, 5_000, 600_000] {
+                let head = Head {
+                    fork: true,
+                    forked_s: Head::fork_time(opened),
+                    ..Head::decode(&[0; HEAD_LEN]).expect("the right length")
+                };
+                let seen = head.fork_age(opened + age);
+                let age = Duration::from_millis(age);
+                assert!(
+                    seen <= age && age < seen + Duration::from_secs(2),
+                    "{opened} {age:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -69,7 +69,11 @@ impl Call {
 
 /// The acknowledged calls of the last while, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Ring(VecDeque<(Position, Millis, Arc<Call>)>);
+pub struct Ring {
+    calls: VecDeque<(Position, Millis, Arc<Call>)>,
+    /// The newest one that is not remembered any more.
+    forgotten: Option<Position>,
+}
 
 impl Ring {
     /// How long a call is remembered: longer than any failover that replication survives.
@@ -79,33 +83,40 @@ impl Ring {
 
     /// Remembers a call that was logged at `at`.
     pub fn push(&mut self, at: Position, call: Arc<Call>, now: Millis) {
-        while self.0.len() >= Self::CAPACITY
-            || self
-                .0
-                .front()
-                .is_some_and(|(_, then, _)| now > *then + Self::RETENTION)
-        {
-            self.0.pop_front();
+        while let Some(&(at, then, _)) = self.calls.front() {
+            if self.calls.len() < Self::CAPACITY && now <= then + Self::RETENTION {
+                break;
+            }
+            self.forgotten = Some(at);
+            self.calls.pop_front();
         }
-        self.0.push_back((at, now, call));
+        self.calls.push_back((at, now, call));
     }
 
-    /// Keeps the calls that are on the timeline of `head`, and gives back those that its store lost.
+    /// Keeps the calls that are on the timeline of `head`, and gives back those that its store lost;
+    /// `None` if calls may be among them that are not remembered any more.
     ///
     /// After a fence nothing that they removed can come back, so nothing is given back.
-    pub fn take_lost(&mut self, head: &Head) -> Vec<Arc<Call>> {
-        let mut lost = Vec::new();
-        self.0.retain_mut(|(at, _, call)| {
-            let shared = head.fork && at.epoch == head.prev_epoch && at.seq <= head.fork_seq;
-            if shared {
+    pub fn take_lost(&mut self, head: &Head) -> Option<Vec<Arc<Call>>> {
+        // Gives whether the position is on the timeline of `head`, and moves it there.
+        let is_kept = |at: &mut Position| {
+            if head.fork && at.epoch == head.prev_epoch && at.seq <= head.fork_seq {
                 at.epoch = head.at.epoch;
             }
-            let kept = at.epoch == head.at.epoch;
+            at.epoch == head.at.epoch
+        };
+        let mut lost = Vec::new();
+        self.calls.retain_mut(|(at, _, call)| {
+            let kept = is_kept(at);
             if !kept && head.fork {
                 lost.push(Arc::clone(call));
             }
             kept
         });
-        lost
+        let reaches = self.forgotten.as_mut().is_none_or(is_kept);
+        if !reaches {
+            self.forgotten = None;
+        }
+        (reaches || !head.fork).then_some(lost)
     }
 }

@@ -84,6 +84,9 @@ pub struct View {
     pub epoch: Epoch,
     /// Everything up to here is applied.
     pub applied: Rank,
+    /// The epoch continues another one, and invalidations that its store lost may not have been logged
+    /// again yet: what was stored before it is not to be believed.
+    pub in_doubt: bool,
 }
 
 /// Whether bytes of the store may be used.
@@ -93,6 +96,8 @@ pub enum Verdict {
     Usable(Rank),
     /// No: of a dead epoch, cleared, or not covered. The same as if there were nothing.
     Absent,
+    /// No, though it looks usable to the store: of an epoch that is continued, too soon after.
+    Doubtful,
     /// The store is in an epoch or at a position that this pod has not come to know yet: sync first.
     Sync,
 }
@@ -185,7 +190,13 @@ impl Rules {
         };
         let continued = epoch == head.at.epoch || (head.fork && epoch == head.prev_epoch);
         match floor {
-            Some(floor) if continued && seq >= floor => Verdict::Usable(rank),
+            Some(floor) if continued && seq >= floor => {
+                let before_fork = epoch != head.at.epoch;
+                match before_fork && view.is_some_and(|view| view.in_doubt) {
+                    true => Verdict::Doubtful,
+                    false => Verdict::Usable(rank),
+                }
+            }
             _ => Verdict::Absent,
         }
     }
@@ -304,10 +315,12 @@ mod tests {
             fork_seq: 15,
             last_pub_ms: 0,
             fork: true,
+            forked_s: 0,
         };
         let view = Some(View {
             epoch: Epoch(9),
             applied: Rank::new(2, 18),
+            in_doubt: false,
         });
         let judge = |head: &Head, value, floor| rules().judge(view, Some(head), value, floor);
         let usable = Verdict::Usable(Rank::new(2, 20));
@@ -317,6 +330,15 @@ mod tests {
             usable,
             "before a fork"
         );
+        let in_doubt = view.map(|view| View {
+            in_doubt: true,
+            ..view
+        });
+        for (epoch, verdict) in [(8, Verdict::Doubtful), (9, usable)] {
+            let value = Some((Epoch(epoch), 16));
+            let seen = rules().judge(in_doubt, Some(&head), value, Some(3));
+            assert_eq!(seen, verdict, "soon after a fork");
+        }
         assert_eq!(
             judge(&head, Some((Epoch(7), 12)), Some(3)),
             Verdict::Absent,

@@ -7,7 +7,6 @@ use super::load::LoadRun;
 use super::look::Look;
 use super::seek::{Next, Want};
 use super::target::{Began, Target};
-use crate::bus::Bus;
 use crate::coherence::rules::rank_of_head;
 use crate::key::Key;
 use crate::random::random;
@@ -105,8 +104,7 @@ where
     ) -> Asked<V, E> {
         let held = self.to_be_held(link, target, &ask);
         let lease = link.lease(held.place(), ask.request(self.bus().opening()));
-        let reply = Bus::within(self.bus().timing.read_timeout, "lease", lease).await;
-        match reply {
+        match self.bus().ask("lease", lease).await {
             Ok(reply) => self.make_of_lease((target, began), &ask, held, reply, want),
             Err(_) => Asked::NoHelp,
         }
@@ -158,6 +156,9 @@ where
                     value: Some(bytes),
                     floor: Some(floor),
                 };
+                if want == Want::Strict {
+                    return Asked::Held(None); // looked at once more: this answer proves nothing
+                }
                 match self.judge(target, began, found) {
                     Look::Found(found) if want == Want::Anew => {
                         Asked::Next(Next::Land(found.landed))

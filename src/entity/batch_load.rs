@@ -156,9 +156,10 @@ where
                 some.push(next);
             }
             let fills: Vec<_> = some.iter().map(|filling| filling.fill()).collect();
-            let stored = self.ask(fills.len(), || link.fill_many(&fills)).await;
+            let stored = self.ask(fills.len(), "fill", || link.fill_many(&fills));
+            let stored = stored.await;
             for (filling, stored) in some.into_iter().zip(stored) {
-                if stored.is_some() {
+                if stored.is_ok() {
                     filling.answered();
                 }
             }

@@ -7,7 +7,7 @@ use super::level::Level;
 use super::loader::{Loader, SharedLoader};
 use super::outcome::{EarlyRefresh, Kept, Refresh};
 use super::tagging::TagsOf;
-use super::usual::{LogGate, UsualLoad};
+use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
@@ -464,6 +464,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             limiter: Semaphore::new(self.unleased_loads),
             refresh_turns: Semaphore::new(self.unleased_loads),
             usual_load: UsualLoad::default(),
+            usual_misses: UsualMisses::default(),
             attempts: Attempts::default(),
             unusable_log: LogGate::default(),
             cache: self.cache,

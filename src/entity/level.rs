@@ -1,14 +1,15 @@
 //! One entity's local level: its map, its lane words and its flights, kept coherent by the bus.
 
-use super::outcome::{Kept, Landed};
+use super::course::Flights;
+use super::outcome::{Kept, Landed, Origin, StaleReason};
 use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
-use crate::flight::Flights;
 use crate::key::KeySpace;
 use crate::local::{Local, Phase, Slot};
 use crate::tags::Standing;
 use crate::time::{Clock, Millis};
 use std::sync::Mutex;
+use std::time::Duration;
 
 pub(super) struct Level<K, V, E> {
     entity: u64,
@@ -20,9 +21,9 @@ pub(super) struct Level<K, V, E> {
     cleared: Box<[Mutex<Rank>]>,
     pub(super) map: Local<K, Kept<V, E>>,
     /// Reads that have missed.
-    pub(super) flights: Flights<K, Landed<V, E>>,
+    pub(super) flights: Flights<K, V, E>,
     /// Refreshes, apart from them: a reader who finds a value need not wait for a better one.
-    pub(super) refreshes: Flights<K, Landed<V, E>>,
+    pub(super) refreshes: Flights<K, V, E>,
 }
 
 /// An entry that may be served, and what says so.
@@ -56,6 +57,14 @@ impl<V, E> Hit<V, E> {
             false => self.slot.life.phase(self.now),
             true => self.slot.life.expired(self.now).phase(self.now),
         }
+    }
+
+    /// What a reader is served of it.
+    pub(super) fn landed(&self, rules: &Rules) -> Landed<V, E> {
+        let age = self.now.since(self.slot.loaded);
+        let landed = Landed::new(&self.slot.value, Origin::Local, age, self.as_of(rules));
+        let tied = self.slot.tied.is_some();
+        Landed { tied, ..landed }
     }
 }
 
@@ -116,6 +125,33 @@ where
         let hit = self.look(hash, || self.map.peek(hash, key))?;
         let fresh = matches!(hit.phase(), Phase::Plain | Phase::Late(_));
         fresh.then_some(hit.slot)
+    }
+
+    /// The value that is kept of `key`, whether or not the rules let it be served, if its load from the
+    /// source began at most `age` ago.
+    ///
+    /// That is a bound of its own: a load sees everything that was committed before it began. It needs no
+    /// lane, no generation and no life, but the clock must be looked at after the entry is fetched:
+    ///
+    /// 1. a reader looks at the clock and is stopped for ten seconds;
+    /// 2. it fetches an entry that was loaded just before 1;
+    /// 3. by its clock the entry is young, and is served ten seconds old.
+    pub(super) fn kept(&self, hash: u64, key: &K, age: Duration) -> Option<Landed<V, E>> {
+        let slot = self.map.get(hash, key)?;
+        let (word, now) = (self.word(self.space.lane_of(hash)), self.clock.now());
+        let loaded = slot.loaded.min(slot.load_start);
+        if now.since(loaded) > age || slot.value.is_err() {
+            return None;
+        }
+        let overdue = slot.life.overdue(now);
+        let unchanged = slot.tied.as_ref().is_none_or(|tied| tied.is_unchanged());
+        let reason = match unchanged && slot.generation == word.generation() {
+            false => StaleReason::Invalidated,
+            true if now >= word.until() => StaleReason::Unconfirmed,
+            true => StaleReason::Expired,
+        };
+        let landed = Landed::new(&slot.value, Origin::Local, now.since(loaded), loaded);
+        Some(landed.into_stale(overdue, reason))
     }
 
     /// What is kept of `key`, whether or not it may be served: not what was invalidated.
@@ -233,7 +269,7 @@ where
             self.map.remove(hash);
         }
         for flights in [&self.flights, &self.refreshes] {
-            flights.detach(hash, |flight| flight.rank < below);
+            flights.detach(hash, |course| course.meta.rank < below);
         }
     }
 
@@ -254,6 +290,11 @@ where
         }
         self.words[usize::from(lane.0)].update(Word::flushed);
         self.detach_all(lane);
+    }
+
+    #[cfg(feature = "testing")]
+    fn flights(&self) -> usize {
+        self.flights.len() + self.refreshes.len()
     }
 
     fn confirm(&self, lane: Lane, until: Millis) {

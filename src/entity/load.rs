@@ -2,15 +2,15 @@
 
 use super::Inner;
 use super::context::{LoadContext, Loaded, Previous, Said};
+use super::course::Guard;
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
 use super::tagging::Tagged;
 use super::target::Target;
-use crate::bus::{Bus, Moment};
+use crate::bus::Moment;
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease};
-use crate::flight::Guard;
 use crate::key::{Carried, Key};
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
@@ -128,16 +128,29 @@ where
     pub(super) fn load_in_task(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         run: LoadRun<V>,
     ) {
+        let (this, key) = (Arc::clone(self), Arc::clone(target));
+        let abandoned = guard.abandoned();
+        self.in_task(target, abandoned, async move {
+            this.load_by_loader(&key, guard, run).await;
+        });
+    }
+
+    /// Runs what leads a flight of `target` until it ends, or until nobody waits for the flight any more.
+    pub(super) fn in_task(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        abandoned: impl Future<Output = ()> + Send + 'static,
+        lead: impl Future<Output = ()> + Send + 'static,
+    ) {
         let (this, target) = (Arc::clone(self), Arc::clone(target));
-        let (abandoned, limit) = (guard.abandoned(), self.lead_limit());
-        let closing = self.bus().closing.clone();
+        let (closing, limit) = (self.bus().closing.clone(), self.lead_limit());
         self.bus().work.spawn(async move {
             tokio::select! {
                 biased;
-                () = this.load_by_loader(&target, guard, run) => {}
+                () = lead => {}
                 () = closing.cancelled() => {}
                 () = abandoned => {}
                 // A hung load must not hold the key for ever: whoever still waits leads another one.
@@ -150,7 +163,7 @@ where
     pub(super) async fn load_by_loader(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         mut run: LoadRun<V>,
     ) {
         let previous = run.previous.take().or_else(|| self.previous(target));
@@ -188,7 +201,7 @@ where
     pub(super) async fn load_here(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         mut run: LoadRun<V>,
         load: impl Future<Output = Result<Loaded<V>, E>>,
     ) {
@@ -232,7 +245,7 @@ where
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         run: LoadRun<V>,
         timing: Timing,
         Said { outcome, ttl, tags }: Said<V, E>,
@@ -244,6 +257,7 @@ where
             tags: Arc::clone(&tags),
             then: timing.moment,
         });
+        landed.tied = !tags.is_empty();
         landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
         if landed.settled {
             self.attempts.clear(target.hash);
@@ -316,7 +330,7 @@ where
     fn keep_loaded(
         &self,
         target: &Target<K>,
-        guard: &Guard<K, Landed<V, E>>,
+        guard: &Guard<K, V, E>,
         run: &LoadRun<V>,
         Timing {
             moment,
@@ -366,7 +380,7 @@ where
         };
         let (place, fill) = filling.fill();
         let filled = filling.link().fill(place, fill);
-        let filled = Bus::within(self.bus().timing.read_timeout, "fill", filled).await;
+        let filled = self.bus().ask("fill", filled).await;
         if filled.is_ok() {
             filling.answered();
         }

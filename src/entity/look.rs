@@ -6,20 +6,20 @@ use super::load::whole_millis;
 use super::outcome::{Landed, Origin, Outcome};
 use super::tagging::{Tagged, Untold, Worth};
 use super::target::{Began, Target};
-use crate::bus::Bus;
 use crate::codec;
 use crate::coherence::{Epoch, Head, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
 use crate::key::Key;
 use crate::local::{Life, Phase, Slot};
 use crate::store::{Found, Link};
-use crate::tags::Dependency;
+use crate::tags::{Dependency, Told};
 use crate::time::Millis;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// A usable value of the store.
 pub(super) struct Standing<V, E> {
@@ -53,6 +53,11 @@ pub(super) enum Look<V, E> {
 }
 
 impl<V, E> Standing<V, E> {
+    /// Whether it is within its time to live.
+    pub(super) fn is_fresh(&self) -> bool {
+        matches!(self.phase, Phase::Plain | Phase::Late(_))
+    }
+
     /// What a loader may be told of it.
     pub(super) fn into_previous(self) -> Option<Previous<V>> {
         let value = self.landed.outcome.ok()?;
@@ -81,10 +86,29 @@ where
         if self.is_poisoned(target) {
             return None;
         }
-        let limit = self.bus().timing.read_timeout.min(limit);
         let read = link.read(target.place(&self.name));
-        let found = Bus::within(limit, "read", read).await.ok()?;
-        self.told(link, target, began, found).await
+        let asked = self.bus().ask("read", read);
+        let found = match limit < self.bus().timing.read_timeout {
+            true => timeout(limit, asked).await.ok()?,
+            false => asked.await,
+        };
+        self.told(link, target, began, found.ok()?).await
+    }
+
+    /// As [`ask_store`](Self::ask_store), of no help either if the node does not prove that it has not
+    /// been deposed.
+    pub(super) async fn ask_proven(
+        &self,
+        link: &dyn Link,
+        target: &Target<K>,
+        began: &Began,
+    ) -> Option<Look<V, E>> {
+        if self.is_poisoned(target) {
+            return None;
+        }
+        let read = link.read_proven(target.place(&self.name));
+        let found = self.bus().ask("read", read).await;
+        self.told_anew(link, target, began, found.ok()?).await
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
@@ -94,6 +118,17 @@ where
 
     /// Makes of stored bytes what they are worth, and keeps them here if they are worth keeping.
     pub(super) fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
+        self.judge_by(target, began, found, None)
+    }
+
+    /// As [`judge`](Self::judge), by no floors of tags but those that were `told`, if that is said.
+    pub(super) fn judge_by(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        found: Found,
+        told: Option<&Told>,
+    ) -> Look<V, E> {
         let Some(bytes) = found.value.clone() else {
             return match self.verdict(began, found.head.as_ref(), None, found.floor) {
                 Verdict::Sync => Look::Sync,
@@ -117,6 +152,7 @@ where
         let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
             Verdict::Usable(rank) => rank,
             Verdict::Absent => return Look::Absent(None),
+            Verdict::Doubtful => return Look::Absent(Some(bytes)),
             Verdict::Sync => return Look::Sync,
         };
         let Stored::Outcome(kind, header, payload) = stored else {
@@ -127,7 +163,7 @@ where
             return Look::Absent(Some(bytes));
         };
         let mut over = false;
-        let tied = match self.worth(began, &header.tags) {
+        let tied = match self.worth(began, &header.tags, told) {
             Worth::Free => None,
             Worth::Tied(tagged, dependency, expired) => {
                 over = expired;
@@ -231,6 +267,7 @@ where
         let tied = tied.map(|(tagged, dependency)| {
             landed.as_of = landed.as_of.min(dependency.as_of());
             landed.tagged = Some(tagged);
+            landed.tied = true;
             Arc::new(dependency)
         });
         if !self.options.local_ttl.is_zero() {

@@ -4,7 +4,7 @@
 //! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
 //! everybody on board, and behind their backs into the store. What is found towards the end of its life
 //! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
-//! way, step by step ([`many`]). An invalidation is a call of the bus; what it does to an entity is in
+//! way, step by step ([`many`], [`seek_many`]). An invalidation is a call of the bus; what it does to an entity is in
 //! [`level`].
 
 mod asking;
@@ -13,6 +13,7 @@ mod batch;
 mod batch_load;
 mod builder;
 mod context;
+mod course;
 mod lease;
 mod level;
 mod load;
@@ -23,9 +24,12 @@ mod outcome;
 mod read;
 mod refresh;
 mod seek;
+mod seek_many;
+mod strict;
 mod tagging;
 mod target;
 mod usual;
+mod view;
 mod waiting;
 
 pub use batch::DEFAULT_MAX_BATCH;
@@ -54,7 +58,8 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use usual::{LogGate, UsualLoad};
+use usual::{LogGate, UsualLoad, UsualMisses};
+pub use view::{EntityView, ReadOptions};
 
 /// A two-level cache of one kind of record: keys `K`, values `V`, loader errors `E`. Cheap to clone.
 ///
@@ -73,6 +78,7 @@ struct Inner<K, V, E> {
     /// Refreshes that nobody waits for.
     refresh_turns: Semaphore,
     usual_load: UsualLoad,
+    usual_misses: UsualMisses,
     attempts: Attempts,
     unusable_log: LogGate,
     /// Keeps the bus running.
@@ -82,6 +88,14 @@ struct Inner<K, V, E> {
 impl<K, V, E> Inner<K, V, E> {
     fn bus(&self) -> &Arc<Bus> {
         &self.cache.0.bus
+    }
+
+    #[inline]
+    fn hash(&self, key: &K) -> u64
+    where
+        K: Key,
+    {
+        key.with_bytes(|bytes| self.keys.hash(bytes).hash)
     }
 }
 
@@ -105,8 +119,9 @@ where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
+    #[inline]
     fn hash(&self, key: &K) -> u64 {
-        key.with_bytes(|bytes| self.0.keys.hash(bytes).hash)
+        self.0.hash(key)
     }
 
     /// Returns the value for `key`, loading it from the source on a miss.
@@ -153,37 +168,7 @@ where
     /// As [`get`](Self::get); [`Served::bound`] is what holds for this one read, mostly far below the
     /// general bound. It is there for a fresh value alone.
     pub async fn get_with(&self, key: &K) -> Result<Served<V>, CacheError<E>> {
-        let bus = self.0.bus();
-        let hash = self.hash(key);
-        let hit = self.0.level.hit(hash, key).map(|hit| (hit, None));
-        if let Some((hit, stale)) = hit.or_else(|| self.0.late_hit(key, hash)) {
-            let (now, as_of) = (hit.now, hit.as_of(&bus.rules));
-            return Ok(Served {
-                age: now.since(hit.slot.loaded),
-                value: hit.slot.value.map_err(CacheError::Load)?,
-                origin: Origin::Local,
-                freshness: Freshness::of(stale, now.since(as_of)),
-            });
-        }
-        // A flight that we join may have begun long before us. What was applied here before we did so
-        // has not detached it.
-        let word = self.0.level.word(bus.space.lane_of(hash));
-        let (lane, tags) = (
-            word.confirmed_at(bus.rules.lease),
-            bus.liveness.confirmed_at(),
-        );
-        let landed = self.miss(key, hash).await?;
-        let confirmed = match landed.tagged {
-            None => lane,
-            Some(_) => lane.min(tags),
-        };
-        let as_of = landed.as_of.max(confirmed);
-        Ok(Served {
-            value: landed.outcome?,
-            origin: landed.origin,
-            age: landed.age,
-            freshness: Freshness::of(landed.stale, bus.clock.now().since(as_of)),
-        })
+        self.with(ReadOptions::new()).get_with(key).await
     }
 
     /// As [`get`](Self::get), with a loader for this call only, for what only the caller has at hand:
@@ -235,6 +220,30 @@ where
         let reached = self.0.bus().reach(stamp).await;
         reached.map_err(CacheError::Store)?;
         self.get(key).await
+    }
+
+    /// As [`get`](Self::get), of nothing that was invalidated before the call began, by any pod. For the
+    /// decision that must not miss what was acknowledged within the last second.
+    ///
+    /// One round trip, which reads the store and proves that the node still takes writes; what is in the
+    /// local level does not spare it. If the store does not have the value, it is loaded as by `get`,
+    /// under a lease. If the store cannot be asked, or does not prove itself, it is loaded without one: the
+    /// source knows as much. Strict reads share no load within the pod, but wait for the lease.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get). Never a stale value instead, and never an error of the store.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. A load that nobody else waits for is dropped, and nothing is stored.
+    ///
+    /// # Consistency
+    /// The value reflects every invalidation that was acknowledged, to whichever pod, before this was
+    /// polled first. An invalidation that a change of the server lost is reflected as soon as a pod that
+    /// knows of it has repeated it there.
+    pub async fn get_strict(&self, key: &K) -> Result<Arc<V>, CacheError<E>> {
+        let hash = self.hash(key);
+        let read = Box::pin(self.0.read_strict(key, hash));
+        read.await.and_then(|landed| landed.outcome)
     }
 
     /// Loads `key` from the source although there is a value, which goes on being served until the new

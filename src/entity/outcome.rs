@@ -47,10 +47,11 @@ pub enum Freshness {
         /// longer ago than this is reflected.
         bound: Duration,
     },
-    /// It is not, but within [grace](crate::EntityBuilder::grace). It was not invalidated, as far as
-    /// this pod may rely on; beyond that nothing is said of how much it misses.
+    /// It is not, but within [grace](crate::EntityBuilder::grace), or no older than the call
+    /// [allows](crate::ReadOptions::max_stale). Within grace it was not invalidated, as far as this pod
+    /// may rely on. How much it misses is not known better than by its [age](Served::age).
     Stale {
-        /// How long ago its time to live ended.
+        /// How long ago its time to live ended; zero if it has not.
         overdue: Duration,
         /// Why nothing fresh is served.
         reason: StaleReason,
@@ -66,8 +67,16 @@ pub enum StaleReason {
     /// The last attempt to load the key failed; the next one comes after
     /// [`retry_after`](crate::EntityBuilder::retry_after).
     LoadFailed,
-    /// The last load outlasted its time limit, the soft one or the hard one.
+    /// The last load outlasted its time limit: the soft one, the hard one, or the call's deadline.
     LoadTimedOut,
+    /// Its time to live is over, and the call [allows](crate::ReadOptions::max_stale) it.
+    Expired,
+    /// This pod cannot tell whether it was invalidated, because the store has not answered within the
+    /// bound, and the call [allows](crate::ReadOptions::max_stale) it.
+    Unconfirmed,
+    /// Its entity was cleared, or the log of its lane was lost, and the call
+    /// [allows](crate::ReadOptions::max_stale) it.
+    Invalidated,
 }
 
 impl Freshness {
@@ -148,8 +157,10 @@ pub(super) struct Landed<V, E> {
     pub(super) stale: Option<Stale>,
     /// It is kept, or a value: no stale value may be served in its place.
     pub(super) settled: bool,
-    /// The tags that it has, if it has any.
+    /// The tags that it has, if it has any, and comes from a flight.
     pub(super) tagged: Option<Tagged>,
+    /// It has tags: the lane of its key alone says nothing of how much it misses.
+    pub(super) tied: bool,
 }
 
 impl<V, E> Clone for Landed<V, E> {
@@ -178,6 +189,7 @@ impl<V, E> Landed<V, E> {
             stale: None,
             settled: true,
             tagged: None,
+            tied: false,
         }
     }
 
@@ -196,6 +208,7 @@ impl<V, E> Landed<V, E> {
             stale: None,
             settled: false,
             tagged: None,
+            tied: false,
         }
     }
 }

@@ -3,13 +3,14 @@
 
 use super::Inner;
 use super::context::Loaded;
+use super::course::{Boarding, Course, Guard, Skips, Waiter};
 use super::look::Look;
-use super::outcome::{Landed, Origin, StaleReason};
+use super::outcome::{Landed, StaleReason};
 use super::seek::{Next, Seen, Want};
 use super::target::{Began, Target};
-use crate::coherence::FlightMeta;
+use super::view::ReadOptions;
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
+use crate::flight::{Flown, Landing};
 use crate::key::Key;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,7 +32,7 @@ enum Glance<V, E> {
 
 /// The lead of a flight, and what was seen of its key.
 struct Lead<K, V, E> {
-    guard: Guard<K, Landed<V, E>>,
+    guard: Guard<K, V, E>,
     seen: Option<Seen<V, E>>,
 }
 
@@ -67,7 +68,7 @@ where
         let start = Instant::now();
         let target = Arc::new(self.target(key, hash));
         let began = self.began(target.lane);
-        let (lead, waiter) = match self.board(&target, &began) {
+        let (lead, waiter) = match self.board(&target, &began, Skips::NONE) {
             Boarding::Waiter(waiter) => (None, waiter),
             Boarding::Leader(guard, waiter) => {
                 // Most reads end here, with one call of the store that has a time limit of its own: the
@@ -85,6 +86,40 @@ where
         Box::pin(self.stay_aboard(&target, began, once, lead, waiter, start)).await
     }
 
+    /// As [`read`](Self::read) for a call with options of its own.
+    ///
+    /// Its leads run in tasks, so that a load that its deadline is too short for comes about all the same:
+    /// callers who all give up after 2 ms would never fill a key that takes the store 3 ms to lease.
+    pub(super) async fn read_as(
+        self: Arc<Self>,
+        key: &K,
+        hash: u64,
+        options: &ReadOptions,
+    ) -> Result<Landed<V, E>, CacheError<E>> {
+        if options.reads_as_usual() {
+            return self.read(key, hash, None::<NoLoader<V, E>>).await;
+        }
+        if self.bus().closing.is_cancelled() {
+            return Err(CacheError::Closed);
+        }
+        let (start, limit) = (Instant::now(), options.limit(self.options.load_timeout));
+        let target = Arc::new(self.target(key, hash));
+        let began = self.began(target.lane);
+        let skips = options.skips();
+        let mut waiter = match self.board(&target, &began, skips) {
+            Boarding::Waiter(waiter) => waiter,
+            Boarding::Leader(guard, waiter) => {
+                self.lead_in_task(&target, guard, None, skips);
+                waiter
+            }
+        };
+        let waited = {
+            let flight = pin!(self.follow(&target, began, skips, &mut waiter));
+            self.wait_for(&target, flight, start, limit).await
+        };
+        self.leave(&target, waiter, waited, limit).await
+    }
+
     /// Stays on the key's flight until it lands, or until one of the limits of time; what is stale may be
     /// served instead.
     async fn stay_aboard<F, Fut>(
@@ -93,17 +128,29 @@ where
         began: Began,
         once: Option<F>,
         lead: Option<Lead<K, V, E>>,
-        mut waiter: Waiter<K, Landed<V, E>>,
+        mut waiter: Waiter<K, V, E>,
         start: Instant,
     ) -> Result<Landed<V, E>, CacheError<E>>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<V, E>> + Send,
     {
+        let limit = self.options.load_timeout;
         let waited = {
             let flight = pin!(self.fly(target, began, once, lead, &mut waiter));
-            self.wait_for(target, flight, start).await
+            self.wait_for(target, flight, start, limit).await
         };
+        self.leave(target, waiter, waited, limit).await
+    }
+
+    /// What a caller takes along who has waited no longer than `limit`.
+    async fn leave(
+        &self,
+        target: &Target<K>,
+        waiter: Waiter<K, V, E>,
+        waited: Waited<V, E>,
+        limit: Duration,
+    ) -> Result<Landed<V, E>, CacheError<E>> {
         let reason = match &waited {
             Waited::Landed(landed) if landed.settled => None,
             Waited::Landed(_) => Some(StaleReason::LoadFailed),
@@ -121,20 +168,19 @@ where
             (Some(landed), _) | (None, Waited::Landed(landed) | Waited::Stale(landed)) => {
                 Ok(landed)
             }
-            (None, Waited::Late) => Err(CacheError::Timeout {
-                after: self.options.load_timeout,
-            }),
+            (None, Waited::Late) => Err(CacheError::Timeout { after: limit }),
         }
     }
 
-    /// Waits for a flight within both limits of a call that began at `start`.
+    /// Waits for a flight within the soft limit and the hard one, from `start` on.
     async fn wait_for(
         self: &Arc<Self>,
         target: &Target<K>,
         mut flight: Pin<&mut impl Future<Output = Landed<V, E>>>,
         start: Instant,
+        limit: Duration,
     ) -> Waited<V, E> {
-        if let Some(soft) = self.options.soft_timeout {
+        if let Some(soft) = self.options.soft_timeout.filter(|soft| *soft < limit) {
             if let Ok(landed) = timeout_at(start + soft, &mut flight).await {
                 return Waited::Landed(landed);
             }
@@ -143,7 +189,7 @@ where
                 return Waited::Stale(stale);
             }
         }
-        match timeout_at(start + self.options.load_timeout, flight).await {
+        match timeout_at(start + limit, flight).await {
             Ok(landed) => Waited::Landed(landed),
             Err(_) => Waited::Late,
         }
@@ -157,7 +203,7 @@ where
         began: Began,
         mut once: Option<F>,
         mut lead: Option<Lead<K, V, E>>,
-        waiter: &mut Waiter<K, Landed<V, E>>,
+        waiter: &mut Waiter<K, V, E>,
     ) -> Landed<V, E>
     where
         F: FnOnce() -> Fut + Send,
@@ -165,7 +211,7 @@ where
     {
         loop {
             if let Some(Lead { guard, seen }) = lead.take() {
-                self.lead(target, &mut once, guard, seen).await;
+                self.lead(target, &mut once, guard, seen, Skips::NONE).await;
             }
             match waiter.wait().await {
                 Flown::Landed(landing) => {
@@ -173,7 +219,7 @@ where
                     if !self.is_overtaken(&landed, &began) {
                         return landed;
                     }
-                    *waiter = match self.board_anew(target) {
+                    *waiter = match self.board_anew(target, Skips::NONE) {
                         Boarding::Waiter(waiter) => waiter,
                         Boarding::Leader(guard, waiter) => {
                             lead = Some(Lead { guard, seen: None });
@@ -187,23 +233,81 @@ where
         }
     }
 
+    /// As [`fly`](Self::fly), with leads in tasks.
+    async fn follow(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        began: Began,
+        skips: Skips,
+        waiter: &mut Waiter<K, V, E>,
+    ) -> Landed<V, E> {
+        loop {
+            match waiter.wait().await {
+                Flown::Landed(landing) => {
+                    let landed = self.landed(landing);
+                    if !self.is_overtaken(&landed, &began) {
+                        return landed;
+                    }
+                    *waiter = self.follow_anew(target, skips);
+                }
+                Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
+                Flown::Lead(guard) => self.lead_in_task(target, guard, None, skips),
+            }
+        }
+    }
+
+    /// Boards the flight of a key as of now, and leads it in a task if need be.
+    pub(super) fn follow_anew(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        skips: Skips,
+    ) -> Waiter<K, V, E> {
+        match self.board_anew(target, skips) {
+            Boarding::Waiter(waiter) => waiter,
+            Boarding::Leader(guard, waiter) => {
+                self.lead_in_task(target, guard, None, skips);
+                waiter
+            }
+        }
+    }
+
+    /// Leads a flight in a task that goes on while anybody waits for it.
+    pub(super) fn lead_in_task(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        guard: Guard<K, V, E>,
+        seen: Option<Seen<V, E>>,
+        skips: Skips,
+    ) {
+        let (this, key) = (Arc::clone(self), Arc::clone(target));
+        let abandoned = guard.abandoned();
+        self.in_task(target, abandoned, async move {
+            let mut once = None::<NoLoader<V, E>>;
+            this.lead(&key, &mut once, guard, seen, skips).await;
+        });
+    }
+
     /// Leads a flight to its landing, or into the task that will land it. Takes `once` if it loads.
     pub(super) async fn lead<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
         once: &mut Option<F>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         seen: Option<Seen<V, E>>,
+        skips: Skips,
     ) where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<V, E>> + Send,
     {
-        if seen.is_none()
-            && let Some(landed) = self.landed_meanwhile(target)
-        {
+        let look_here = seen.is_none() && !skips.local;
+        if look_here && let Some(landed) = self.landed_meanwhile(target) {
             return guard.land(landed);
         }
-        match self.seek(target, seen, Want::Read).await {
+        let next = match skips.store {
+            true => Next::Load(self.uncovered_run(target.lane)),
+            false => self.seek(target, seen, Want::Read).await,
+        };
+        match next {
             Next::Land(landed) => guard.land(landed),
             Next::Load(run) => match once.take() {
                 Some(load) => {
@@ -228,26 +332,42 @@ where
         }
     }
 
-    pub(super) fn board(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
-        let (hash, key, meta) = (target.hash, &target.key, began.meta());
-        let may_join = self.may_join(target, began);
-        self.level.flights.board(hash, key, meta, may_join)
+    /// Boards the flight of a key, if it goes by no level that `skips` leaves out; else one that does not
+    /// takes its place, and the outcome of the other is not kept in this process.
+    pub(super) fn board(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        skips: Skips,
+    ) -> Boarding<K, V, E> {
+        let course = Course {
+            meta: began.meta(),
+            skips,
+        };
+        let may_join = self.may_join(target, began, skips);
+        let (hash, key) = (target.hash, &target.key);
+        self.level.flights.board(hash, key, course, may_join)
     }
 
     /// Boards the flight of a key as of now.
-    pub(super) fn board_anew(&self, target: &Target<K>) -> Boarding<K, Landed<V, E>> {
-        self.board(target, &self.began(target.lane))
+    pub(super) fn board_anew(&self, target: &Target<K>, skips: Skips) -> Boarding<K, V, E> {
+        self.board(target, &self.began(target.lane), skips)
     }
 
     pub(super) fn may_join(
         &self,
         target: &Target<K>,
         began: &Began,
-    ) -> impl FnOnce(&FlightMeta) -> bool + use<K, V, E> {
+        skips: Skips,
+    ) -> impl FnOnce(&Course) -> bool + use<K, V, E> {
         let (rules, now) = (self.bus().rules, began.start);
         let live_until = self.bus().live_until(target.lane);
         let lead_ends = self.lead_limit();
-        move |flight| rules.may_join(live_until, flight, now) && now < flight.start + lead_ends
+        move |course| {
+            let flight = &course.meta;
+            let in_time = rules.may_join(live_until, flight, now) && now < flight.start + lead_ends;
+            in_time && course.skips.cover(skips)
+        }
     }
 
     /// A leader's first look: the local level again, then the store, once.
@@ -260,7 +380,7 @@ where
         if let Some(landed) = self.landed_meanwhile(target) {
             return Glance::Land(landed);
         }
-        let Ok(link) = self.bus().link() else {
+        let Ok(link) = self.bus().link_for_reads() else {
             return Glance::Seek(None);
         };
         let look = self.ask_store(&*link, target, &began, limit).await;
@@ -275,9 +395,7 @@ where
     /// What the flight before ours left, if it landed between our miss and our boarding.
     pub(super) fn landed_meanwhile(&self, target: &Target<K>) -> Option<Landed<V, E>> {
         let hit = self.level.hit(target.hash, &target.key)?;
-        let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
-        let age = hit.now.since(slot.loaded);
-        Some(Landed::new(&slot.value, Origin::Local, age, as_of))
+        Some(hit.landed(&self.bus().rules))
     }
 
     /// How long a load may take before its lead ends.

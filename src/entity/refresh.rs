@@ -7,13 +7,14 @@
 //! they remove. `docs/decisions/refresh.md` has the reasons.
 
 use super::Inner;
+use super::course::{Boarding, Course, Guard, Skips, Waiter};
 use super::level::Hit;
 use super::look::{Look, Standing};
-use super::outcome::{Landed, Origin, Refresh, Stale, StaleReason};
+use super::outcome::{Landed, Refresh, Stale, StaleReason};
 use super::seek::{Next, Want};
 use super::target::{Began, Target};
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flown, Guard, Landing, Waiter};
+use crate::flight::{Flown, Landing};
 use crate::key::Key;
 use crate::local::Phase;
 use crate::random::random_part;
@@ -108,6 +109,7 @@ where
         match want {
             Want::Read => self.served(target, found),
             Want::Renewed => renewed.then(|| found.landed.clone()),
+            Want::Strict => found.is_fresh().then(|| found.landed.clone()),
             Want::Anew => None,
         }
     }
@@ -145,7 +147,7 @@ where
         if let Some(landed) = self.still_here(target, reason) {
             return Some(landed);
         }
-        let link = self.bus().link().ok()?;
+        let link = self.bus().link_for_reads().ok()?;
         let began = self.began(target.lane);
         let look = self.ask_store(&*link, target, &began, Duration::MAX).await;
         Self::still_stored(look?, reason)
@@ -161,10 +163,7 @@ where
         let Phase::Stale(overdue) = phase else {
             return None;
         };
-        let (slot, as_of) = (&hit.slot, hit.as_of(&self.bus().rules));
-        let age = hit.now.since(slot.loaded);
-        let landed = Landed::new(&slot.value, Origin::Local, age, as_of);
-        Some(landed.into_stale(overdue, reason))
+        Some(hit.landed(&self.bus().rules).into_stale(overdue, reason))
     }
 
     /// What of the store may be served instead.
@@ -272,24 +271,28 @@ where
         self.join_refresh(target).is_some()
     }
 
-    fn join_refresh(&self, target: &Target<K>) -> Option<Waiter<K, Landed<V, E>>> {
+    fn join_refresh(&self, target: &Target<K>) -> Option<Waiter<K, V, E>> {
         let began = self.began(target.lane);
-        let may_join = self.may_join(target, &began);
+        let may_join = self.may_join(target, &began, Skips::NONE);
         let (hash, key) = (target.hash, &target.key);
         self.level.refreshes.join(hash, key, may_join)
     }
 
-    fn board_refresh(&self, target: &Target<K>, began: &Began) -> Boarding<K, Landed<V, E>> {
-        let (hash, key, meta) = (target.hash, &target.key, began.meta());
-        let may_join = self.may_join(target, began);
-        self.level.refreshes.board(hash, key, meta, may_join)
+    fn board_refresh(&self, target: &Target<K>, began: &Began) -> Boarding<K, V, E> {
+        let course = Course {
+            meta: began.meta(),
+            skips: Skips::NONE,
+        };
+        let may_join = self.may_join(target, began, Skips::NONE);
+        let (hash, key) = (target.hash, &target.key);
+        self.level.refreshes.board(hash, key, course, may_join)
     }
 
     /// Runs a refresh until it ends, nobody wants it, or it has taken too long.
     fn refresh_in_task(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         want: Want,
     ) {
         let (this, target) = (Arc::clone(self), Arc::clone(target));
@@ -300,7 +303,7 @@ where
             // and its lease begin after that.
             let _turn = match want {
                 Want::Renewed => this.refresh_turns.acquire().await.ok(),
-                Want::Read | Want::Anew => None,
+                _ => None,
             };
             tokio::select! {
                 biased;
@@ -321,7 +324,7 @@ where
     async fn lead_refresh(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
-        guard: Guard<K, Landed<V, E>>,
+        guard: Guard<K, V, E>,
         want: Want,
     ) {
         match self.seek(target, None, want).await {

@@ -47,6 +47,8 @@ pub(super) enum Want {
     Renewed,
     /// To be loaded anew, for somebody who said so.
     Anew,
+    /// To be read as of now: what the store has, if it proves itself, and is within its time to live.
+    Strict,
 }
 
 /// What a leader must do.
@@ -109,7 +111,7 @@ where
         seen: Option<Seen<V, E>>,
         want: Want,
     ) -> Next<V, E> {
-        match self.bus().link() {
+        match self.bus().link_for_reads() {
             Ok(link) => Seek::new(self, target, link, want).run(seen).await,
             Err(_) => match self.refreshed(target, want).await {
                 Some(landed) => Next::Land(landed),
@@ -197,11 +199,12 @@ where
     }
 
     async fn look(&self) -> Seen<V, E> {
-        let began = self.inner.began(self.target.lane);
-        let look = self
-            .inner
-            .ask_store(&*self.link, self.target, &began, Duration::MAX);
-        let look = look.await;
+        let (inner, target, link) = (self.inner, self.target, &*self.link);
+        let began = inner.began(target.lane);
+        let look = match self.want {
+            Want::Strict => inner.ask_proven(link, target, &began).await,
+            _ => inner.ask_store(link, target, &began, Duration::MAX).await,
+        };
         Seen { began, look }
     }
 

@@ -12,9 +12,10 @@ use super::look::Look;
 use super::outcome::{Landed, Outcome};
 use super::target::{Began, Target};
 use crate::bus::Moment;
+use crate::envelope::TagVersion;
 use crate::key::{Carried, Key, Tag, TagHash};
 use crate::store::{Found, Link};
-use crate::tags::{Dependency, Judged};
+use crate::tags::{Dependency, Judged, Told};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -99,11 +100,11 @@ where
     }
 
     /// What a stored value with these tags is worth to a reader who began there.
-    pub(super) fn worth(&self, began: &Began, tags: &[crate::envelope::TagVersion]) -> Worth {
+    pub(super) fn worth(&self, began: &Began, tags: &[TagVersion], told: Option<&Told>) -> Worth {
         if tags.is_empty() {
             return Worth::Free;
         }
-        match self.cache.0.tags.judge(self.bus(), tags) {
+        match self.cache.0.tags.judge(self.bus(), tags, told) {
             Judged::Dead => Worth::Dead,
             Judged::Unknown => {
                 let tags = tags.iter().map(|version| version.carried.tag);
@@ -162,6 +163,34 @@ where
         Some(self.judge_again(target, began, untold))
     }
 
+    /// As [`told`](Self::told), by floors that are asked for now, whatever is known: for those who must see
+    /// everything that was acknowledged before. The script that answers may set a floor, so a node that
+    /// takes no writes any more refuses it.
+    pub(super) async fn told_anew(
+        &self,
+        link: &dyn Link,
+        target: &Target<K>,
+        began: &Began,
+        found: Found,
+    ) -> Option<Look<V, E>> {
+        let none = Told::default();
+        let untold = match self.judge_by(target, began, found, Some(&none)) {
+            Look::Untold(untold) => untold,
+            look => return Some(look),
+        };
+        let (registry, bus) = (&self.cache.0.tags, self.bus());
+        let told = match registry.wanted_anew(bus, untold.tags, untold.life) {
+            Some(wanted) => registry.learn(bus, link, wanted).await.ok()?,
+            None => none,
+        };
+        Some(
+            match self.judge_by(target, began, untold.found, Some(&told)) {
+                Look::Untold(_) => Look::Sync,
+                look => look,
+            },
+        )
+    }
+
     /// As [`told`](Self::told), of many at once.
     pub(super) async fn told_many<'a>(
         &self,
@@ -217,6 +246,7 @@ where
         let Some(wanted) = registry.wanted(self.bus(), tags.iter().copied(), life) else {
             return Some(());
         };
-        registry.learn(self.bus(), link, wanted).await.ok()
+        let learnt = registry.learn(self.bus(), link, wanted).await;
+        learnt.ok().map(|_known| ())
     }
 }

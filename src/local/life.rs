@@ -77,6 +77,11 @@ impl Life {
         ends.since(now)
     }
 
+    /// How long ago its time to live ended; zero before.
+    pub(crate) fn overdue(&self, now: Millis) -> Duration {
+        now.since(self.plain_until + Duration::from_millis(self.fresh_for.into()))
+    }
+
     pub(crate) fn phase(&self, now: Millis) -> Phase {
         let past = |span: u32| now.since(self.plain_until + Duration::from_millis(span.into()));
         let fresh_until = self.plain_until + Duration::from_millis(self.fresh_for.into());

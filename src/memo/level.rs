@@ -1,5 +1,6 @@
 //! What a memo remembers: its map and the computations under way.
 
+use super::slot::Slot;
 use crate::bus::lock;
 use crate::error::CacheError;
 use crate::flight::{self, Boarding, Flights};
@@ -15,125 +16,6 @@ use std::time::Duration;
 /// How many locks order inserts against removals; a power of two.
 const TURNS: usize = 64;
 
-/// An outcome that is remembered.
-///
-/// One enum of flat variants, so that the weight lies beside the tag: an entry whose value is an `Arc`
-/// is 16 bytes larger than in a bare map, which a hit cannot be told to cost; 32 would cost it a third.
-pub(super) enum Slot<V, E> {
-    Value {
-        weight: u32,
-        /// When it is not to be served any more.
-        expires: Millis,
-        value: V,
-    },
-    Error {
-        weight: u32,
-        expires: Millis,
-        error: Arc<E>,
-    },
-    /// Either, with what it depends on.
-    Tied {
-        weight: u32,
-        expires: Millis,
-        tied: Arc<Tied<V, E>>,
-    },
-}
-
-pub(super) struct Tied<V, E> {
-    outcome: Result<V, Arc<E>>,
-    dependency: Dependency,
-}
-
-// Not derived: that would ask for `E: Clone`.
-impl<V: Clone, E> Clone for Slot<V, E> {
-    #[inline]
-    fn clone(&self) -> Self {
-        match self {
-            Self::Value {
-                weight,
-                expires,
-                value,
-            } => Self::Value {
-                weight: *weight,
-                expires: *expires,
-                value: value.clone(),
-            },
-            Self::Error {
-                weight,
-                expires,
-                error,
-            } => Self::Error {
-                weight: *weight,
-                expires: *expires,
-                error: Arc::clone(error),
-            },
-            Self::Tied {
-                weight,
-                expires,
-                tied,
-            } => Self::Tied {
-                weight: *weight,
-                expires: *expires,
-                tied: Arc::clone(tied),
-            },
-        }
-    }
-}
-
-impl<V, E> Slot<V, E> {
-    pub(super) fn new(
-        outcome: Result<V, Arc<E>>,
-        expires: Millis,
-        weight: u32,
-        dependency: Option<Dependency>,
-    ) -> Self {
-        if let Some(dependency) = dependency {
-            let tied = Arc::new(Tied {
-                outcome,
-                dependency,
-            });
-            return Self::Tied {
-                weight,
-                expires,
-                tied,
-            };
-        }
-        match outcome {
-            Ok(value) => Self::Value {
-                weight,
-                expires,
-                value,
-            },
-            Err(error) => Self::Error {
-                weight,
-                expires,
-                error,
-            },
-        }
-    }
-
-    /// The outcome, if it may be served. To be asked *after* it was fetched, so that a reader that is
-    /// stopped in between does not serve what expired meanwhile.
-    #[inline(always)]
-    fn current(self, clock: &Clock) -> Option<Result<V, Arc<E>>>
-    where
-        V: Clone,
-    {
-        let (Self::Value { expires, .. }
-        | Self::Error { expires, .. }
-        | Self::Tied { expires, .. }) = self;
-        if expires != Millis::NEVER && clock.now() >= expires {
-            return None;
-        }
-        Some(match self {
-            Self::Value { value, .. } => Ok(value),
-            Self::Error { error, .. } => Err(error),
-            Self::Tied { tied, .. } if tied.dependency.is_current() => tied.outcome.clone(),
-            Self::Tied { .. } => return None,
-        })
-    }
-}
-
 /// A key as the map holds it: itself.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct Argument<K>(K);
@@ -144,9 +26,7 @@ where
 {
     #[inline]
     fn weight(&self, slot: &Slot<V, E>) -> u32 {
-        let (Slot::Value { weight, .. } | Slot::Error { weight, .. } | Slot::Tied { weight, .. }) =
-            slot;
-        *weight
+        slot.weight()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Computing what is not remembered, and what becomes of the outcome.
 
 use super::Inner;
-use super::level::{Guard, Landed, Slot, Waiter};
+use super::level::{Guard, Landed, Waiter};
+use super::slot::Slot;
 use crate::entity::{LoadContext, Loaded};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Flown, Landing};

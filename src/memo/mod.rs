@@ -8,6 +8,7 @@ mod builder;
 mod level;
 mod load;
 mod once;
+mod slot;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -26,8 +27,11 @@ use level::Level;
 use load::Want;
 use stats::Counters;
 use std::fmt;
+use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// One async computation per argument, remembered in this process: arguments `K`, values `V`, errors
 /// `E`. Cheap to clone.
@@ -96,14 +100,26 @@ where
     /// On this pod no call that begins after [`invalidate`](Self::invalidate) returned gives a value whose
     /// computation began before; other pods are not told. A memo with [`tags`](MemoBuilder::tags) follows
     /// their invalidations by any pod, within [`Health::bound`](crate::Health::bound).
-    pub async fn get(&self, key: &K) -> Result<V, CacheError<E>> {
-        if let Some(outcome) = self.0.level.hit(key)
-            && !self.0.cache.is_closed()
-        {
-            self.0.counters.hit();
-            return outcome.map_err(CacheError::Load);
+    #[inline]
+    pub fn get<'a>(
+        &'a self,
+        key: &'a K,
+    ) -> impl Future<Output = Result<V, CacheError<E>>> + Send + 'a {
+        Get {
+            memo: self,
+            key,
+            miss: None,
         }
-        self.miss(key).await
+    }
+
+    #[inline]
+    fn hit(&self, key: &K) -> Option<Result<V, CacheError<E>>> {
+        let outcome = self.0.level.hit(key)?;
+        if self.0.cache.is_closed() {
+            return None;
+        }
+        self.0.counters.hit();
+        Some(outcome.map_err(CacheError::Load))
     }
 
     /// Boxed and out of line, so that the future of a hit is small and quick.
@@ -166,5 +182,47 @@ where
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+}
+
+/// [`Memo::get`], by hand: an `async fn` keeps its state in a byte, and a hit that is inlined needs none.
+#[must_use = "futures do nothing unless polled"]
+struct Get<'a, K, V, E> {
+    memo: &'a Memo<K, V, E>,
+    key: &'a K,
+    miss: Option<BoxFuture<'a, Result<V, CacheError<E>>>>,
+}
+
+impl<K, V, E> Future for Get<'_, K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    type Output = Result<V, CacheError<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if this.miss.is_none()
+            && let Some(hit) = this.memo.hit(this.key)
+        {
+            return Poll::Ready(hit);
+        }
+        this.poll_miss(cx)
+    }
+}
+
+impl<K, V, E> Get<'_, K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    #[cold]
+    fn poll_miss(&mut self, cx: &mut Context<'_>) -> Poll<Result<V, CacheError<E>>> {
+        let (memo, key) = (self.memo, self.key);
+        let miss = self.miss.get_or_insert_with(|| memo.miss(key));
+        miss.as_mut().poll(cx)
     }
 }

@@ -1,6 +1,5 @@
 //! What cannot be seen from outside.
 
-use super::level::Slot;
 use super::*;
 use crate::store::Memory;
 use std::convert::Infallible;
@@ -53,11 +52,4 @@ async fn a_call_dropped_at_any_poll_leaves_no_flight_behind() {
             }
         }
     }
-}
-
-/// 32 more would cost a hit a third.
-#[test]
-fn an_entry_is_16_bytes_larger_than_its_value() {
-    type Value = Arc<[u8; 16]>;
-    assert_eq!(size_of::<Slot<Value, String>>(), size_of::<Value>() + 16);
 }

@@ -12,7 +12,7 @@
 
 pub mod memory;
 mod raw;
-mod together;
+pub(crate) mod together;
 
 pub use memory::Memory;
 pub use raw::{RawFound, RawLink, RawPage, RawPlace};
@@ -124,7 +124,10 @@ pub struct Opening {
 pub struct Polled {
     /// The head of every lane in order; `None` where the store has none (or one that cannot be read).
     pub heads: Vec<Option<Head>>,
-    /// The life of the server that answered.
+    /// Lanes of which nothing is known now, not even whether they have a head: the part of the store
+    /// that has them did not answer. They are not confirmed; the others are.
+    pub silent: Vec<Lane>,
+    /// The life of the server that answered; of a store of several parts, one of all of them together.
     pub incarnation: Incarnation,
     /// The server's clock: milliseconds since the Unix epoch.
     pub server_ms: u64,
@@ -252,6 +255,13 @@ pub struct Logged {
 /// A future that is dropped may or may not have had its effect; it never mixes up the answers of
 /// others.
 pub trait Link: Any + Send + Sync + 'static {
+    /// Whether the part of the store that has this lane could be reached when the link was opened. One
+    /// that could not is left alone for the life of the link, and the others are used.
+    fn serves(&self, lane: Lane) -> bool {
+        let _ = lane;
+        true
+    }
+
     /// The part that presence stands on.
     fn rooms(&self) -> &dyn RoomLink;
 
@@ -275,6 +285,17 @@ pub trait Link: Any + Send + Sync + 'static {
 
     /// Reads a value with its lane's head and its entity's floor, in one atomic step.
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>>;
+
+    /// As [`read`](Self::read), and proves with a small write after it that this node still takes writes
+    /// (hole H8): then it was not deposed when it was read from. One round trip, where the store can do
+    /// that. The provided method reads, then polls.
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let found = self.read(place).await?;
+            self.poll().await?;
+            Ok(found)
+        })
+    }
 
     /// Takes the right to fill a key. Present and usable bytes win over the request; a value of an
     /// epoch that the head does not continue, or below the floor, counts as absent.

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 /// Runs all calls at the same time; their answers in the order of the calls.
-pub(super) fn together<'a, T: Send + 'a>(
+pub(crate) fn together<'a, T: Send + 'a>(
     calls: impl Iterator<Item = BoxFuture<'a, T>>,
 ) -> BoxFuture<'a, Vec<T>> {
     let mut calls: Vec<Call<'a, T>> = calls.map(Call::UnderWay).collect();

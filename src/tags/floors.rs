@@ -76,6 +76,10 @@ pub(crate) enum Judged {
     Unknown,
 }
 
+/// Floors that one question was answered with.
+#[derive(Default)]
+pub(crate) struct Told(Vec<(TagPlace, Floor)>);
+
 /// Floors that are to be asked for.
 pub(crate) struct Wanted {
     places: Vec<TagPlace>,
@@ -96,9 +100,17 @@ struct Known {
 
 impl Registry {
     /// What a value with these tags is worth that was just read from the store, or is still to be.
-    pub(crate) fn judge(&self, bus: &Bus, tags: &[TagVersion]) -> Judged {
+    /// If floors are `told`, by no others.
+    pub(crate) fn judge(&self, bus: &Bus, tags: &[TagVersion], told: Option<&Told>) -> Judged {
         let until = self.liveness.until();
-        let known = self.known(bus, tags.iter().map(|version| version.carried.tag));
+        let mut known = self.known(bus, tags.iter().map(|version| version.carried.tag));
+        if let Some(Told(told)) = told {
+            for known in &mut known {
+                let same = |(place, _): &&(TagPlace, Floor)| *place == known.place;
+                let floor = told.iter().find(same).map(|(_, floor)| *floor);
+                known.floor = floor.filter(|floor| floor.counts == known.counts);
+            }
+        }
         let (mut since, mut unknown, mut expired) = (Millis::NEVER, false, false);
         for (known, version) in known.iter().zip(tags) {
             // After the counts, see `wanted`, by which the floor is not to be had then.
@@ -217,6 +229,26 @@ impl Registry {
         tags: impl IntoIterator<Item = TagHash>,
         life: Option<Duration>,
     ) -> Option<Wanted> {
+        self.those_wanted(bus, tags, life, true)
+    }
+
+    /// As [`wanted`](Self::wanted), of all `tags`, known or not.
+    pub(crate) fn wanted_anew(
+        &self,
+        bus: &Bus,
+        tags: impl IntoIterator<Item = TagHash>,
+        life: Option<Duration>,
+    ) -> Option<Wanted> {
+        self.those_wanted(bus, tags, life, false)
+    }
+
+    fn those_wanted(
+        &self,
+        bus: &Bus,
+        tags: impl IntoIterator<Item = TagHash>,
+        life: Option<Duration>,
+        known_will_do: bool,
+    ) -> Option<Wanted> {
         let (until, asked) = (self.liveness.until(), self.liveness.now());
         let needed_until = life.map_or(Millis::NEVER, |life| asked + life);
         let mut tags: Vec<_> = tags.into_iter().collect();
@@ -232,7 +264,9 @@ impl Registry {
         };
         for known in self.known(bus, tags) {
             let will_do = |floor: Floor| {
-                floor.kept_until >= needed_until && self.liveness.vouches(until, floor.asked)
+                known_will_do
+                    && floor.kept_until >= needed_until
+                    && self.liveness.vouches(until, floor.asked)
             };
             if known.floor.is_some_and(will_do) || is_poisoned(bus, &known.place) {
                 continue;
@@ -245,7 +279,7 @@ impl Registry {
         (!wanted.places.is_empty()).then_some(wanted)
     }
 
-    /// Asks the store for floors: one round trip.
+    /// Asks the store for floors, and gives those it knows: one round trip.
     ///
     /// # Errors
     /// Those of the store, and its silence within the time of a read.
@@ -254,10 +288,11 @@ impl Registry {
         bus: &Bus,
         link: &dyn Link,
         wanted: Wanted,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<Told> {
         let call = link.tag_floors(&wanted.places, wanted.keep);
         let answers = Bus::within(bus.timing.read_timeout, "read tags", call).await?;
         let asked = wanted.places.iter().zip(&wanted.counts).zip(&wanted.views);
+        let mut told = Vec::new();
         let mut table = crate::bus::lock(&self.tags);
         for (((place, &counts), view), answer) in asked.zip(answers) {
             let Some(answer) = answer else {
@@ -272,11 +307,13 @@ impl Registry {
                 key: place.key,
             };
             let (_, floor) = table.ties(tag, &self.space);
-            *floor = Some(Floor::new(counts, &answer, wanted.asked, wanted.keep));
+            let new = Floor::new(counts, &answer, wanted.asked, wanted.keep);
+            *floor = Some(new);
+            told.push((*place, new));
         }
         drop(table);
         drop(wanted.cells); // held until here, so that their counts cannot have begun anew
-        Ok(())
+        Ok(Told(told))
     }
 
     fn known(&self, bus: &Bus, tags: impl IntoIterator<Item = TagHash>) -> Vec<Known> {

@@ -5,8 +5,11 @@
 //! feature in `[dev-dependencies]`.
 //!
 //! - [`RedisServer`]: a Redis process of your own; kill it, stop it, bring an old dataset back.
+//! - [`RedisReplicas`]: a primary with replicas, and sentinels that promote one of them.
+//! - [`RedisCluster`]: a cluster whose nodes can be killed and whose slots move.
 //! - [`Proxy`]: a TCP proxy that loses, holds back, delays or cuts what passes through it, and drops
 //!   single pub/sub messages.
+//! - [`Cache::under_way`](crate::Cache::under_way): what a cache has not ended yet.
 //! - [`conformance`]: the contract of the [store port](crate::store), claim by claim.
 
 mod cli;
@@ -14,10 +17,15 @@ pub mod conformance;
 mod directory;
 mod proxy;
 mod pump;
+mod redis_cluster;
+mod redis_replicas;
 mod redis_server;
 mod resp;
 mod server_error;
 
+pub use crate::bus::UnderWay;
 pub use proxy::{Direction, Fault, MessageFault, Proxy};
+pub use redis_cluster::RedisCluster;
+pub use redis_replicas::RedisReplicas;
 pub use redis_server::{RedisServer, RedisServerBuilder, Snapshot};
 pub use server_error::ServerError;

@@ -61,6 +61,8 @@ pub struct RedisServerBuilder {
     args: Vec<String>,
     password: Option<String>,
     persistence: Persistence,
+    /// The configuration of a sentinel, which is what the program then runs as.
+    sentinel: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -271,6 +273,36 @@ impl RedisServer {
         let errors = log.try_clone().map_err(failed("creating the log"))?;
         let program = program();
         let mut command = Command::new(&program);
+        match &self.settings.sentinel {
+            Some(config) => self.sentinel_args(config, &mut command)?,
+            None => self.server_args(persistence, &mut command),
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(|source| ServerError::Run {
+                program: program.into(),
+                source,
+            })
+    }
+
+    /// A sentinel keeps what it learns in its configuration, so that it starts again where it was.
+    fn sentinel_args(&self, config: &str, command: &mut Command) -> Result<(), ServerError> {
+        let (file, dir) = (self.dir.data().join("sentinel.conf"), self.dir.data());
+        let own = format!("port {}", self.port);
+        let known = fs::read_to_string(&file).unwrap_or_default();
+        if !known.lines().any(|line| line == own) {
+            let dir = dir.display();
+            let config = format!("{own}\nbind 127.0.0.1\ndir \"{dir}\"\n{config}\n");
+            fs::write(&file, config).map_err(failed("writing the configuration"))?;
+        }
+        command.arg(file).arg("--sentinel");
+        Ok(())
+    }
+
+    fn server_args(&self, persistence: Persistence, command: &mut Command) {
         command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--save", ""]);
         command
             .args(["--port", &self.port.to_string()])
@@ -286,15 +318,6 @@ impl RedisServer {
             command.args(["--requirepass", password]);
         }
         command.args(&self.settings.args);
-        command
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            .spawn()
-            .map_err(|source| ServerError::Run {
-                program: program.into(),
-                source,
-            })
     }
 
     fn wait_until_ready(&mut self) -> Result<(), Launch> {
@@ -394,6 +417,12 @@ impl RedisServerBuilder {
         self
     }
 
+    /// Runs a sentinel with this configuration instead of a server.
+    pub(super) fn sentinel(mut self, config: String) -> Self {
+        self.sentinel = Some(config);
+        self
+    }
+
     /// Keeps every acknowledged write on disk, so that it survives [`RedisServer::kill`]. Default: nothing
     /// is kept.
     #[must_use]
@@ -478,7 +507,7 @@ fn reap(mut process: Child) {
     let _ = process.wait();
 }
 
-fn free_port() -> io::Result<u16> {
+pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())

@@ -39,6 +39,24 @@ async fn a_namespace_is_a_short_plain_name() {
 }
 
 #[tokio::test]
+async fn time_limits_of_the_store_out_of_range_are_named() {
+    for limit in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
+        let builder = || Cache::builder("limits").store(Memory::new());
+        let error = cache_error(builder().read_timeout(limit)).await;
+        assert_eq!(error.option(), "read_timeout");
+        let error = cache_error(builder().invalidate_timeout(limit)).await;
+        assert_eq!(error.option(), "invalidate_timeout");
+    }
+}
+
+#[tokio::test]
+async fn too_few_pending_invalidations_are_named() {
+    let builder = |count| Cache::builder("p").store(Memory::new()).max_pending(count);
+    assert_eq!(cache_error(builder(63)).await.option(), "max_pending");
+    builder(64).build().await.unwrap();
+}
+
+#[tokio::test]
 async fn options_out_of_range_are_named() {
     let pod = Bed::memory().pod().await;
     let source = Source::new();

@@ -1,11 +1,21 @@
 //! Calls that are dropped halfway.
 
-use crate::bed::{Bed, Numbers, eventually, soon};
+use crate::bed::{Bed, Numbers, PATIENCE, Pod, eventually, soon};
+use crate::lab::{MS, SECOND};
 use crate::source::{Refused, Source};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
-use tidings::{Cache, Origin};
+use std::time::{Duration, Instant};
+use tidings::presence::{self, Presence};
+use tidings::{Cache, CacheError, Memo, MemoOnce, Origin, Raw, ReadOptions, Refresh};
+
+/// Longer than any test, so that nothing goes by itself.
+const LONG: Duration = Duration::from_secs(3600);
+/// Keys of one call lie so far apart that no other call has them.
+const HALF: u64 = 1 << 32;
 
 /// Polls a future at most `polls` times, whenever it is woken, and drops it; whether it ended before.
 pub(crate) async fn dropped_after(polls: usize, future: impl Future) -> bool {
@@ -25,57 +35,362 @@ pub(crate) async fn dropped_after(polls: usize, future: impl Future) -> bool {
     .await
 }
 
-/// Drops calls of every sort at every poll, each on a key of its own; afterwards all is as if they had
-/// never been, or had ended.
-async fn dropping_a_call_at_any_poll_leaves_nothing_stuck(bed: Bed) {
-    let source = Source::new();
-    let (a, b) = (bed.pod().await, bed.pod().await);
-    let (on_a, on_b) = (a.numbers(&source), b.numbers(&source));
-    let slow = async || {
-        tokio::task::yield_now().await;
-        Ok::<_, Refused>(0)
-    };
-    let mut key = 0;
-    for sort in 0..4 {
-        let mut polls = 0;
-        loop {
-            let ended = match sort {
-                0 => dropped_after(polls, on_a.get(&key)).await,
-                1 => dropped_after(polls, on_a.get_or_load(&key, slow)).await,
-                2 => dropped_after(polls, on_a.invalidate(&key)).await,
-                _ => dropped_after(polls, on_a.clear()).await,
+type Called<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
+
+/// A call of the public interface, for a key of its own.
+struct Call {
+    name: &'static str,
+    run: for<'w> fn(&'w World, u64) -> Called<'w>,
+}
+
+/// A [`Call`] for each `name => |world, key| future`.
+macro_rules! calls {
+    ($($name:literal => |$world:ident, $key:ident| $call:expr),* $(,)?) => {{
+        fn call(name: &'static str, run: for<'w> fn(&'w World, u64) -> Called<'w>) -> Call {
+            Call { name, run }
+        }
+        fn over<T>(_outcome: T) {}
+        vec![$(call($name, |$world, $key| Box::pin(async move { over($call) }))),*]
+    }};
+}
+
+/// Everything that has calls, on one pod, and another pod that needs the same keys.
+struct World {
+    a: Pod,
+    b: Pod,
+    on_a: Numbers,
+    on_b: Numbers,
+    /// As `on_a`, with a loader of many.
+    listed: Numbers,
+    /// Its values are stale as soon as they are there.
+    stale: Numbers,
+    memo: Memo<u64, u64, Refused>,
+    once: MemoOnce<u64, Refused>,
+    raw: Raw,
+    room: Presence<u64>,
+    seen_by_b: Presence<u64>,
+    held: presence::Lease<u64>,
+    /// Tasks of each pod when nothing is called.
+    tasks: [usize; 2],
+}
+
+impl World {
+    async fn new(bed: &Bed) -> Self {
+        let source = Source::new();
+        let (a, b) = (bed.pod().await, bed.pod().await);
+        let many = source.clone();
+        let listed = a.cache.entity("listed", source.clone());
+        let listed = listed.loader_many(move |keys| {
+            let many = many.clone();
+            async move { Ok::<_, Refused>(many.ask_many(keys).await) }
+        });
+        let stale = a.cache.entity("stale", source.clone()).ttl(MS);
+        let stale = stale.grace(LONG).refresh(Refresh::Ahead);
+        let once = source.clone();
+        let once = a.cache.memo_once("once", move || {
+            let once = once.clone();
+            async move { once.ask(0).await }
+        });
+        let room = a.cache.presence("room").ttl(LONG).build().unwrap();
+        let world = Self {
+            on_a: a.numbers(&source),
+            on_b: b.numbers(&source),
+            listed: listed.build().unwrap(),
+            stale: stale.soft_timeout(SECOND).build().unwrap(),
+            memo: a.cache.memo("memo", source.clone()).build().unwrap(),
+            once: once.ttl(MS).build().unwrap(),
+            raw: a.cache.raw("raw").unwrap(),
+            held: room.join("held", &0).await.unwrap(),
+            seen_by_b: b.cache.presence("room").ttl(LONG).build().unwrap(),
+            room,
+            tasks: [0; 2],
+            a,
+            b,
+        };
+        let tasks = [&world.a, &world.b].map(|pod| pod.cache.under_way().tasks);
+        Self { tasks, ..world }
+    }
+
+    /// Nothing is under way any more in either pod: no task, no flight, no lease, no invalidation.
+    async fn is_quiet(&self, what: &str) {
+        for (pod, tasks) in [&self.a, &self.b].into_iter().zip(self.tasks) {
+            let began = Instant::now();
+            loop {
+                let (now, leases) = (pod.cache.under_way(), pod.wire.leases());
+                let left = (
+                    now.tasks.saturating_sub(tasks),
+                    now.flights,
+                    now.invalidations,
+                );
+                if (left, leases) == ((0, 0, 0), 0) {
+                    break;
+                }
+                assert!(
+                    began.elapsed() < PATIENCE,
+                    "{what}: {now:?}, {leases} leases"
+                );
+                tokio::time::sleep(MS).await;
+            }
+        }
+    }
+
+    /// Everything answers, and of `key` what was loaded is stored.
+    async fn serves(&self, bed: &Bed, key: u64) {
+        let (on_a, on_b) = (&self.on_a, &self.on_b);
+        soon("the key serves here", on_a.get(&key)).await.unwrap();
+        soon("the key serves there", on_b.get(&key)).await.unwrap();
+        on_b.invalidate(&key).await.unwrap();
+        on_b.get(&key).await.unwrap();
+        on_a.local().clear();
+        let served = on_a.get_with(&key).await.unwrap();
+        assert_eq!(served.origin, Origin::Store, "fills of this key are taken");
+        let (hand, at) = (bed.hand().await, self.a.wire.last_place());
+        eventually("a value stands there", async || {
+            hand.look(&at).await.is_some_and(|bytes| bytes.len() > 28)
+        })
+        .await;
+        soon("the memo serves", self.memo.get(&key)).await.unwrap();
+        soon("the list serves", self.listed.get(&key))
+            .await
+            .unwrap();
+    }
+
+    /// Whoever is not held any more has left the room, as everybody sees.
+    async fn room_is_as_before(&self, what: &str) {
+        for room in [&self.room, &self.seen_by_b] {
+            eventually(what, async || {
+                let members = room.list().await.unwrap();
+                members.len() == 1 && members[0].name == "held"
+            })
+            .await;
+        }
+    }
+}
+
+fn reads() -> Vec<Call> {
+    calls![
+        "get" => |w, key| w.on_a.get(&key).await,
+        "get_with" => |w, key| w.on_a.get_with(&key).await,
+        "get_or_load" => |w, key| w.on_a.get_or_load(&key, async || {
+            tokio::task::yield_now().await;
+            Ok::<_, Refused>(0)
+        }).await,
+        "get_strict" => |w, key| w.on_a.get_strict(&key).await,
+        "get_at_least" => |w, key| {
+            let stamp = w.on_b.invalidate(&key).await.unwrap();
+            w.on_a.get_at_least(&key, &stamp).await
+        },
+        "get_many" => |w, key| w.on_a.get_many(&[key, key + HALF, key + 2 * HALF]).await,
+        "get_many by a batch" => |w, key| w.listed.get_many(&[key, key + HALF]).await,
+        "get of what is stale" => |w, key| {
+            w.stale.get(&key).await.unwrap();
+            w.stale.get(&key).await
+        },
+        "get_many of what is stale" => |w, key| {
+            w.stale.get_many(&[key, key + HALF]).await;
+            w.stale.get_many(&[key, key + HALF]).await
+        },
+        "refresh" => |w, key| w.on_a.refresh(&key).await,
+        "refresh of what is there" => |w, key| {
+            w.on_a.get(&key).await.unwrap();
+            w.on_a.refresh(&key).await
+        },
+        "a view's get" => |w, key| w.on_a.with(ReadOptions::new().skip_local()).get(&key).await,
+        "a view's get_with" => |w, key| {
+            w.on_a.with(ReadOptions::new().skip_store()).get_with(&key).await
+        },
+        "a view's get with a deadline" => |w, key| {
+            w.on_a.with(ReadOptions::new().deadline(LONG).max_stale(MS)).get(&key).await
+        },
+        "a view's get_many" => |w, key| {
+            let options = ReadOptions::new().skip_local().deadline(LONG);
+            w.listed.with(options).get_many(&[key, key + HALF]).await
+        },
+        "memo.get" => |w, key| w.memo.get(&key).await,
+        "memo.refresh" => |w, key| w.memo.refresh(&key).await,
+        "memo_once.get" => |w, _key| w.once.get().await,
+        "memo_once.refresh" => |w, _key| w.once.refresh().await,
+    ]
+}
+
+fn invalidations() -> Vec<Call> {
+    calls![
+        "invalidate" => |w, key| w.on_a.invalidate(&key).await,
+        "invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
+        "clear" => |w, _key| w.on_a.clear().await,
+        "settled" => |w, key| w.on_a.invalidate(&key).settled().await,
+        "a stamp's settled" => |w, key| {
+            let stamp = w.on_b.invalidate(&key).await.unwrap();
+            stamp.settled(&w.a.cache).await;
+        },
+        "cache.invalidate" => |w, key| w.a.cache.invalidate([w.on_a.tag(&key)]).await,
+        "batch" => |w, key| {
+            let tag = w.on_a.tag(&key);
+            let inside = async {
+                w.a.cache.invalidate([tag]).await.unwrap();
+                tokio::task::yield_now().await;
             };
-            // Were its flight or lease still there, these would wait for it, or load in vain.
-            nothing_stuck(&bed, &on_a, &on_b, key, &a.wire).await;
+            w.a.cache.reactivity().batch(inside).await
+        },
+        "mutation" => |w, key| {
+            let change = async {
+                tokio::task::yield_now().await;
+                Ok::<_, Refused>(key)
+            };
+            w.a.cache.reactivity().mutation([w.on_a.tag(&key)], change).await
+        },
+        "a query's next" => |w, key| {
+            let memo = w.memo.clone();
+            let compute = move || {
+                let memo = memo.clone();
+                async move { memo.get(&key).await.map(drop).is_ok() }
+            };
+            w.a.cache.reactivity().query([w.on_a.tag(&key)], compute).next().await
+        },
+        "a stream's next" => |w, key| {
+            let compute = || w.on_a.get(&key);
+            w.a.cache.reactivity().stream([w.on_a.tag(&key)], compute).next().await
+        },
+    ]
+}
+
+fn raw_calls() -> Vec<Call> {
+    calls![
+        "set" => |w, key| w.raw.set(name(key), "v", LONG).await,
+        "set_many" => |w, key| w.raw.set_many([(name(key), "v"), (name(key + 1), "v")], LONG).await,
+        "get" => |w, key| w.raw.get(name(key)).await,
+        "get_many" => |w, key| w.raw.get_many([name(key), name(key + 1)]).await,
+        "expire" => |w, key| w.raw.expire(name(key), LONG).await,
+        "scan" => |w, _key| w.raw.scan().next().await,
+        "remove" => |w, key| w.raw.remove(name(key)).await,
+        "remove_many" => |w, key| w.raw.remove_many([name(key), name(key + 1)]).await,
+        "hset" => |w, key| w.raw.hset(hash(key), "f", "v").await,
+        "hset_many" => |w, key| w.raw.hset_many(hash(key), [("f", "v"), ("g", "v")]).await,
+        "hget" => |w, key| w.raw.hget(hash(key), "f").await,
+        "hgetall" => |w, key| w.raw.hgetall(hash(key)).await,
+        "hlen" => |w, key| w.raw.hlen(hash(key)).await,
+        "hdel" => |w, key| w.raw.hdel(hash(key), "f").await,
+        "clear" => |w, _key| w.raw.clear().await,
+        "a command" => |w, key| match w.a.cache.redis() {
+            Some(redis) => redis.send::<i64>("EXISTS", [name(key)]).await.map(drop).is_ok(),
+            None => true,
+        },
+    ]
+}
+
+fn room_calls() -> Vec<Call> {
+    calls![
+        "join" => |w, key| w.room.join(&name(key), &key).await,
+        "join_many" => |w, key| {
+            let names = [name(key), name(key + HALF)];
+            w.room.join_many(names.iter().map(|name| (&**name, &key))).await
+        },
+        "leave" => |w, key| w.room.join(&name(key), &key).await.unwrap().leave().await,
+        "update" => |w, key| w.held.update(&key).await,
+        "get" => |w, _key| w.room.get("held").await,
+        "page" => |w, _key| w.room.page(None, 10).await,
+        "list" => |w, _key| w.room.list().await,
+        "count" => |w, _key| w.room.count().await,
+        "watch" => |w, _key| w.room.watch().next().await,
+    ]
+}
+
+fn name(key: u64) -> String {
+    format!("k{key}")
+}
+
+fn hash(key: u64) -> String {
+    format!("h{key}")
+}
+
+/// Drops each call after its first poll, its second, and so on to its end; `after` looks at what is left
+/// each time.
+async fn dropped_at_every_poll(world: &World, calls: Vec<Call>, after: impl AsyncFn(&str, u64)) {
+    let mut key = 0;
+    for Call { name, run } in calls {
+        for polls in 0.. {
             key += 1;
-            polls += 1;
+            let what = format!("{name} that was dropped after {polls} polls");
+            let ended = dropped_after(polls, soon(&what, run(world, key))).await;
+            world.is_quiet(&what).await;
+            after(&what, key).await;
             if ended {
                 break;
             }
         }
     }
-    eventually("nothing is pending", async || a.cache.health().pending == 0).await;
 }
 
-async fn nothing_stuck(
-    bed: &Bed,
-    on_a: &Numbers,
-    on_b: &Numbers,
-    key: u64,
-    wire: &crate::wire::Wire,
-) {
-    soon("the key serves here", on_a.get(&key)).await.unwrap();
-    soon("the key serves there", on_b.get(&key)).await.unwrap();
-    on_b.invalidate(&key).await.unwrap();
-    on_b.get(&key).await.unwrap();
-    on_a.local().clear();
-    let served = on_a.get_with(&key).await.unwrap();
-    assert_eq!(served.origin, Origin::Store, "fills of this key are taken");
-    let (hand, at) = (bed.hand().await, wire.last_place());
-    eventually("a value stands there", async || {
-        hand.look(&at).await.is_some_and(|bytes| bytes.len() > 28)
-    })
-    .await;
+async fn a_read_that_is_dropped_at_any_poll_leaves_nothing_behind(bed: Bed) {
+    let world = World::new(&bed).await;
+    let serves = async |_: &str, key| world.serves(&bed, key).await;
+    dropped_at_every_poll(&world, reads(), serves).await;
+}
+
+async fn an_invalidation_that_is_dropped_at_any_poll_leaves_nothing_behind(bed: Bed) {
+    let world = World::new(&bed).await;
+    let serves = async |_: &str, key| world.serves(&bed, key).await;
+    dropped_at_every_poll(&world, invalidations(), serves).await;
+}
+
+async fn a_raw_call_that_is_dropped_at_any_poll_mixes_up_no_answers(bed: Bed) {
+    let world = World::new(&bed).await;
+    let answers = async |what: &str, key| {
+        let raw = &world.raw;
+        raw.set(name(key), key.to_string(), LONG).await.unwrap();
+        let got = soon(what, raw.get(name(key))).await.unwrap();
+        assert_eq!(got.as_deref(), Some(key.to_string().as_bytes()));
+    };
+    dropped_at_every_poll(&world, raw_calls(), answers).await;
+}
+
+async fn a_room_s_call_that_is_dropped_at_any_poll_leaves_nobody_behind(bed: Bed) {
+    let world = World::new(&bed).await;
+    let as_before = async |what: &str, _| world.room_is_as_before(what).await;
+    dropped_at_every_poll(&world, room_calls(), as_before).await;
+}
+
+/// 1. a pod loads, and its loader never answers;
+/// 2. a caller on another pod is served while the loader still hangs: it waits no longer than the lease;
+/// 3. the load is dropped with its lead, callers of the first pod are served, and nothing is left.
+async fn a_loader_that_hangs_for_ever_keeps_its_key_from_nobody_and_leaves_nothing(bed: Bed) {
+    let (a, b) = (bed.pod().await, bed.pod().await);
+    let hung = Arc::new(());
+    let loads = Arc::new(AtomicUsize::new(0));
+    let entity = |pod: &Pod| {
+        let (hung, loads) = (Arc::clone(&hung), Arc::clone(&loads));
+        let load = move |key: u64| {
+            let (hung, loads) = (Arc::clone(&hung), Arc::clone(&loads));
+            async move {
+                if loads.fetch_add(1, SeqCst) == 0 {
+                    let _hung = Arc::downgrade(&hung);
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, Refused>(key)
+            }
+        };
+        let entity = pod.cache.entity("number", load);
+        entity.load_timeout(3 * SECOND).build().unwrap()
+    };
+    let (on_a, on_b) = (entity(&a), entity(&b));
+    let first = tokio::spawn({
+        let on_a = on_a.clone();
+        async move { on_a.get(&1).await.map(|value| *value) }
+    });
+    eventually("it hangs", async || Arc::weak_count(&hung) == 1).await;
+    assert_eq!(*soon("the other pod", on_b.get(&1)).await.unwrap(), 1);
+    assert_eq!(Arc::weak_count(&hung), 1, "while it still hangs");
+    let first = soon("the first caller", first).await.unwrap();
+    assert!(matches!(first, Ok(1) | Err(CacheError::Timeout { .. })));
+    assert_eq!(*soon("the next one", on_a.get(&1)).await.unwrap(), 1);
+    eventually("it was dropped", async || Arc::weak_count(&hung) == 0).await;
+    for pod in [&a, &b] {
+        eventually("nothing is left", async || {
+            let left = pod.cache.under_way();
+            (left.tasks, left.flights, pod.wire.leases()) == (0, 0, 0)
+        })
+        .await;
+    }
 }
 
 async fn an_invalidation_that_was_polled_once_happens(bed: Bed) {
@@ -106,7 +421,7 @@ async fn an_invalidation_that_was_never_polled_does_nothing(bed: Bed) {
 
 async fn a_build_that_is_dropped_leaves_nothing_behind(bed: Bed) {
     for polls in 0..20 {
-        let wire = crate::wire::Wire::new(std::sync::Arc::clone(&bed.store));
+        let wire = crate::wire::Wire::new(Arc::clone(&bed.store));
         let build = Cache::builder(&*bed.namespace).store(wire.clone()).build();
         let ended = dropped_after(polls, build).await;
         eventually("no link is left", async || wire.links() == 0).await;
@@ -118,7 +433,11 @@ async fn a_build_that_is_dropped_leaves_nothing_behind(bed: Bed) {
 }
 
 on_both_stores!(
-    dropping_a_call_at_any_poll_leaves_nothing_stuck,
+    a_read_that_is_dropped_at_any_poll_leaves_nothing_behind,
+    an_invalidation_that_is_dropped_at_any_poll_leaves_nothing_behind,
+    a_raw_call_that_is_dropped_at_any_poll_mixes_up_no_answers,
+    a_room_s_call_that_is_dropped_at_any_poll_leaves_nobody_behind,
+    a_loader_that_hangs_for_ever_keeps_its_key_from_nobody_and_leaves_nothing,
     an_invalidation_that_was_polled_once_happens,
     an_invalidation_that_was_never_polled_does_nothing,
     a_build_that_is_dropped_leaves_nothing_behind,

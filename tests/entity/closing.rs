@@ -80,6 +80,29 @@ async fn close_lets_fills_under_way_end(bed: Bed) {
     assert_eq!(served.origin, Origin::Store);
 }
 
+async fn close_tells_what_was_not_acknowledged(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let numbers = pod.numbers(&source);
+    numbers.invalidate(&9).await.unwrap();
+    pod.wire.cut(true);
+    eventually("the link is down", async || {
+        matches!(pod.cache.health().store, StoreState::Down { .. })
+    })
+    .await;
+    for _ in 0..3 {
+        numbers.invalidate_many(&[1, 2]).await.unwrap_err();
+    }
+    for _ in 0..2 {
+        let report = soon("closing", pod.cache.close()).await;
+        let mut left: Vec<_> = report.unacknowledged.iter().map(|it| &*it.what).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["number:1", "number:2"]);
+    }
+    let other = bed.pod().await;
+    assert!(other.cache.close().await.unacknowledged.is_empty());
+}
+
 async fn close_waits_for_a_pending_invalidation(bed: Bed) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
@@ -99,7 +122,8 @@ async fn close_waits_for_a_pending_invalidation(bed: Bed) {
         async move { cache.close().await }
     });
     a.wire.cut(false);
-    soon("closing", closing).await.unwrap();
+    let report = soon("closing", closing).await.unwrap();
+    assert!(report.unacknowledged.is_empty());
     assert!(pending.settled().await.is_ok());
     eventually("the other pod follows", async || {
         *on_b.get(&1).await.unwrap() == 1
@@ -193,6 +217,7 @@ on_both_stores!(
     after_close_every_call_says_so,
     close_frees_who_waits_for_a_load_and_returns_its_lease,
     close_lets_fills_under_way_end,
+    close_tells_what_was_not_acknowledged,
     close_waits_for_a_pending_invalidation,
     nothing_is_left_after_close,
     nothing_is_left_after_the_last_handle_is_dropped,

@@ -66,21 +66,31 @@ async fn a_clear_fences_all_keys_of_a_batch(bed: Bed) {
 /// The store answers a batch with version 0, and the answer is late; version 1 of one key is
 /// invalidated, and the hint applied; the answer arrives.
 async fn a_late_answer_for_many_is_not_kept_where_an_invalidation_overtook_it(bed: Bed) {
+    for operation in ["lease_many", "read_many"] {
+        a_late_answer_is_not_kept(&bed, operation).await;
+    }
+}
+
+async fn a_late_answer_is_not_kept(bed: &Bed, operation: &'static str) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
     let on_a = a.many(&source).build().unwrap();
-    let on_b = b.many(&source).build().unwrap();
-    for base in (0..).step_by(3) {
+    let on_b = match operation {
+        "read_many" => b.many_that_are_there(&source).await,
+        _ => b.many(&source).build().unwrap(),
+    };
+    let first = if operation == "read_many" { 0 } else { 1_000 };
+    for (n, base) in (first..).step_by(3).enumerate() {
         let keys = [base, base + 1, base + 2];
         values(&on_a, &keys).await;
         eventually("they are stored", async || {
-            a.wire.done("fill_many") > base / 3
+            a.wire.done("fill_many") > n as u64
         })
         .await;
-        let (reads, heard) = (b.wire.done("read_many"), b.cache.health().hints);
-        b.wire.hold_answers("read_many");
+        let (answers, heard) = (b.wire.done(operation), b.cache.health().hints);
+        b.wire.hold_answers(operation);
         let old = reader(&on_b, &keys);
-        b.done("read_many", reads + 1).await;
+        b.done(operation, answers + 1).await;
         source.commit(keys[1], 1);
         on_a.invalidate(&keys[1]).await.unwrap();
         eventually("the hint", async || b.cache.health().hints > heard).await;
@@ -139,15 +149,20 @@ async fn a_value_that_cannot_be_read_is_loaded_among_the_others(bed: Bed) {
 async fn dropping_a_batch_at_any_poll_leaves_no_flight_and_no_lease(bed: Bed) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
-    for one_by_one in [true, false] {
-        let (on_a, on_b) = match one_by_one {
-            true => (a.numbers(&source), b.numbers(&source)),
-            false => (
-                a.many(&source).max_batch(2).build().unwrap(),
-                b.many(&source).build().unwrap(),
-            ),
+    for (n, first) in ["lease, one by one", "lease", "read"]
+        .into_iter()
+        .enumerate()
+    {
+        let on_a = match first {
+            "lease, one by one" => a.numbers(&source),
+            "lease" => a.many(&source).max_batch(2).build().unwrap(),
+            _ => a.many_that_are_there(&source).await,
         };
-        let mut key = if one_by_one { 0 } else { 1_000 };
+        let on_b = match first {
+            "lease, one by one" => b.numbers(&source),
+            _ => b.many(&source).build().unwrap(),
+        };
+        let mut key = 1_000 * n as u64;
         let mut polls = 0;
         loop {
             let keys = [key, key + 1, key + 2];
@@ -237,19 +252,25 @@ async fn a_batch_goes_on_for_whoever_waits_for_one_of_its_keys(bed: Bed) {
 async fn the_lead_of_a_batch_falls_to_whoever_waits_when_it_is_dropped_before_it_loads(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
-    let numbers = pod.many(&source).build().unwrap();
-    for (operation, base) in [("read_many", 0), ("lease_many", 10)] {
+    let leases = pod.many(&source).build().unwrap();
+    let reads = pod.many_that_are_there(&source).await;
+    let steps = [
+        (&leases, "lease_many"),
+        (&reads, "read_many"),
+        (&reads, "lease_many"),
+    ];
+    for (base, (numbers, operation)) in (0..).step_by(10).zip(steps) {
         let keys = [base, base + 1, base + 2];
         pod.wire.hang(operation);
         let calls = pod.wire.calls(operation);
-        let many = reader(&numbers, &keys);
+        let many = reader(numbers, &keys);
         eventually("it is on its way", async || {
             pod.wire.calls(operation) > calls
         })
         .await;
         let mut single = pin!(numbers.get(&keys[1]));
         poll_once(&mut single).await;
-        let other = reader(&numbers, &keys);
+        let other = reader(numbers, &keys);
         many.abort();
         pod.wire.heal();
         assert_eq!(*soon("a single read", single).await.unwrap(), 0);
@@ -319,23 +340,28 @@ async fn without_the_store_a_batch_is_loaded_within_the_limit(bed: Bed) {
 async fn a_store_that_fails_at_any_step_costs_a_batch_nothing_but_the_store(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
-    let numbers = pod.many(&source).build().unwrap();
-    for (base, operation) in (0..)
-        .step_by(10)
-        .zip(["read_many", "lease_many", "fill_many"])
-    {
+    let leases = pod.many(&source).build().unwrap();
+    let reads = pod.many_that_are_there(&source).await;
+    let steps = [
+        (&leases, "lease_many"),
+        (&leases, "fill_many"),
+        (&reads, "read_many"),
+        (&reads, "lease_many"),
+        (&reads, "fill_many"),
+    ];
+    for (base, (numbers, operation)) in (0..).step_by(10).zip(steps) {
         let keys = [base, base + 1, base + 2];
         let loads = source.loads();
         pod.wire.hang(operation);
         // Were it held up, this would end in `Timeout` after five seconds.
-        assert_eq!(values(&numbers, &keys).await, [0; 3], "{operation} hangs");
+        assert_eq!(values(numbers, &keys).await, [0; 3], "{operation} hangs");
         assert_eq!(source.loads(), loads + 1);
         pod.wire.heal();
 
         let keys = [base + 3, base + 4];
         let calls = pod.wire.calls(operation);
         pod.wire.hang(operation);
-        let reader = reader(&numbers, &keys);
+        let reader = reader(numbers, &keys);
         eventually("it is on its way", async || {
             pod.wire.calls(operation) > calls
         })
@@ -372,6 +398,7 @@ async fn a_store_that_takes_no_writes_costs_a_batch_nothing_but_the_leases() {
             [vec![1, 2], vec![3]],
             "what is there is read"
         );
+        assert_eq!(pod.wire.calls("release"), 0, "no lease was granted");
         store.faults().set_error(None);
     }
 }

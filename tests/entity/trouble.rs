@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tidings::coherence::{Mechanism, Mechanisms};
 use tidings::error::StoreErrorKind;
 use tidings::store::Memory;
-use tidings::{Cache, InvalidateError, OnStoreAbsent, Origin, Pending, StoreState};
+use tidings::{Cache, CircuitState, InvalidateError, OnStoreAbsent, Origin, Pending, StoreState};
 use tokio::task::JoinSet;
 
 async fn pending(numbers: &Numbers, key: u64) -> Pending {
@@ -182,6 +182,75 @@ async fn a_store_that_hangs_holds_no_read_up_for_long(bed: Bed) {
     }
 }
 
+/// The store hangs for reads alone, so the link stays up: what is left is the breaker.
+async fn readers_wait_for_a_store_that_hangs_a_few_times_and_then_only_to_probe(bed: Bed) {
+    let source = Source::new();
+    let limit = Duration::from_millis(50);
+    let pod = bed.pod_with(|builder| builder.read_timeout(limit)).await;
+    let numbers = pod.numbers(&source);
+    numbers.get(&0).await.unwrap();
+    pod.done("fill", 1).await;
+    pod.wire.hang("read");
+    let began = Instant::now();
+    for key in 1..500 {
+        let served = numbers.get_with(&key).await.unwrap();
+        assert_eq!(served.origin, Origin::Loader);
+    }
+    let health = pod.cache.health();
+    assert_ne!(health.circuit, CircuitState::Closed);
+    assert_eq!((health.circuit_openings, health.links), (1, 1));
+    // Half a second apart at least, and five before the first.
+    let probes = began.elapsed().as_millis() as u64 / 500;
+    let asked = pod.wire.calls("read") - 1;
+    assert!(asked <= 5 + probes, "{asked} reads asked");
+    // An invalidation asks nobody whether it may.
+    soon("acknowledged", numbers.invalidate(&1)).await.unwrap();
+    assert_ne!(pod.cache.health().circuit, CircuitState::Closed);
+
+    pod.wire.heal();
+    eventually("the store is in use again", async || {
+        numbers.local().clear();
+        numbers.get_with(&0).await.unwrap().origin == Origin::Store
+    })
+    .await;
+    assert_eq!(pod.cache.health().circuit, CircuitState::Closed);
+}
+
+/// Lists take part: they open it, and then do not wait either.
+async fn a_list_is_one_call_to_the_breaker(bed: Bed) {
+    let source = Source::new();
+    let limit = Duration::from_millis(50);
+    let pod = bed.pod_with(|builder| builder.read_timeout(limit)).await;
+    let numbers = pod.numbers(&source);
+    pod.wire.hang("lease_many");
+    let began = Instant::now();
+    for first in (0..200).step_by(10) {
+        let keys: Vec<u64> = (first..first + 10).collect();
+        let got = numbers.get_many(&keys).await;
+        assert!(got.iter().all(Result::is_ok));
+    }
+    assert_eq!(pod.cache.health().circuit_openings, 1);
+    let probes = began.elapsed().as_millis() as u64 / 500;
+    let asked = pod.wire.calls("lease_many");
+    assert!(asked <= 5 + probes, "{asked} lists asked");
+}
+
+/// A store that refuses what is asked of it is there, and costs nobody any time.
+#[tokio::test]
+async fn a_store_that_refuses_is_asked_again_and_again() {
+    let store = Memory::new();
+    let (bed, source) = (Bed::on(store.clone()), Source::new());
+    let pod = bed.pod().await;
+    let numbers = pod.numbers(&source);
+    store.faults().set_error(Some(StoreErrorKind::Full));
+    for key in 0..50 {
+        numbers.get(&key).await.unwrap();
+        let health = pod.cache.health();
+        assert_eq!(health.circuit, CircuitState::Closed);
+    }
+    assert_eq!(pod.wire.calls("read"), 50);
+}
+
 async fn an_invalidation_that_the_store_does_not_answer_is_pending(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
@@ -285,7 +354,7 @@ async fn the_same_invalidation_made_often_while_it_waits_is_told_once(bed: Bed) 
     for _ in 0..100 {
         waiting.push(pending(&numbers, 1).await);
     }
-    assert_eq!(pod.cache.health().pending, 100);
+    assert_eq!(pod.cache.health().pending, 1, "one key");
     let before = pod.wire.calls("invalidate");
     pod.wire.cut(false);
     for waiting in waiting {
@@ -302,6 +371,8 @@ on_both_stores!(
     an_outage_costs_one_load_for_each_key_and_bound,
     without_own_age_an_outage_costs_a_load_for_each_read,
     a_store_that_hangs_holds_no_read_up_for_long,
+    readers_wait_for_a_store_that_hangs_a_few_times_and_then_only_to_probe,
+    a_list_is_one_call_to_the_breaker,
     an_invalidation_that_the_store_does_not_answer_is_pending,
     an_invalidation_without_the_store_takes_effect_here_and_later_everywhere,
     a_pending_invalidation_hides_what_the_store_still_holds,

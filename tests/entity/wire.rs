@@ -1,7 +1,7 @@
 //! What is between one pod and the store: it can be cut, held up and listened to, for this pod alone.
 
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -9,8 +9,9 @@ use std::time::Duration;
 use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
-    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Namespace,
-    Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult, TagFloor, TagPlace,
+    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
+    Namespace, Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult, TagFloor,
+    TagPlace,
 };
 use tokio::sync::watch;
 
@@ -26,6 +27,8 @@ pub(crate) struct Trouble {
     pub(crate) deaf: bool,
     /// Hints arrive late: when this is over.
     pub(crate) slow: bool,
+    /// Invalidations on this lane do not reach the store.
+    pub(crate) stuck: Option<Lane>,
     /// These calls do not reach the store.
     pub(crate) hanging: Vec<&'static str>,
     /// These calls reach the store, but their answers stay away.
@@ -45,6 +48,8 @@ struct State {
     /// Where the newest read, lease or fill went.
     place: Mutex<Option<OwnedPlace>>,
     links: AtomicU64,
+    /// Leases that were asked for and neither refused, nor given back, nor filled.
+    leases: Mutex<BTreeSet<u64>>,
 }
 
 /// A [`Place`] to keep.
@@ -85,6 +90,7 @@ impl Wire {
             done: Mutex::default(),
             place: Mutex::default(),
             links: AtomicU64::new(0),
+            leases: Mutex::default(),
         }))
     }
 
@@ -108,6 +114,11 @@ impl Wire {
     /// Holds up `operation` on its way to the store.
     pub(crate) fn hang(&self, operation: &'static str) {
         self.change(|now| now.hanging.push(operation));
+    }
+
+    /// Holds up invalidations on `lane` on their way to the store.
+    pub(crate) fn stick(&self, lane: Lane) {
+        self.change(|now| now.stuck = Some(lane));
     }
 
     /// Holds up the answers to `operation`.
@@ -135,6 +146,11 @@ impl Wire {
     /// Where the newest call for a key went.
     pub(crate) fn last_place(&self) -> OwnedPlace {
         self.0.place.lock().unwrap().clone().unwrap()
+    }
+
+    /// Leases that this pod may hold.
+    pub(crate) fn leases(&self) -> usize {
+        self.0.leases.lock().unwrap().len()
     }
 
     /// Links that are alive.
@@ -167,6 +183,21 @@ impl Store for Wire {
 }
 
 impl State {
+    fn asks(&self, token: u64) {
+        self.leases.lock().unwrap().insert(token);
+    }
+
+    fn granted(&self, token: u64, reply: &StoreResult<LeaseReply>) {
+        let granted = matches!(reply, Ok(reply) if reply.state == LeaseState::Granted);
+        if !granted {
+            self.gone(token);
+        }
+    }
+
+    fn gone(&self, token: u64) {
+        self.leases.lock().unwrap().remove(&token);
+    }
+
     async fn pass<T>(
         &self,
         operation: &'static str,
@@ -290,16 +321,33 @@ impl Link for WireLink {
         self.at("read", place, self.link.read(place))
     }
 
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        self.at("read_proven", place, self.link.read_proven(place))
+    }
+
     fn lease<'a>(
         &'a self,
         place: Place<'a>,
         request: LeaseRequest<'a>,
     ) -> BoxFuture<'a, StoreResult<LeaseReply>> {
-        self.at("lease", place, self.link.lease(place, request))
+        self.state.asks(request.token);
+        let call = self.link.lease(place, request);
+        let call = Box::pin(async move {
+            let reply = call.await;
+            self.state.granted(request.token, &reply);
+            reply
+        });
+        self.at("lease", place, call)
     }
 
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
-        self.at("fill", place, self.link.fill(place, fill))
+        let call = self.link.fill(place, fill);
+        let call = Box::pin(async move {
+            let stored = call.await;
+            self.state.gone(fill.token);
+            stored
+        });
+        self.at("fill", place, call)
     }
 
     fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
@@ -310,18 +358,43 @@ impl Link for WireLink {
         &'a self,
         asked: &'a [(Place<'a>, LeaseRequest<'a>)],
     ) -> BoxFuture<'a, Vec<StoreResult<LeaseReply>>> {
-        self.many("lease_many", asked.len(), self.link.lease_many(asked))
+        asked
+            .iter()
+            .for_each(|(_, request)| self.state.asks(request.token));
+        let call = self.link.lease_many(asked);
+        let call = Box::pin(async move {
+            let replies = call.await;
+            for ((_, request), reply) in asked.iter().zip(&replies) {
+                self.state.granted(request.token, reply);
+            }
+            replies
+        });
+        self.many("lease_many", asked.len(), call)
     }
 
     fn fill_many<'a>(
         &'a self,
         fills: &'a [(Place<'a>, Fill<'a>)],
     ) -> BoxFuture<'a, Vec<StoreResult<bool>>> {
-        self.many("fill_many", fills.len(), self.link.fill_many(fills))
+        let call = self.link.fill_many(fills);
+        let call = Box::pin(async move {
+            let stored = call.await;
+            fills
+                .iter()
+                .for_each(|(_, fill)| self.state.gone(fill.token));
+            stored
+        });
+        self.many("fill_many", fills.len(), call)
     }
 
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
-        self.at("release", place, self.link.release(place, token))
+        let call = self.link.release(place, token);
+        let call = Box::pin(async move {
+            let released = call.await;
+            self.state.gone(token);
+            released
+        });
+        self.at("release", place, call)
     }
 
     fn tag_floors<'a>(
@@ -342,7 +415,12 @@ impl Link for WireLink {
         opening: Opening,
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         let call = self.link.invalidate(lane, keys, hashes, nonce, opening);
-        Box::pin(self.state.pass("invalidate", call))
+        Box::pin(async move {
+            let mut trouble = self.state.trouble.subscribe();
+            let free = trouble.wait_for(|now| now.stuck != Some(lane)).await;
+            drop(free.unwrap());
+            self.state.pass("invalidate", call).await
+        })
     }
 
     fn clear<'a>(

@@ -29,9 +29,9 @@ async fn without_liveness_a_pod_that_hears_nothing_serves_old_values() {
     let fleet = without(Mechanism::Liveness).await;
     fleet.messages(MessageFault::DropAll);
     let direction = Direction::Both;
-    fleet.pods[0].proxy.set(Fault::Freeze { direction });
+    fleet.pods[0].proxy().set(Fault::Freeze { direction });
     fleet.work(2500).await;
-    fleet.pods[0].proxy.set(Fault::None);
+    fleet.pods[0].proxy().set(Fault::None);
     assert_ne!(stale_reads(fleet).await, 0);
 }
 
@@ -51,9 +51,9 @@ async fn the_same_faults_are_harmless_with_every_protection_on() {
     let fleet = Fleet::start().await;
     fleet.messages(MessageFault::DropAll);
     let direction = Direction::Both;
-    fleet.pods[0].proxy.set(Fault::Freeze { direction });
+    fleet.pods[0].proxy().set(Fault::Freeze { direction });
     fleet.work(2500).await;
-    fleet.pods[0].proxy.set(Fault::None);
+    fleet.pods[0].proxy().set(Fault::None);
     fleet.work(300).await;
     assert_eq!(stale_reads(fleet).await, 0);
 }

@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 const HEALED_WITHIN: Duration = Duration::from_secs(2);
 /// How long something that must happen, at no stated time, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-const READERS: u64 = 2;
-const READ_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const READERS: u64 = 2;
 
 type Versions = Entity<u64, u64, Infallible>;
 
@@ -30,6 +29,10 @@ pub(crate) struct Plan {
     /// Time between two writes; each goes to another key and another pod, but never to the first: a pod
     /// that only reads has nothing but the store to learn from.
     pub(crate) write_every: Duration,
+    /// Time between the beginnings of two reads of a reader, on average.
+    pub(crate) read_every: Duration,
+    /// How long each load takes; `None` for various times.
+    pub(crate) load_takes: Option<Duration>,
     pub(crate) mechanisms: Mechanisms,
     /// User and password that the pods connect with.
     pub(crate) user: Option<(&'static str, &'static str)>,
@@ -42,6 +45,8 @@ impl Default for Plan {
             pods: 3,
             keys: 6,
             write_every: Duration::from_millis(20),
+            read_every: Duration::from_millis(2),
+            load_takes: None,
             mechanisms: Mechanisms::default(),
             user: None,
             on_store_absent: OnStoreAbsent::Fail,
@@ -54,6 +59,7 @@ impl Default for Plan {
 pub(crate) struct Source {
     versions: Vec<AtomicU64>,
     loads: AtomicU64,
+    load_takes: Option<Duration>,
 }
 
 impl Source {
@@ -69,13 +75,14 @@ impl Source {
     async fn load(&self, key: u64) -> u64 {
         let version = self.version(key);
         let number = self.loads.fetch_add(1, Ordering::Relaxed);
-        let took = if number.is_multiple_of(16) {
+        let various = if number.is_multiple_of(16) {
             45
         } else {
             number % 3
         };
-        if took > 0 {
-            sleep(Duration::from_millis(took)).await;
+        let takes = self.load_takes.unwrap_or(Duration::from_millis(various));
+        if !takes.is_zero() {
+            sleep(takes).await;
         }
         version
     }
@@ -83,12 +90,16 @@ impl Source {
 
 /// One pod.
 pub(crate) struct Pod {
-    pub(crate) proxy: Proxy,
+    proxy: Option<Proxy>,
     pub(crate) cache: Cache,
     versions: Versions,
 }
 
 impl Pod {
+    pub(crate) fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("it has a network to itself")
+    }
+
     pub(crate) fn health(&self) -> Health {
         self.cache.health()
     }
@@ -102,9 +113,22 @@ impl Pod {
     }
 }
 
+/// Where a fleet keeps its data.
+pub(crate) trait Site {
+    /// How the next pod gets there: what its URL has behind the user, and the network it has to itself.
+    fn way(&self) -> (String, Option<Proxy>);
+}
+
+impl Site for RedisServer {
+    fn way(&self) -> (String, Option<Proxy>) {
+        let proxy = Proxy::start(self.addr()).unwrap();
+        (format!("redis://{}", proxy.addr()), Some(proxy))
+    }
+}
+
 /// Pods under load.
-pub(crate) struct Fleet {
-    pub(crate) server: RedisServer,
+pub(crate) struct Fleet<S = RedisServer> {
+    pub(crate) server: S,
     pub(crate) pods: Vec<Pod>,
     source: Arc<Source>,
     stop_writers: CancellationToken,
@@ -119,11 +143,20 @@ impl Fleet {
         Self::on(RedisServer::start().unwrap(), Plan::default()).await
     }
 
+    /// A command as the operator gives it.
+    pub(crate) fn cli(&self, command: &str) -> String {
+        let words: Vec<_> = command.split(' ').collect();
+        self.server.cli(&words).unwrap()
+    }
+}
+
+impl<S: Site> Fleet<S> {
     /// A fleet at work on `server`.
-    pub(crate) async fn on(server: RedisServer, plan: Plan) -> Self {
+    pub(crate) async fn on(server: S, plan: Plan) -> Self {
         let source = Arc::new(Source {
             versions: (0..plan.keys).map(|_| AtomicU64::new(0)).collect(),
             loads: AtomicU64::new(0),
+            load_takes: plan.load_takes,
         });
         let mut pods = Vec::new();
         for _ in 0..plan.pods {
@@ -134,7 +167,7 @@ impl Fleet {
         for (pod, Pod { versions, .. }) in pods.iter().enumerate() {
             for first in 0..READERS {
                 let (versions, stop) = (versions.clone(), stop_readers.clone());
-                readers.spawn(read(pod, versions, first, plan.keys, stop));
+                readers.spawn(read(pod, versions, first, plan.clone(), stop));
             }
         }
         let writers = pods.iter().map(|pod| pod.versions.clone()).enumerate();
@@ -158,20 +191,14 @@ impl Fleet {
 
     /// Breaks the network of every pod.
     pub(crate) fn networks(&self, fault: Fault) {
-        self.pods.iter().for_each(|pod| pod.proxy.set(fault));
+        self.pods.iter().for_each(|pod| pod.proxy().set(fault));
     }
 
     /// Does to the messages of every pod.
     pub(crate) fn messages(&self, fault: MessageFault) {
         self.pods
             .iter()
-            .for_each(|pod| pod.proxy.set_messages(fault));
-    }
-
-    /// A command as the operator gives it.
-    pub(crate) fn cli(&self, command: &str) -> String {
-        let words: Vec<_> = command.split(' ').collect();
-        self.server.cli(&words).unwrap()
+            .for_each(|pod| pod.proxy().set_messages(fault));
     }
 
     /// Waits until every pod is fully at work, which must be soon.
@@ -254,12 +281,12 @@ impl Fleet {
     }
 }
 
-async fn pod(server: &RedisServer, plan: &Plan, source: &Arc<Source>) -> Pod {
-    let proxy = Proxy::start(server.addr()).unwrap();
-    let user = plan
-        .user
-        .map(|(user, password)| format!("{user}:{password}@"));
-    let url = format!("redis://{}{}", user.unwrap_or_default(), proxy.addr());
+async fn pod(site: &impl Site, plan: &Plan, source: &Arc<Source>) -> Pod {
+    let (url, proxy) = site.way();
+    let url = match plan.user {
+        Some((user, password)) => url.replace("://", &format!("://{user}:{password}@")),
+        None => url,
+    };
     let cache = Cache::builder("faults")
         .store_url(url)
         .on_store_absent(plan.on_store_absent)
@@ -282,11 +309,14 @@ async fn read(
     pod: usize,
     versions: Versions,
     first: u64,
-    keys: u64,
+    plan: Plan,
     stop: CancellationToken,
 ) -> (Vec<Read>, Vec<String>) {
     let (mut reads, mut failures) = (Vec::new(), Vec::new());
-    for key in (0..keys).cycle().skip(first as usize * 3) {
+    // What a slow read delays is made up for.
+    let mut turns = tokio::time::interval(plan.read_every);
+    for key in (0..plan.keys).cycle().skip(first as usize * 3) {
+        turns.tick().await;
         if stop.is_cancelled() {
             break;
         }
@@ -296,13 +326,13 @@ async fn read(
                 pod,
                 key,
                 start,
+                took: start.elapsed(),
                 version: *served.value,
                 origin: served.origin,
                 bound: served.bound().expect("nothing here has grace"),
             }),
             Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
         }
-        sleep(READ_PAUSE).await;
     }
     (reads, failures)
 }

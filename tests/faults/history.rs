@@ -19,6 +19,8 @@ pub(crate) struct Read {
     pub(crate) pod: usize,
     pub(crate) key: u64,
     pub(crate) start: Instant,
+    /// How long its caller waited.
+    pub(crate) took: Duration,
     pub(crate) version: u64,
     pub(crate) origin: Origin,
     /// What the read itself claimed.
@@ -221,6 +223,7 @@ mod tests {
                 pod,
                 key: 1,
                 start: self.at(start),
+                took: Duration::ZERO,
                 version,
                 origin: Origin::Local,
                 bound: Duration::from_millis(bound),

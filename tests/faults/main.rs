@@ -13,9 +13,12 @@ mod fleet;
 mod history;
 
 mod claims;
+mod cluster;
 mod control;
 mod data;
+mod failover;
 mod network;
+mod outage;
 mod restarts;
 mod rubbish;
 mod trouble;

@@ -32,7 +32,7 @@ async fn deaf(direction: Direction) {
     fleet.work(OUTAGE).await;
     fleet.networks(Fault::None);
     // A connection that lost bytes is silent for good: its peer gave up.
-    fleet.pods.iter().for_each(|pod| pod.proxy.cut_all());
+    fleet.pods.iter().for_each(|pod| pod.proxy().cut_all());
     fleet.heals().await;
     fleet.work(300).await;
     fleet.finish().await;
@@ -96,9 +96,9 @@ async fn one_pod_is_held_back() {
     let fleet = Fleet::start().await;
     fleet.work(500).await;
     for direction in [Direction::Both, Direction::ToClient, Direction::ToServer] {
-        fleet.pods[0].proxy.set(Fault::Freeze { direction });
+        fleet.pods[0].proxy().set(Fault::Freeze { direction });
         fleet.work(1400).await;
-        fleet.pods[0].proxy.set(Fault::None);
+        fleet.pods[0].proxy().set(Fault::None);
         fleet.heals().await;
     }
     fleet.finish().await;

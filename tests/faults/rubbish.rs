@@ -94,7 +94,7 @@ async fn replaced_by(act: fn(TcpStream)) {
     let impostor = Impostor::start(fleet.server.addr(), act);
     fleet.work(1400).await;
     drop(impostor);
-    fleet.pods.iter().for_each(|pod| pod.proxy.cut_all());
+    fleet.pods.iter().for_each(|pod| pod.proxy().cut_all());
     fleet.server.restart().unwrap();
     fleet.heals().await;
     fleet.work(300).await;

@@ -4,8 +4,9 @@ use super::{Admin, Pod, namespace, refusal};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
+use tidings::coherence::Lane;
 use tidings::error::StoreErrorKind;
-use tidings::store::{Redis, Store};
+use tidings::store::{Place, Redis, Store};
 use tidings::testing::RedisServer;
 
 #[tokio::test]
@@ -58,6 +59,24 @@ async fn a_link_notices_that_its_server_became_a_replica() {
         ),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_primary_that_has_lost_its_replicas_is_read_and_yet_not_believed() {
+    let pod = Pod::open().await;
+    let place = Place {
+        lane: Lane(0),
+        hash: 1,
+        entity: "user",
+        key: b"user/1",
+    };
+    assert!(pod.link.read_proven(place).await.is_ok());
+    pod.server.run("CONFIG SET min-replicas-to-write 1");
+    assert!(pod.link.read(place).await.is_ok());
+    let error = pod.link.read_proven(place).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::ReadOnly, "{error}");
+    pod.server.run("CONFIG SET min-replicas-to-write 0");
+    assert!(pod.link.read_proven(place).await.is_ok());
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ async fn touch_opens_an_epoch_on_an_empty_lane_and_tells_everybody() {
         fork_seq: 0,
         last_pub_ms: heads[0].last_pub_ms,
         fork: false,
+        forked_s: 0,
     };
     assert_eq!(heads[0], expected);
     assert!(polled.server_ms - heads[0].last_pub_ms < 60_000);

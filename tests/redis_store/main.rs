@@ -7,6 +7,7 @@ mod server;
 mod batches;
 mod connect;
 mod leases;
+mod lives;
 mod logs;
 mod many;
 mod trouble;

@@ -34,6 +34,7 @@ fn head(epoch: Epoch, seq: u64) -> Head {
         fork_seq: 0,
         last_pub_ms: 0,
         fork: false,
+        forked_s: 0,
     }
 }
 
@@ -352,7 +353,7 @@ fn a_fork_keeps_the_shared_prefix_and_reissues_what_was_lost() {
     };
     let actions = lane.log(6, &[entry(6), opened, next], 102);
     assert!(matches!(&actions[0], Action::Reissue(call) if call.key_hashes() == [700]));
-    assert_eq!(actions[1..], [evict(8, 2), confirm(100)]);
+    assert_eq!(actions[1..], [evict(8, 2)]);
     assert!(matches!(lane.ack(E, 6).0, Ack::Acknowledged(_)), "shared");
     assert_eq!(lane.ack(E, 7).0, Ack::Lost);
 }
@@ -373,7 +374,7 @@ fn a_fork_that_is_ahead_of_what_is_applied_brings_the_shared_prefix_first() {
         ..entry(7)
     };
     let actions = lane.log(5, &[entry(5), entry(6), opened], 102);
-    assert_eq!(actions, [evict(6, 1), confirm(100)]);
+    assert_eq!(actions, [evict(6, 1)]);
     assert_eq!(
         lane.0.view().map(|view| view.applied),
         Some(Rank::new(2, 7))
@@ -395,7 +396,75 @@ fn a_fork_whose_log_is_gone_is_flushed_but_what_it_lost_is_reissued() {
     let actions = lane.log(6, &[], 102);
     assert_eq!(actions[0], Action::Flush);
     assert!(matches!(&actions[1], Action::Reissue(call) if call.key_hashes() == [700]));
-    assert_eq!(actions[2..], [confirm(100)]);
+    assert_eq!(actions.len(), 2);
+}
+
+/// A lane that follows a fork at its end, learnt of at time 101.
+fn forked() -> (Bench, Head) {
+    let mut lane = Bench::at(5);
+    let fork = Head {
+        prev_epoch: E,
+        fork_seq: 5,
+        fork: true,
+        ..head(Epoch(0xF), 6)
+    };
+    lane.head(fork, 100, 101);
+    let opened = LogEntry {
+        kind: Kind::Fork,
+        hashes: vec![],
+        ..entry(6)
+    };
+    assert_eq!(lane.log(5, &[entry(5), opened], 101), []);
+    (lane, fork)
+}
+
+#[test]
+fn a_fork_is_believed_only_after_every_pod_had_the_time_to_log_again_what_it_lost() {
+    let (mut lane, fork) = forked();
+    let in_doubt = |lane: &Bench| lane.0.view().expect("followed").in_doubt;
+    let doubt = LaneState::DOUBT.as_millis() as u64;
+    assert_eq!(lane.head(fork, 100 + doubt, 9000), [], "sent too early");
+    assert!(in_doubt(&lane));
+    assert_eq!(lane.head(fork, 101 + doubt, 9000), [confirm(101 + doubt)]);
+    assert!(!in_doubt(&lane));
+}
+
+#[test]
+fn who_learns_late_of_a_fork_does_not_doubt_it() {
+    let doubt = LaneState::DOUBT.as_millis() as u64;
+    for (age, doubted) in [(doubt - 1, true), (doubt + 2000, false)] {
+        let (mut lane, fork) = forked();
+        lane.0.on_clock(&fork, age);
+        assert_eq!(lane.head(fork, 200, 201).is_empty(), doubted, "{age}");
+    }
+}
+
+#[test]
+fn a_fork_that_lost_more_than_is_remembered_is_fenced() {
+    let mut lane = Bench::at(5);
+    lane.ack(E, 6);
+    let call = Arc::new(Call::clear(&"e".into(), ENTITY));
+    let late = Millis(2) + Ring::RETENTION;
+    let later = LogEntry {
+        kind: Kind::Clear,
+        ..entry(7)
+    };
+    lane.run(|lane, out| assert_ne!(lane.on_ack(&call, &later, E, late, out), Ack::Lost));
+    let successor = Epoch(0xF);
+    let fork = |fork_seq| Head {
+        prev_epoch: E,
+        fork_seq,
+        fork: true,
+        ..head(successor, 8)
+    };
+    let fences = |lane: &Bench, fork_seq| {
+        let mut lane = Bench(lane.0.clone());
+        lane.head(fork(fork_seq), 100_000, 100_001);
+        let actions = lane.log(6, &[], 100_002);
+        actions.contains(&Action::Fence { epoch: successor })
+    };
+    assert!(fences(&lane, 5), "entry 6 is lost and forgotten");
+    assert!(!fences(&lane, 6), "entry 7 is lost and remembered");
 }
 
 #[test]

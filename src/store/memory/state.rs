@@ -129,6 +129,7 @@ impl MemoryState {
     pub fn poll(&self, lanes: u16, now_ms: u64) -> Polled {
         Polled {
             heads: (0..lanes).map(|lane| self.head(Lane(lane))).collect(),
+            silent: Vec::new(),
             incarnation: self.incarnation,
             server_ms: now_ms,
         }

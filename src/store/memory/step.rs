@@ -49,6 +49,7 @@ impl Step<'_> {
             fork_seq: 0,
             last_pub_ms: self.now_ms,
             fork: false,
+            forked_s: 0,
         };
         self.log(head, Kind::Fence, Nonce(0), Vec::new());
         head
@@ -71,6 +72,10 @@ impl Step<'_> {
             fork_seq: old.at.seq,
             last_pub_ms: self.now_ms,
             fork,
+            forked_s: match fork {
+                true => Head::fork_time(self.now_ms),
+                false => 0,
+            },
         };
         self.log(head, kind, old.nonce, Vec::new());
         head

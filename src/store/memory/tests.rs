@@ -120,6 +120,8 @@ async fn a_store_that_takes_no_writes_can_be_read_and_fails_polls() {
     let (link, _hints) = memory.connect(&namespace()).await.unwrap();
     memory.faults().set_error(Some(StoreErrorKind::ReadOnly));
     assert!(link.read(PLACE).await.is_ok());
+    let unproven = link.read_proven(PLACE).await.unwrap_err();
+    assert_eq!(unproven.kind(), StoreErrorKind::ReadOnly);
     assert_eq!(
         link.poll().await.unwrap_err().kind(),
         StoreErrorKind::ReadOnly

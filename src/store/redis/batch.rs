@@ -14,14 +14,14 @@
 //!
 //! [1]: <https://github.com/graphql/dataloader>
 
-use super::error;
 use super::keys::{Key, Keys};
+use super::nodes::Nodes;
 use super::reply::{self, Reply};
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Found, Place, StoreResult};
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, Value};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -42,7 +42,7 @@ pub(super) struct Reads {
 }
 
 struct Shared {
-    connection: MultiplexedConnection,
+    nodes: Arc<Nodes>,
     keys: Arc<Keys>,
     queue: Mutex<Queue>,
 }
@@ -107,11 +107,11 @@ enum Way {
 }
 
 impl Reads {
-    pub(super) fn new(connection: MultiplexedConnection, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(nodes: Arc<Nodes>, keys: Arc<Keys>) -> Self {
         let ended = CancellationToken::new();
         Self {
             shared: Arc::new(Shared {
-                connection,
+                nodes,
                 keys,
                 queue: Mutex::default(),
             }),
@@ -144,29 +144,8 @@ impl Reads {
     }
 
     /// Reads that come together go together: in as few commands as [`BATCH`] allows, sent as one.
-    pub(super) async fn read_many(&self, places: &[Place<'_>]) -> StoreResult<Vec<Found>> {
-        let shared = &*self.shared;
-        let plans = places
-            .chunks(BATCH)
-            .map(|some| Plan::new(&shared.keys, some));
-        let plans = plans.collect::<StoreResult<Vec<_>>>()?;
-        let mut commands = Pipeline::with_capacity(plans.len());
-        for plan in &plans {
-            commands.add_command(mget(&plan.names));
-        }
-        let mut connection = shared.connection.clone();
-        let answers = connection.send_packed_commands(&commands, 0, plans.len());
-        let answers = answers
-            .await
-            .map_err(|failed| error::of_client("read", &failed))?;
-        if answers.len() != plans.len() {
-            return Err(Reply::malformed("read"));
-        }
-        let mut found = Vec::with_capacity(places.len());
-        for (plan, answer) in plans.iter().zip(answers) {
-            found.extend(plan.hand_out(&mut Reply::new("read", answer)?.array()?)?);
-        }
-        Ok(found)
+    pub(super) async fn read_many(&self, places: &[Place<'_>]) -> Vec<StoreResult<Found>> {
+        self.shared.ask_for_all(places).await
     }
 }
 
@@ -176,6 +155,13 @@ fn mget(names: &[Key<'_>]) -> Cmd {
     let mut cmd = Cmd::with_capacity(1 + names.len(), "MGET".len() + len);
     cmd.arg("MGET").arg(names);
     cmd
+}
+
+/// The command of one read.
+pub(super) fn read_command(keys: &Keys, place: Place<'_>) -> StoreResult<Cmd> {
+    let keys = keys.lane(place.lane)?;
+    let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
+    Ok(mget(&names))
 }
 
 impl Shared {
@@ -207,30 +193,58 @@ impl Shared {
     }
 
     async fn ask_for_one(&self, place: Place<'_>) -> StoreResult<Found> {
-        let keys = self.keys.lane(place.lane)?;
-        let names = [keys.value(place.key), keys.head(), keys.floor(place.entity)];
-        let [value, head, floor] = self.get(&names).await?.items()?;
-        Ok(Found {
-            head: reply::head(head),
-            value: reply::stored(value),
-            floor: reply::number(floor),
-        })
+        self.get(&read_command(&self.keys, place)?).await?.found()
     }
 
-    async fn ask_for_all(&self, batch: &[Waiting]) -> StoreResult<Vec<Found>> {
-        let plan = Plan::new(&self.keys, batch)?;
-        let mut values = self.get(&plan.names).await?.array()?;
-        plan.hand_out(&mut values)
+    async fn ask_for_all<A: Asked>(&self, batch: &[A]) -> Vec<StoreResult<Found>> {
+        let plans = match plans(&self.keys, batch) {
+            Ok(plans) => plans,
+            Err(error) => return batch.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let mut commands = Pipeline::with_capacity(plans.len());
+        for (_, plan) in &plans {
+            commands.add_command(mget(&plan.names));
+        }
+        let answers = self.nodes.send_many("read", None, &commands).await;
+        let malformed = |_| Err(Reply::malformed("read"));
+        let mut found: Vec<_> = batch.iter().map(malformed).collect();
+        for ((members, plan), answer) in plans.iter().zip(answers) {
+            let values = answer.and_then(|answer| Reply::new("read", answer)?.array());
+            match values.and_then(|mut values| plan.hand_out(&mut values)) {
+                Ok(parts) => {
+                    for (&at, part) in members.iter().zip(parts) {
+                        found[at] = Ok(part);
+                    }
+                }
+                Err(failed) => {
+                    for &at in members {
+                        found[at] = Err(failed.clone());
+                    }
+                }
+            }
+        }
+        found
     }
 
-    async fn get(&self, names: &[Key<'_>]) -> StoreResult<Reply> {
-        let mut connection = self.connection.clone();
-        let answer = connection.send_packed_command(&mget(names)).await;
-        Reply::new(
-            "read",
-            answer.map_err(|failed| error::of_client("read", &failed))?,
-        )
+    async fn get(&self, command: &Cmd) -> StoreResult<Reply> {
+        Reply::new("read", self.nodes.send("read", command).await?)
     }
+}
+
+/// Divides reads into commands of at most [`BATCH`]. On a cluster each is for one lane, because a command
+/// can only name keys of one slot.
+fn plans<'a, A: Asked>(keys: &'a Keys, batch: &'a [A]) -> StoreResult<Vec<(Vec<usize>, Plan<'a>)>> {
+    let mut groups: BTreeMap<Option<Lane>, Vec<usize>> = BTreeMap::new();
+    for (at, read) in batch.iter().enumerate() {
+        let group = keys.is_sharded().then(|| read.lane());
+        groups.entry(group).or_default().push(at);
+    }
+    let parts = groups.values().flat_map(|members| members.chunks(BATCH));
+    let plan = |members: &[usize]| {
+        let reads: Vec<_> = members.iter().map(|&at| &batch[at]).collect();
+        Ok((members.to_vec(), Plan::new(keys, &reads)?))
+    };
+    parts.map(plan).collect()
 }
 
 /// The command of a read that goes alone; to drop it is to give it up.
@@ -267,18 +281,10 @@ impl Carrier {
             if batch.is_empty() {
                 return;
             }
-            match self.shared.ask_for_all(&batch).await {
-                Ok(found) => {
-                    for (read, found) in batch.into_iter().zip(found) {
-                        // Nobody waits any more: nothing is lost.
-                        let _ = read.answer.send(Ok(found));
-                    }
-                }
-                Err(failed) => {
-                    for read in batch {
-                        let _ = read.answer.send(Err(failed.clone()));
-                    }
-                }
+            let found = self.shared.ask_for_all(&batch).await;
+            for (read, found) in batch.into_iter().zip(found) {
+                // Nobody waits any more: nothing is lost.
+                let _ = read.answer.send(found);
             }
             self.arrive();
         }
@@ -339,15 +345,15 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new<A: Asked>(keys: &'a Keys, batch: &'a [A]) -> StoreResult<Self> {
+    fn new<A: Asked>(keys: &'a Keys, batch: &[&'a A]) -> StoreResult<Self> {
         let mut names = Vec::with_capacity(batch.len() + 2 * batch.len().min(keys.lanes().len()));
-        for read in batch {
+        for &read in batch {
             names.push(keys.lane(read.lane())?.value(read.key()));
         }
         let mut heads: Vec<Option<usize>> = vec![None; keys.lanes().len()];
         let mut floors: Vec<(&A, usize)> = Vec::new();
         let mut places = Vec::with_capacity(batch.len());
-        for read in batch {
+        for &read in batch {
             let lane = keys.lane(read.lane())?;
             let head = *heads[usize::from(read.lane().0)].get_or_insert_with(|| {
                 names.push(lane.head());

@@ -15,8 +15,8 @@ impl RedisLink {
 
     /// Sends one command of the user and gives what the server answered, errors inside of it included.
     pub(crate) async fn command(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
-        let answer = self.send(operation, cmd).await?;
-        checked(operation, cmd, answer)
+        let node = self.nodes.of(operation, cmd)?;
+        checked(operation, cmd, node.send(operation, cmd).await?)
     }
 
     /// As [`command`](Self::command), of a call of a script; `load` makes the server know it, if it does
@@ -27,19 +27,16 @@ impl RedisLink {
         call: &Cmd,
         load: impl FnOnce() -> Cmd,
     ) -> StoreResult<Value> {
-        let answer = self.send(operation, call).await?;
+        let node = self.nodes.of(operation, call)?;
+        let answer = node.send(operation, call).await?;
         let unknown =
             |refused: &::redis::ServerError| refused.kind() == Some(ServerErrorKind::NoScript);
         if !matches!(&answer, Value::ServerError(refused) if unknown(refused)) {
             return checked(operation, call, answer);
         }
-        self.command(operation, &load()).await?;
-        self.command(operation, call).await
-    }
-
-    async fn send(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
-        let answer = self.connection.clone().send_packed_command(cmd).await;
-        answer.map_err(|failed| error::of_client(operation, &failed))
+        let load = load();
+        checked(operation, &load, node.send(operation, &load).await?)?;
+        checked(operation, call, node.send(operation, call).await?)
     }
 }
 

@@ -73,9 +73,10 @@ fn kind_of(code: &str, text: &str) -> StoreErrorKind {
         "NOPERM" => StoreErrorKind::Denied,
         "NOAUTH" | "WRONGPASS" => StoreErrorKind::Auth,
         "LOADING" | "BUSY" | "TRYAGAIN" => StoreErrorKind::Busy,
-        "CLUSTERDOWN" => StoreErrorKind::Unavailable,
+        // The slot is elsewhere, or about to be: for the next link, or the next attempt.
+        "CLUSTERDOWN" | "MOVED" | "ASK" => StoreErrorKind::Unavailable,
         "WRONGTYPE" => StoreErrorKind::WrongType,
-        "MOVED" | "ASK" | "CROSSSLOT" | "NOPROTO" => StoreErrorKind::Unsupported,
+        "CROSSSLOT" | "NOPROTO" => StoreErrorKind::Unsupported,
         "ERR" if says("max number of clients") => StoreErrorKind::Unavailable,
         "ERR" if says("DB index is out of range") => StoreErrorKind::Config,
         "ERR" if says("unknown command") || says("Unknown Redis command") => {
@@ -147,7 +148,12 @@ mod tests {
                 "ERR unknown command 'XADD', with args beginning with: ",
                 Unsupported,
             ),
-            ("MOVED 3999 127.0.0.1:6381", Unsupported),
+            ("MOVED 3999 127.0.0.1:6381", Unavailable),
+            ("ASK 3999 127.0.0.1:6381", Unavailable),
+            (
+                "CROSSSLOT Keys in request don't hash to the same slot",
+                Unsupported,
+            ),
             ("WRONGTYPE Operation against a key", WrongType),
             ("ERR anything", Protocol),
             ("RUBBISH", Protocol),

@@ -49,7 +49,7 @@ pub(super) async fn run<T>(
     read: impl Fn(Reply, usize) -> StoreResult<Vec<T>>,
 ) -> Vec<StoreResult<T>> {
     let count = groups.iter().map(|group| group.members.len()).sum();
-    let calls = || {
+    let calls = || -> StoreResult<Pipeline> {
         let mut calls = Pipeline::with_capacity(groups.len());
         for group in &groups {
             calls.add_command(call(group)?);
@@ -58,10 +58,6 @@ pub(super) async fn run<T>(
     };
     let replies = match calls() {
         Ok(calls) => link.run_many(step, &calls).await,
-        Err(error) => Err(error),
-    };
-    let replies = match replies {
-        Ok(replies) => replies,
         Err(error) => return (0..count).map(|_| Err(error.clone())).collect(),
     };
     let mut answers: Vec<_> = (0..count)

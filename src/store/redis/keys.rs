@@ -1,5 +1,8 @@
-//! How the keys of a namespace are named. `{ns:xx}` holds a lane together in one slot of a cluster.
+//! How the keys of a namespace are named. `{ns:xx}` holds a lane together in one slot of a cluster, where
+//! it has a third part that was searched for, `{ns:xx:n}`: lane i of P falls into the i-th of P equal
+//! ranges of slots, so that lanes are spread over the nodes as evenly as slots are.
 
+use super::slots::{SLOTS, slot_of};
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Namespace, RawFound, RawPlace, StoreResult};
@@ -8,10 +11,10 @@ use std::io::Write;
 
 /// The names of a namespace.
 pub(super) struct Keys {
-    /// The channel of its hints.
+    /// The channel of its hints; those of a cluster are one for each lane.
     pub(super) channel: String,
-    /// The key that the write of a poll is aimed at; never there.
-    pub(super) beacon: String,
+    beacon: String,
+    sharded: bool,
     /// `{name:`, which all keys begin with.
     tag: String,
     lanes: Vec<LaneKeys>,
@@ -21,6 +24,12 @@ pub(super) struct Keys {
 pub(super) struct LaneKeys {
     /// The lane, as the scripts take it.
     pub(super) lane: [u8; 2],
+    /// What tells it from other lanes in the names of its keys.
+    name: String,
+    /// The channel of its hints.
+    pub(super) channel: String,
+    /// What the write of a poll is aimed at on a cluster, in the lane's own slot.
+    pub(super) beacon: String,
     pub(super) head: String,
     pub(super) log: String,
     value: String,
@@ -39,15 +48,72 @@ pub(super) struct RoomKeys {
 impl Keys {
     pub(super) fn new(namespace: &Namespace) -> Self {
         let name = &namespace.name;
+        let channel = format!("{{{name}}}c");
+        let lanes = namespace.lanes().map(|lane| {
+            let digits = format!("{:02x}", lane.0);
+            LaneKeys::new(name, lane, digits, channel.clone())
+        });
         Self {
-            channel: format!("{{{name}}}c"),
+            lanes: lanes.collect(),
+            channel,
             beacon: format!("{{{name}:00}}b"),
+            sharded: false,
             tag: format!("{{{name}:"),
-            lanes: namespace
-                .lanes()
-                .map(|lane| LaneKeys::new(name, lane))
-                .collect(),
         }
+    }
+
+    /// The names on a cluster.
+    pub(super) fn sharded(namespace: &Namespace) -> Self {
+        let name = &namespace.name;
+        let lanes = namespace.lanes().map(|lane| {
+            let spread = spread(name, lane, namespace.lanes);
+            let channel = format!("{{{name}:{spread}}}c");
+            LaneKeys::new(name, lane, spread, channel)
+        });
+        Self {
+            lanes: lanes.collect(),
+            sharded: true,
+            ..Self::new(namespace)
+        }
+    }
+
+    /// The key that the write of a poll of all lanes is aimed at; never there.
+    pub(super) fn common_beacon(&self) -> &str {
+        &self.beacon
+    }
+
+    /// The same where it is to be on the node that has `lane`.
+    pub(super) fn beacon(&self, lane: Lane) -> StoreResult<&str> {
+        let lane = self.lane(lane)?;
+        Ok(match self.sharded {
+            true => &lane.beacon,
+            false => &self.beacon,
+        })
+    }
+
+    pub(super) fn is_sharded(&self) -> bool {
+        self.sharded
+    }
+
+    /// The slot of a lane.
+    pub(super) fn slot(&self, lane: Lane) -> u16 {
+        let keys = self.lanes.get(usize::from(lane.0));
+        keys.map_or(0, |keys| slot_of(keys.head.as_bytes()))
+    }
+
+    /// The lane that a physical key belongs to, if it is one of ours.
+    pub(super) fn lane_named(&self, physical: &[u8]) -> Option<Lane> {
+        let rest = physical.strip_prefix(self.tag.as_bytes())?;
+        let end = rest.iter().position(|&byte| byte == b'}')?;
+        self.lane_of_name(&rest[..end])
+    }
+
+    fn lane_of_name(&self, name: &[u8]) -> Option<Lane> {
+        let digits = name.split(|&byte| byte == b':').next()?;
+        let lane = u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        let keys = self.lanes.get(usize::from(lane))?;
+        // `+a`, `A` and `00a` are numbers too, but no names of lanes.
+        (keys.name.as_bytes() == name).then_some(Lane(lane))
     }
 
     pub(super) fn lanes(&self) -> &[LaneKeys] {
@@ -69,8 +135,8 @@ impl Keys {
     /// A pattern that every raw key under `prefix` matches, and next to nothing else does: neither the
     /// namespace nor the prefix holds a character that patterns give a meaning.
     pub(super) fn raw_pattern(&self, prefix: &str) -> String {
-        let digits = self.lanes.last().map_or(2, |last| last.digits().len());
-        let lane = if digits == 2 { "??" } else { "*" };
+        let two = self.lanes.iter().all(|lane| lane.name.len() == 2);
+        let lane = if two { "??" } else { "*" };
         format!("{}{lane}}}r:{prefix}:*", self.tag)
     }
 
@@ -78,24 +144,40 @@ impl Keys {
     pub(super) fn raw_found(&self, physical: &[u8], prefix: &str) -> Option<RawFound> {
         let rest = physical.strip_prefix(self.tag.as_bytes())?;
         let end = rest.iter().position(|&byte| byte == b'}')?;
-        let (digits, rest) = rest.split_at(end);
-        let lane = u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-        let lanes = self.lanes.get(usize::from(lane))?;
+        let (name, rest) = rest.split_at(end);
+        let lane = self.lane_of_name(name)?;
         let key = rest.strip_prefix(b"}r:")?;
         let key = key.strip_prefix(prefix.as_bytes())?.strip_prefix(b":")?;
-        // `+a`, `A` and `00a` are numbers too, but no names of lanes.
-        (lanes.digits().as_bytes() == digits).then(|| RawFound {
-            lane: Lane(lane),
+        Some(RawFound {
+            lane,
             key: key.to_vec().into(),
         })
     }
 }
 
+/// What a lane is called on a cluster: its digits, and the first number that puts it into its range of
+/// slots.
+fn spread(namespace: &str, lane: Lane, lanes: u16) -> String {
+    let share = |lane: u16| u32::from(SLOTS) * u32::from(lane) / u32::from(lanes);
+    let range = share(lane.0)..share(lane.0 + 1);
+    let name = |number: u32| format!("{:02x}:{number:x}", lane.0);
+    let is_there = |name: &String| {
+        let slot = slot_of(format!("{namespace}:{name}").as_bytes());
+        range.contains(&u32::from(slot))
+    };
+    // One try in `lanes` hits. More lanes than slots never do, and then any name is as good.
+    let mut tries = (0..u32::from(lanes) * 64).map(name);
+    tries.find(is_there).unwrap_or_else(|| name(0))
+}
+
 impl LaneKeys {
-    fn new(name: &str, lane: Lane) -> Self {
-        let tag = format!("{{{name}:{:02x}}}", lane.0);
+    fn new(namespace: &str, lane: Lane, name: String, channel: String) -> Self {
+        let tag = format!("{{{namespace}:{name}}}");
         Self {
             lane: lane.0.to_be_bytes(),
+            name,
+            channel,
+            beacon: format!("{tag}b"),
             head: format!("{tag}h"),
             log: format!("{tag}s"),
             value: format!("{tag}v:"),
@@ -104,12 +186,6 @@ impl LaneKeys {
             raw: format!("{tag}r:"),
             room: format!("{tag}p:"),
         }
-    }
-
-    /// The lane as its names write it.
-    fn digits(&self) -> &str {
-        let end = self.head.len() - "}h".len();
-        self.head[..end].rsplit(':').next().unwrap_or_default()
     }
 
     pub(super) fn head(&self) -> Key<'_> {
@@ -208,7 +284,10 @@ mod tests {
             lanes: 16,
         });
         let lane = keys.lane(Lane(10)).expect("one of sixteen");
-        assert_eq!((&*keys.channel, &*keys.beacon), ("{shop}c", "{shop:00}b"));
+        assert_eq!(
+            (&*keys.channel, keys.common_beacon()),
+            ("{shop}c", "{shop:00}b")
+        );
         assert_eq!((&*lane.head, &*lane.log), ("{shop:0a}h", "{shop:0a}s"));
         assert_eq!(
             lane.value(b"user:42").to_redis_args(),
@@ -236,6 +315,23 @@ mod tests {
             keys.lane(Lane(16)).map(|_| ()).unwrap_err().kind(),
             StoreErrorKind::Config
         );
+    }
+
+    #[test]
+    fn lanes_of_a_cluster_are_spread_over_the_slots_in_their_order() {
+        for lanes in [1, 4, 16, 64] {
+            let name = "shop".to_owned();
+            let keys = Keys::sharded(&Namespace { name, lanes });
+            for lane in (0..lanes).map(Lane) {
+                let part = keys.slot(lane) / (SLOTS / lanes);
+                assert_eq!(part, lane.0, "of {lanes}");
+                let names = keys.lane(lane).expect("one of them");
+                for key in [&names.channel, &names.beacon, &names.log] {
+                    assert_eq!(slot_of(key.as_bytes()), keys.slot(lane));
+                    assert_eq!(keys.lane_named(key.as_bytes()), Some(lane));
+                }
+            }
+        }
     }
 
     #[test]

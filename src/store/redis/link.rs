@@ -1,68 +1,104 @@
-//! The link: one multiplexed connection for commands.
+//! The link: one multiplexed connection for the commands of each node.
 
-use super::batch::Reads;
+use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, by_lane, groups, run};
 use super::keys::{Key, Keys, LaneKeys, tag_name};
+use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
 use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TAGS, TOUCH};
-use super::server;
-use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce};
+use super::server::{self, Life};
+use super::watch::Watch;
+use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
+use crate::error::{StoreError, StoreErrorKind};
+use crate::store::together::together;
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
     RawLink, Replaces, RoomLink, StoreResult, TagFloor, TagPlace,
 };
-use ::redis::aio::{MultiplexedConnection, PubSubSink};
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::timeout;
 
-/// A connection for one namespace. Never reconnects.
+/// How long a node of a cluster may take to answer a poll before it counts as silent: less than the
+/// driver gives to all of them.
+const NODE_LIMIT: Duration = Duration::from_millis(300);
+
+/// Connections for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
-    pub(super) connection: MultiplexedConnection,
-    /// Where the channels of watched rooms are subscribed to.
-    pub(super) sink: PubSubSink,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) keys: Arc<Keys>,
     reads: Reads,
-    /// The life of the server as last seen. It can change under a living connection: the server
-    /// draws a new replication id when its first replica attaches.
-    incarnation: AtomicU64,
-    poll: Pipeline,
+    /// What a poll asks of each node.
+    polls: Vec<Pipeline>,
+    /// Looks whether the servers are still the right ones, where somebody else knows.
+    watch: Option<Watch>,
+    /// Whether a promotion counts as a loss.
+    fences: bool,
 }
 
 impl RedisLink {
-    pub(super) fn new(
-        connection: MultiplexedConnection,
-        sink: PubSubSink,
-        keys: Keys,
-        incarnation: Incarnation,
-    ) -> Self {
-        let poll = poll_commands(&keys);
-        let keys = Arc::new(keys);
+    pub(super) fn new(nodes: Nodes, keys: Arc<Keys>) -> Self {
+        let nodes = Arc::new(nodes);
         Self {
-            reads: Reads::new(connection.clone(), Arc::clone(&keys)),
-            connection,
-            sink,
+            polls: nodes
+                .all()
+                .iter()
+                .map(|node| poll_commands(&keys, node))
+                .collect(),
+            reads: Reads::new(Arc::clone(&nodes), Arc::clone(&keys)),
+            nodes,
             keys,
-            incarnation: AtomicU64::new(incarnation.0),
-            poll,
+            watch: None,
+            fences: false,
         }
+    }
+
+    /// The same, given up as soon as the sentinels mean another server.
+    pub(super) fn watched(self, watch: Watch) -> Self {
+        let watch = Some(watch);
+        Self { watch, ..self }
+    }
+
+    /// The same; `fences` if a promotion counts as a loss.
+    pub(super) fn fencing(self, fences: bool) -> Self {
+        Self { fences, ..self }
     }
 
     /// A call of `step`, which may have to open an epoch, up to its own keys.
     ///
     /// Keys and arguments travel in one list, so the step's own keys are written between the two
     /// parts that are common to all steps.
-    fn opening_call(&self, step: &Step, keys: &LaneKeys, own: &[Key<'_>], opening: Opening) -> Cmd {
+    fn opening_call(
+        &self,
+        step: &Step,
+        lane: Lane,
+        own: &[Key<'_>],
+        opening: Opening,
+    ) -> StoreResult<Cmd> {
+        let life = self.nodes.of_lane(step.operation(), lane)?.life();
+        self.opening_call_in(life, step, lane, own, opening)
+    }
+
+    /// The same for a life of the server that was looked up before.
+    fn opening_call_in(
+        &self,
+        life: Life,
+        step: &Step,
+        lane: Lane,
+        own: &[Key<'_>],
+        opening: Opening,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
         let mut call = step.call(2 + own.len());
         call.arg(&keys.head).arg(&keys.log).arg(own);
         self.common_args(&mut call, keys);
-        call.arg(&self.incarnation());
+        call.arg(&word(life.incarnation.0));
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
-        call
+        Ok(call)
     }
 
     /// A call of `step`, which touches one value and opens nothing.
@@ -85,7 +121,7 @@ impl RedisLink {
         let (first, request) = asked[0];
         let values = asked.iter().map(|(place, _)| keys.value(place.key));
         let own: Vec<_> = iter::once(keys.floor(first.entity)).chain(values).collect();
-        let mut call = self.opening_call(&LEASE, keys, &own, request.opening);
+        let mut call = self.opening_call(&LEASE, lane, &own, request.opening)?;
         for (_, request) in asked {
             call.arg(&word(request.token)).arg(millis(request.ttl));
             // Empty bytes are never taken for a value, and so stand for none.
@@ -148,25 +184,22 @@ impl RedisLink {
     }
 
     fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
-        call.arg(&keys.lane[..]).arg(&self.keys.channel);
+        call.arg(&keys.lane[..]).arg(&keys.channel);
     }
 
-    /// The life of the server as last seen, as scripts take it.
-    pub(super) fn incarnation(&self) -> [u8; 8] {
-        word(self.incarnation.load(Ordering::Relaxed))
+    /// The life of the server that has `lane` as last seen, as scripts take it.
+    pub(super) fn incarnation(&self, lane: Lane) -> StoreResult<[u8; 8]> {
+        let node = self.nodes.of_lane("look up a lane", lane)?;
+        Ok(word(node.life().incarnation.0))
     }
 
     pub(super) async fn run(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
-        step.run(&mut self.connection.clone(), call).await
+        step.run(&self.nodes, call).await
     }
 
     /// Runs many calls of `step` at once.
-    pub(super) async fn run_many(
-        &self,
-        step: &Step,
-        calls: &Pipeline,
-    ) -> StoreResult<Vec<StoreResult<Reply>>> {
-        step.run_many(&mut self.connection.clone(), calls).await
+    pub(super) async fn run_many(&self, step: &Step, calls: &Pipeline) -> Vec<StoreResult<Reply>> {
+        step.run_many(&self.nodes, calls).await
     }
 
     pub(super) async fn pipeline(
@@ -174,11 +207,75 @@ impl RedisLink {
         operation: &'static str,
         commands: &Pipeline,
     ) -> StoreResult<Vec<Value>> {
-        let mut connection = self.connection.clone();
-        let answers = connection.send_packed_commands(commands, 0, commands.len());
-        let answers = answers.await;
-        answers.map_err(|failed| error::of_client(operation, &failed))
+        let answers = self.nodes.send_many(operation, None, commands).await;
+        answers.into_iter().collect()
     }
+
+    /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
+    async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
+        if !self.keys.is_sharded() {
+            return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
+        }
+        let answers = match timeout(NODE_LIMIT, node.send_many("poll", poll)).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(_broken)) => {
+                node.lose();
+                return Ok(None);
+            }
+            Err(_elapsed) => return Ok(None),
+        };
+        let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
+        if node.is_deaf() || answers.iter().any(moved) {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("a lane has moved to another node"));
+        }
+        Ok(polled(node, answers).ok())
+    }
+}
+
+/// What a node answered to a poll.
+struct NodePolled {
+    /// Without those lanes of which it said that they are on the move.
+    heads: Vec<(Lane, Option<Head>)>,
+    server_ms: u64,
+}
+
+/// Takes the answers to [`poll_commands`] apart.
+fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
+    let malformed = || Reply::malformed("poll");
+    let info = answers.split_off(answers.len().saturating_sub(2));
+    let [replication, time] = Reply::pipeline("poll", info)?;
+    let life = server::life("poll", &replication.text()?)?;
+    let lanes = node.lanes.iter().copied();
+    let heads = match node.is_alone() {
+        true => {
+            let [heads, _written] = Reply::pipeline("poll", answers)?;
+            let heads = heads.array()?.into_iter().map(reply::head);
+            lanes.zip(heads).collect()
+        }
+        false => {
+            let mut heads = Vec::with_capacity(node.lanes.len());
+            let (pairs, rest) = answers.as_chunks::<2>();
+            if pairs.len() != node.lanes.len() || !rest.is_empty() {
+                return Err(malformed());
+            }
+            for (lane, [head, written]) in lanes.zip(pairs) {
+                match written {
+                    Value::ServerError(refused)
+                        if ["ASK", "TRYAGAIN"].contains(&refused.code()) => {}
+                    Value::ServerError(refused) => return Err(error::of_server("poll", refused)),
+                    _ if matches!(head, Value::ServerError(_)) => {}
+                    _ => heads.push((lane, reply::head_of(head))),
+                }
+            }
+            heads
+        }
+    };
+    node.set_life(life);
+    Ok(NodePolled {
+        heads,
+        server_ms: time.time()?,
+    })
 }
 
 impl Link for RedisLink {
@@ -186,36 +283,63 @@ impl Link for RedisLink {
         self
     }
 
+    fn serves(&self, lane: Lane) -> bool {
+        self.nodes.serves(lane)
+    }
+
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>> {
         Box::pin(async move {
-            // A pipeline cannot repeat what the server did not know, so it brings the script along.
-            let mut commands = ::redis::pipe();
-            commands.add_command(TOUCH.load());
-            for &(lane, opening) in lanes {
-                let keys = self.keys.lane(lane)?;
-                commands.add_command(self.opening_call(&TOUCH, keys, &[], opening));
-            }
             let operation = TOUCH.operation();
-            let answers = self.pipeline(operation, &commands).await?;
-            let mut replies = answers
+            let mut calls = Pipeline::with_capacity(lanes.len());
+            for &(lane, opening) in lanes {
+                let life = self.nodes.of_lane(operation, lane)?.life();
+                let mut call = self.opening_call_in(life, &TOUCH, lane, &[], opening)?;
+                match life.continues.filter(|_| !self.fences) {
+                    Some(before) => call.arg(&word(before.0)),
+                    None => call.arg(b""),
+                };
+                calls.add_command(call);
+            }
+            // It is called once for each link, and the server may be new: the script comes along.
+            let load = TOUCH.load();
+            let answers = self.nodes.send_many(operation, Some(&load), &calls).await;
+            let heads = answers
                 .into_iter()
-                .map(|answer| Reply::new(operation, answer));
-            let _loaded = replies.next().transpose()?;
-            let heads = replies.map(|head| head?.head());
+                .map(|answer| Reply::new(operation, answer?)?.head());
             heads.collect()
         })
     }
 
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
         Box::pin(async move {
-            let answers = self.pipeline("poll", &self.poll).await?;
-            let [heads, replication, time, _written] = Reply::pipeline("poll", answers)?;
-            let incarnation = server::incarnation("poll", &replication.text()?)?;
-            self.incarnation.store(incarnation.0, Ordering::Relaxed);
+            let nodes = self.nodes.all().iter().zip(&self.polls);
+            let polls = nodes
+                .map(|(node, poll)| -> BoxFuture<'_, _> { Box::pin(self.poll_node(node, poll)) });
+            let answers = together(polls).await;
+            let watch = self.watch.as_ref();
+            watch.map_or(Ok(()), |watch| watch.check("poll"))?;
+            let count = self.keys.lanes().len();
+            let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
+            let mut server_ms = None;
+            for answer in answers {
+                let Some(answer) = answer? else { continue };
+                // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
+                server_ms = server_ms.max(Some(answer.server_ms));
+                for (lane, head) in answer.heads {
+                    let at = usize::from(lane.0);
+                    (heads[at], heard[at]) = (head, true);
+                }
+            }
+            let nobody = || StoreError::new(StoreErrorKind::Unavailable, "poll");
+            let lanes = (0..).map(Lane).zip(heard);
             Ok(Polled {
-                heads: heads.array()?.into_iter().map(reply::head).collect(),
-                incarnation,
-                server_ms: time.time()?,
+                heads,
+                silent: lanes
+                    .filter(|(_, heard)| !heard)
+                    .map(|(lane, _)| lane)
+                    .collect(),
+                incarnation: self.nodes.incarnation(),
+                server_ms: server_ms.ok_or_else(nobody)?,
             })
         })
     }
@@ -235,17 +359,29 @@ impl Link for RedisLink {
             cmd.arg(&keys.log).arg(format!("{from}-0")).arg("+");
             cmd.arg("COUNT")
                 .arg(u32::try_from(limit).unwrap_or(u32::MAX));
-            match self.connection.clone().send_packed_command(&cmd).await {
+            match self.nodes.send("read the log", &cmd).await {
                 // Something else stands where the log should be: nothing of the log is there.
                 Ok(Value::ServerError(refused)) if refused.code() == "WRONGTYPE" => Ok(Vec::new()),
                 Ok(answer) => Reply::new("read the log", answer)?.entries(),
-                Err(failed) => Err(error::of_client("read the log", &failed)),
+                Err(failed) => Err(failed),
             }
         })
     }
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         Box::pin(self.reads.read(place))
+    }
+
+    fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
+        Box::pin(async move {
+            let mut commands = ::redis::pipe();
+            commands.add_command(read_command(&self.keys, place)?);
+            let beacon = self.keys.beacon(place.lane)?;
+            commands.cmd("UNLINK").arg(beacon); // as in a poll
+            let answers = self.pipeline("read", &commands).await?;
+            let [found, _written] = Reply::pipeline("read", answers)?;
+            found.found()
+        })
     }
 
     fn lease<'a>(
@@ -267,12 +403,7 @@ impl Link for RedisLink {
     }
 
     fn read_many<'a>(&'a self, places: &'a [Place<'a>]) -> BoxFuture<'a, Vec<StoreResult<Found>>> {
-        Box::pin(async move {
-            match self.reads.read_many(places).await {
-                Ok(found) => found.into_iter().map(Ok).collect(),
-                Err(failed) => places.iter().map(|_| Err(failed.clone())).collect(),
-            }
-        })
+        Box::pin(self.reads.read_many(places))
     }
 
     fn lease_many<'a>(
@@ -339,7 +470,7 @@ impl Link for RedisLink {
             let own: Vec<_> = values
                 .chain(tags.iter().map(|tag| names.tag(tag)))
                 .collect();
-            let mut call = self.opening_call(&INVALIDATE, names, &own, opening);
+            let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0));
             call.arg(
                 hashes
@@ -363,7 +494,7 @@ impl Link for RedisLink {
             let keys = self.keys.lane(lane)?;
             let tag = tag_name(hash);
             let own = [keys.floor(entity), keys.tag(&tag)];
-            let mut call = self.opening_call(&CLEAR, keys, &own, opening);
+            let mut call = self.opening_call(&CLEAR, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
             self.run(&CLEAR, &call).await?.logged()
         })
@@ -376,8 +507,7 @@ impl Link for RedisLink {
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>> {
         Box::pin(async move {
-            let keys = self.keys.lane(lane)?;
-            let mut call = self.opening_call(&FENCE, keys, &[], opening);
+            let mut call = self.opening_call(&FENCE, lane, &[], opening)?;
             call.arg(&word(expected.0));
             self.run(&FENCE, &call).await?.head()
         })
@@ -388,21 +518,29 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, life and clock of the server, then the proof that it still takes writes.
+/// Heads, then the proof that the server still takes writes; and its life and clock.
 ///
 /// The write removes a key that is not there. Like every write it is refused by a replica, by a
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
 /// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
 /// refusal comes before the others.
-fn poll_commands(keys: &Keys) -> Pipeline {
+fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
     let mut commands = ::redis::pipe();
-    commands.cmd("MGET");
-    for lane in keys.lanes() {
-        commands.arg(&lane.head);
+    if node.is_alone() {
+        commands.cmd("MGET");
+        for lane in keys.lanes() {
+            commands.arg(&lane.head);
+        }
+        commands.cmd("UNLINK").arg(keys.common_beacon());
+    } else {
+        // A command can only name keys of one slot; and slots move one by one.
+        for lane in node.lanes.iter().filter_map(|&lane| keys.lane(lane).ok()) {
+            commands.cmd("GET").arg(&lane.head);
+            commands.cmd("UNLINK").arg(&lane.beacon);
+        }
     }
     commands.cmd("INFO").arg("replication");
     commands.cmd("TIME");
-    commands.cmd("UNLINK").arg(&keys.beacon);
     commands
 }
 

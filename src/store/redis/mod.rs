@@ -22,29 +22,34 @@
 //!
 //! Hints go through the channel `{ns}c`, the events of a room through `{ns:xx}p:room:c`.
 
+mod address;
 mod batch;
+mod cluster;
 mod commands;
 mod error;
 mod groups;
 mod hints;
 mod keys;
 mod link;
+mod nodes;
 mod raw;
 mod reply;
 mod rooms;
 mod scripts;
+mod sentinel;
 mod server;
+mod slots;
+mod watch;
 
+use self::address::Address;
 use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
+use self::nodes::{Node, Nodes};
+use self::server::Mode;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    ProtocolVersion,
-};
+use ::redis::{AsyncConnectionConfig, Client};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,21 +60,30 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Commands that may wait for the connection's writer before their callers have to.
 const COMMANDS_QUEUED: usize = 512;
 
-const URL_FORM: &str = "expected redis://[[user]:password@]host[:port][/db]";
-
-/// The address of a Redis (7 or later) or Valkey server.
+/// The address of a Redis (7 or later) or Valkey server, or of the sentinels of one.
 ///
 /// Cloning is cheap. Making one does no I/O; [`Store::connect`] opens two sockets to the server and
-/// makes four to six round trips.
+/// makes four to six round trips, behind one to all sentinels if there are some.
 #[derive(Clone)]
 pub struct Redis {
-    client: Client,
+    address: Address,
+    options: Options,
+}
+
+/// What is the same for every kind of address.
+#[derive(Clone, Copy)]
+struct Options {
     connect_timeout: Duration,
+    /// Whether a promotion counts as a loss.
+    fences: bool,
 }
 
 impl Redis {
     /// Reads an address: `redis://[[user]:password@]host[:port][/db]`, or the same with `rediss://`
-    /// for TLS, or `unix:///path?db=0`.
+    /// for TLS, or `unix:///path?db=0`; or
+    /// `redis+sentinel://[[user]:password@]host[:port],…/primary-name[/db]`, which names sentinels (port
+    /// 26379 unless given), with user and password of the primary. Those of the sentinels, if they have
+    /// others, are `?sentinel_user=…&sentinel_password=…`. `rediss+sentinel://` is for TLS to both.
     ///
     /// With TLS, a cryptography provider (ring) is installed for the process if it has none yet.
     ///
@@ -77,63 +91,92 @@ impl Redis {
     /// [`StoreErrorKind::Config`] if the address cannot be used; the error says why and repeats no
     /// part of the address. `rediss://` needs the feature `tls`.
     pub fn new(url: &str) -> Result<Self, StoreError> {
-        let url = url.trim();
-        if wants_tls(url) && !cfg!(feature = "tls") {
-            return Err(config(
-                "a rediss:// address needs the feature `tls`".to_owned(),
-            ));
-        }
-        let info = url
-            .into_connection_info()
-            .map_err(|error| refused(&error))?;
-        check(&info)?;
-        let redis = info
-            .redis_settings()
-            .clone()
-            .set_protocol(ProtocolVersion::RESP2);
-        let tcp = TcpSettings::default().set_nodelay(true);
-        #[cfg(feature = "tls")]
-        if wants_tls(url) {
-            install_crypto_provider();
-        }
-        let info = info.set_redis_settings(redis).set_tcp_settings(tcp);
         Ok(Self {
-            client: Client::open(info).map_err(|error| refused(&error))?,
-            connect_timeout: CONNECT_TIMEOUT,
+            address: Address::read(url)?,
+            options: Options {
+                connect_timeout: CONNECT_TIMEOUT,
+                fences: false,
+            },
         })
     }
 
     /// How long connecting may take as a whole, handshakes and subscription included. Default: 1 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// Believes nothing that was stored before a failover: every key is loaded once more. Default:
+    /// what a promoted replica has goes on being used, a few seconds after its promotion, and pods log
+    /// again those of their own invalidations that it lacks.
+    ///
+    /// What it is for: an invalidation that the replica lacks, and whose pod ended before it could log it
+    /// again. By default the old value is then served until its TTL ends. Use the same setting in all
+    /// pods.
+    #[must_use]
+    pub fn fence_on_failover(mut self) -> Self {
+        self.options.fences = true;
         self
     }
 
     async fn open(&self, namespace: &Namespace) -> StoreResult<Connected> {
-        // Deadlines of commands are the caller's; whoever drops a call does not disturb the others.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(COMMANDS_QUEUED);
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        match &self.address {
+            Address::Server(client) => {
+                let (link, hints) = self.open_at(client, namespace).await?;
+                Ok((Arc::new(link), Box::new(hints)))
+            }
+            Address::Sentinel(sentinels) => {
+                let primary = sentinels.primary().await?;
+                let (link, hints) = self.open_at(&primary.client, namespace).await?;
+                if !link
+                    .nodes
+                    .all()
+                    .iter()
+                    .all(|node| node.life().needs_replicas)
+                {
+                    sentinels.warn_of_lone_writes();
+                }
+                let link = link.watched(sentinels.watch(&primary));
+                Ok((Arc::new(link), Box::new(hints)))
+            }
+            Address::Cluster(cluster) => cluster.open(namespace, self.options).await,
+        }
+    }
+
+    async fn open_at(
+        &self,
+        client: &Client,
+        namespace: &Namespace,
+    ) -> StoreResult<(RedisLink, Subscription)> {
+        let config = connection_config(self.options.connect_timeout);
+        let connection = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = connection
             .await
             .map_err(|failed| error::of_client("connect", &failed))?;
-        let incarnation = server::identify(&mut connection).await?;
-        let keys = Keys::new(namespace);
-        let (hints, sink) = Subscription::open(&self.client, &keys.channel).await?;
-        let link = RedisLink::new(connection, sink, keys, incarnation);
-        Ok((Arc::new(link), Box::new(hints)))
+        let life = server::identify(&mut connection, Mode::Standalone).await?;
+        let keys = Arc::new(Keys::new(namespace));
+        let (hints, channels) = Subscription::open(client, &keys.channel).await?;
+        let node = Node::alone(connection, channels, life, &keys);
+        let nodes = Nodes::new(vec![node], Arc::clone(&keys));
+        let link = RedisLink::new(nodes, keys).fencing(self.options.fences);
+        Ok((link, hints))
     }
+}
+
+/// Connections for commands. Their deadlines are the caller's; whoever drops a call does not disturb the
+/// others.
+fn connection_config(connect_timeout: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(connect_timeout))
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(COMMANDS_QUEUED)
 }
 
 impl Store for Redis {
     fn connect<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, StoreResult<Connected>> {
         Box::pin(async move {
-            match tokio::time::timeout(self.connect_timeout, self.open(namespace)).await {
+            match tokio::time::timeout(self.options.connect_timeout, self.open(namespace)).await {
                 Ok(connected) => connected,
                 Err(_elapsed) => Err(StoreError::new(StoreErrorKind::Timeout, "connect")),
             }
@@ -141,19 +184,11 @@ impl Store for Redis {
     }
 
     fn connect_timeout(&self) -> Duration {
-        self.connect_timeout
+        self.options.connect_timeout
     }
 
     fn describe(&self) -> String {
-        let info = self.client.get_connection_info();
-        let db = info.redis_settings().db();
-        match info.addr() {
-            ConnectionAddr::Tcp(host, port) => format!("redis://{}:{port}/{db}", Host(host)),
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                format!("rediss://{}:{port}/{db}", Host(host))
-            }
-            other => format!("unix://{other}?db={db}"),
-        }
+        self.address.describe()
     }
 }
 
@@ -161,60 +196,9 @@ impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
             .field("address", &self.describe())
-            .field("connect_timeout", &self.connect_timeout)
+            .field("connect_timeout", &self.options.connect_timeout)
+            .field("fence_on_failover", &self.options.fences)
             .finish()
-    }
-}
-
-/// A host as addresses name it: IPv6 in brackets.
-struct Host<'a>(&'a str);
-
-impl fmt::Display for Host<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.contains(':') {
-            true => write!(f, "[{}]", self.0),
-            false => f.write_str(self.0),
-        }
-    }
-}
-
-fn wants_tls(url: &str) -> bool {
-    let scheme = url.split(':').next().unwrap_or_default();
-    ["rediss", "valkeys"]
-        .iter()
-        .any(|tls| scheme.eq_ignore_ascii_case(tls))
-}
-
-fn check(info: &ConnectionInfo) -> StoreResult<()> {
-    if info.redis_settings().db() < 0 {
-        return Err(config("the database number is negative".to_owned()));
-    }
-    match info.addr() {
-        ConnectionAddr::TcpTls { insecure: true, .. } => Err(config(
-            "the check of certificates cannot be switched off".to_owned(),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Why the client library refused an address. Its errors read `reason - kind[: detail]`; the reason is
-/// a constant text, the detail may repeat a part of the address.
-fn refused(error: &::redis::RedisError) -> StoreError {
-    let text = error.to_string();
-    let reason = text.split(" - ").next().unwrap_or_default();
-    config(format!("{reason}; {URL_FORM}"))
-}
-
-fn config(detail: String) -> StoreError {
-    StoreError::new(StoreErrorKind::Config, "read the address").with_detail(detail)
-}
-
-#[cfg(feature = "tls")]
-fn install_crypto_provider() {
-    use rustls::crypto::{CryptoProvider, ring};
-    if CryptoProvider::get_default().is_none() {
-        // Losing a race means that somebody else has installed one.
-        let _ = ring::default_provider().install_default();
     }
 }
 
@@ -236,6 +220,14 @@ mod tests {
             (
                 "unix:///run/r.sock?db=2&pass=hunter2",
                 "unix:///run/r.sock?db=2",
+            ),
+            (
+                "redis+sentinel://user:hunter2@a,[::1]:7,c:8/primary?sentinel_password=hunter2",
+                "redis+sentinel://a:26379,[::1]:7,c:8/primary/0",
+            ),
+            (
+                "redis+sentinel://h/p/5?sentinel_user=user&sentinel_password=hunter2",
+                "redis+sentinel://h:26379/p/5",
             ),
         ] {
             let store = Redis::new(url).expect(url);
@@ -262,6 +254,12 @@ mod tests {
             "redis://user:hunter2@0.0.0.0",
             "redis://user:hunter2@host/0?protocol=hunter2",
             "redis://user:%ff@host",
+            "redis+sentinel://user:hunter2@host",
+            "redis+sentinel://user:hunter2@host/a/b",
+            "redis+sentinel://user:hunter2@host/a/1/c",
+            "redis+sentinel://user:hunter2@,/a",
+            "redis+sentinel://host/a?sentinel_user=hunter2",
+            "redis+hunter2://host",
         ] {
             let error = refused(url);
             assert_eq!(error.kind(), StoreErrorKind::Config, "{url}");
@@ -269,7 +267,14 @@ mod tests {
             let shown = format!("{error} {error:?}");
             assert!(!shown.contains("hunter2"), "{shown}");
             assert!(
-                shown.contains("database number") || shown.contains(URL_FORM),
+                [
+                    "database number",
+                    "expected redis",
+                    "sentinel_user needs",
+                    "kind of address"
+                ]
+                .iter()
+                .any(|reason| shown.contains(reason)),
                 "{shown}"
             );
         }

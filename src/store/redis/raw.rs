@@ -4,8 +4,9 @@
 use super::keys::RawKey;
 use super::link::{RedisLink, millis};
 use super::reply::{self, Reply};
+use crate::coherence::Lane;
 use crate::store::{BoxFuture, RawFound, RawLink, RawPage, RawPlace, StoreResult};
-use ::redis::{Pipeline, Value};
+use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,6 +38,61 @@ impl RedisLink {
         let replies = self.ask(operation, commands).await?;
         let last = replies.into_iter().last();
         last.ok_or_else(|| Reply::malformed(operation))
+    }
+
+    fn scan_command(&self, prefix: &str, cursor: &[u8]) -> Cmd {
+        let mut scan = ::redis::cmd("SCAN");
+        scan.arg(cursor)
+            .arg("MATCH")
+            .arg(self.keys.raw_pattern(prefix));
+        scan.arg("COUNT").arg(COUNT);
+        scan
+    }
+
+    fn scanned(&self, prefix: &str, answer: Reply) -> StoreResult<RawPage<RawFound>> {
+        let (keys, next) = answer.walked()?;
+        let found = |key: Value| self.keys.raw_found(&reply::bytes(key)?, prefix);
+        let items = keys.into_iter().filter_map(found).collect();
+        Ok(RawPage { items, next })
+    }
+
+    /// A step of a walk over the nodes of a cluster, one after the other.
+    async fn scan_nodes(
+        &self,
+        prefix: &str,
+        from: Option<&[u8]>,
+        removing: &[RawFound],
+    ) -> StoreResult<(u64, RawPage<RawFound>)> {
+        const SCAN: &str = "raw scan";
+        let mut commands = ::redis::pipe();
+        let removing = removing.iter().map(|found| found.place(prefix));
+        self.unlink(removing, &mut commands)?;
+        let removed = total(self.ask(SCAN, &commands).await?)?;
+        // A walk that left out what cannot be reached would look like a whole one.
+        for lane in (0..).take(self.keys.lanes().len()) {
+            self.nodes.of_lane(SCAN, Lane(lane))?;
+        }
+        let nodes = self.nodes.all();
+        let life = self.nodes.incarnation().0;
+        // A cursor means something to the node that gave it. Are the nodes others now, the walk begins
+        // again, and gives some keys twice.
+        let begun = from.and_then(|from| WalkCursor::read(from, life));
+        let WalkCursor { node, cursor } = begun.unwrap_or(WalkCursor {
+            node: 0,
+            cursor: START,
+        });
+        let on = nodes.get(node).ok_or_else(|| Reply::malformed(SCAN))?;
+        let answer = on.send(SCAN, &self.scan_command(prefix, cursor)).await?;
+        let mut page = self.scanned(prefix, Reply::new(SCAN, answer)?)?;
+        let next = match &page.next {
+            Some(cursor) => Some(WalkCursor { node, cursor }),
+            None => (node + 1 < nodes.len()).then_some(WalkCursor {
+                node: node + 1,
+                cursor: START,
+            }),
+        };
+        page.next = next.map(|next| next.write(life));
+        Ok((removed, page))
     }
 
     /// Adds one `UNLINK` for each lane that `places` name, and gives their number. `UNLINK` frees what
@@ -123,18 +179,17 @@ impl RawLink for RedisLink {
         removing: &'a [RawFound],
     ) -> BoxFuture<'a, StoreResult<(u64, RawPage<RawFound>)>> {
         Box::pin(async move {
+            if self.keys.is_sharded() {
+                return self.scan_nodes(prefix, from, removing).await;
+            }
             let mut commands = ::redis::pipe();
             let removing = removing.iter().map(|found| found.place(prefix));
             self.unlink(removing, &mut commands)?;
-            let pattern = self.keys.raw_pattern(prefix);
-            let scan = commands.cmd("SCAN").arg(from.unwrap_or(START));
-            scan.arg("MATCH").arg(pattern).arg("COUNT").arg(COUNT);
+            commands.add_command(self.scan_command(prefix, from.unwrap_or(START)));
             let mut replies = self.ask("raw scan", &commands).await?;
             let scanned = replies.pop().ok_or_else(|| Reply::malformed("raw scan"))?;
-            let (keys, next) = scanned.walked()?;
-            let found = |key: Value| self.keys.raw_found(&reply::bytes(key)?, prefix);
-            let items = keys.into_iter().filter_map(found).collect();
-            Ok((total(replies)?, RawPage { items, next }))
+            let page = self.scanned(prefix, scanned)?;
+            Ok((total(replies)?, page))
         })
     }
 
@@ -206,6 +261,29 @@ impl RawLink for RedisLink {
                 next,
             })
         })
+    }
+}
+
+/// Where a walk over the nodes of a cluster is: `life:node:cursor`, the first two in hexadecimal.
+struct WalkCursor<'a> {
+    node: usize,
+    cursor: &'a [u8],
+}
+
+impl<'a> WalkCursor<'a> {
+    /// Reads a cursor; `None` if it is not of these nodes in this life of theirs.
+    fn read(bytes: &'a [u8], life: u64) -> Option<Self> {
+        let mut parts = bytes.splitn(3, |&byte| byte == b':');
+        let mut number = || u64::from_str_radix(std::str::from_utf8(parts.next()?).ok()?, 16).ok();
+        let (theirs, node) = (number()?, usize::try_from(number()?).ok()?);
+        let cursor = parts.next()?;
+        (theirs == life).then_some(Self { node, cursor })
+    }
+
+    fn write(&self, life: u64) -> Bytes {
+        let mut bytes = format!("{life:x}:{:x}:", self.node).into_bytes();
+        bytes.extend(self.cursor);
+        bytes.into()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::error;
 use crate::coherence::{Epoch, Head, LogEntry, Nonce, Position};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::{LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
+use crate::store::{Found, LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
 use ::redis::Value;
 use bytes::Bytes;
 
@@ -68,6 +68,16 @@ impl Reply {
             Value::Nil => Ok(None),
             value => Self::of(self.operation, stored(value).map(Some)),
         }
+    }
+
+    /// Value, head and floor of one read.
+    pub(super) fn found(self) -> StoreResult<Found> {
+        let [value, head, floor] = self.items()?;
+        Ok(Found {
+            head: head_of(&head),
+            value: stored(value),
+            floor: number_of(&floor),
+        })
     }
 
     /// `[cursor, [item, …]]`, the answer to a step of a walk; no cursor at its end.

@@ -1,19 +1,20 @@
 //! Rooms: one script for each call, over five keys of one slot for each room.
 
-use super::error;
 use super::keys::RoomKeys;
 use super::link::{RedisLink, millis, word};
 use super::reply::{self, Reply};
 use super::scripts::{
     ROOM_BEAT, ROOM_CHANGE, ROOM_COUNT, ROOM_GET, ROOM_LEAVE, ROOM_PAGE, ROOM_RELEASE, Step,
 };
-use crate::coherence::{Epoch, Position};
+use crate::coherence::{Epoch, Lane, Position};
 use crate::store::rooms::{
     Beat, Beaten, Change, Footing, Hold, Look, MAX_BEATS, MAX_PAGE, Page, Present, ROOM_LIFE, Room,
 };
+use crate::store::together::together;
 use crate::store::{BoxFuture, RoomLink, StoreResult};
 use ::redis::{Cmd, Value};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 impl RedisLink {
     fn room_keys(&self, room: Room<'_>) -> StoreResult<RoomKeys> {
@@ -24,16 +25,17 @@ impl RedisLink {
     fn room_call(&self, step: &Step, room: Room<'_>) -> StoreResult<Cmd> {
         let keys = self.room_keys(room)?.keys;
         let mut call = step.call(keys.len());
-        call.arg(&keys).arg(&self.incarnation());
+        call.arg(&keys).arg(&self.incarnation(room.lane)?);
         Ok(call)
     }
 
-    async fn beat_some(&self, beats: &[Beat<'_>]) -> StoreResult<Vec<Beaten>> {
+    /// Beats of at least one room, all of one lane if the store is a cluster.
+    async fn beat_some(&self, beats: &[&Beat<'_>]) -> StoreResult<Vec<Beaten>> {
         let mut call = ROOM_BEAT.call(5 * beats.len());
         for beat in beats {
             call.arg(&self.room_keys(beat.room)?.keys);
         }
-        call.arg(&self.incarnation());
+        call.arg(&self.incarnation(beats[0].room.lane)?);
         for beat in beats {
             match beat.hold {
                 Some(hold) => lease_args(&mut call, hold),
@@ -106,11 +108,19 @@ impl RoomLink for RedisLink {
 
     fn beat<'a>(&'a self, beats: &'a [Beat<'a>]) -> BoxFuture<'a, StoreResult<Vec<Beaten>>> {
         Box::pin(async move {
-            let mut beaten = Vec::with_capacity(beats.len());
-            for together in groups(beats) {
-                beaten.extend(self.beat_some(together).await?);
+            let groups = groups(beats, self.keys.is_sharded());
+            let calls = groups.iter().map(|members| -> BoxFuture<'_, _> {
+                let some: Vec<_> = members.iter().map(|&at| &beats[at]).collect();
+                Box::pin(async move { self.beat_some(&some).await })
+            });
+            let mut beaten = vec![None; beats.len()];
+            for (members, some) in groups.iter().zip(together(calls).await) {
+                for (&at, one) in members.iter().zip(some?) {
+                    beaten[at] = Some(one);
+                }
             }
-            Ok(beaten)
+            let all: Option<Vec<_>> = beaten.into_iter().collect();
+            all.ok_or_else(|| Reply::malformed(ROOM_BEAT.operation()))
         })
     }
 
@@ -158,24 +168,29 @@ impl RoomLink for RedisLink {
     fn watch<'a>(&'a self, room: Room<'a>) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             let channel = self.room_keys(room)?.channel;
-            let watched = self.sink.clone().subscribe(channel).await;
-            watched.map_err(|failed| error::of_client("watch", &failed))
+            let node = self.nodes.of_lane("watch", room.lane)?;
+            node.channels.subscribe(&channel).await
         })
     }
 
     fn unwatch<'a>(&'a self, room: Room<'a>) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             let channel = self.room_keys(room)?.channel;
-            let unwatched = self.sink.clone().unsubscribe(channel).await;
-            unwatched.map_err(|failed| error::of_client("unwatch", &failed))
+            let node = self.nodes.of_lane("unwatch", room.lane)?;
+            node.channels.unsubscribe(&channel).await
         })
     }
 }
 
-/// The beats that go in one call each: as many as are bounded work. On a cluster these would be
-/// those of one slot.
-fn groups<'a, 'b>(beats: &'a [Beat<'b>]) -> impl Iterator<Item = &'a [Beat<'b>]> {
-    beats.chunks(MAX_BEATS)
+/// The beats that go in one call each: as many as are bounded work, and on a cluster those of one slot.
+fn groups(beats: &[Beat<'_>], sharded: bool) -> Vec<Vec<usize>> {
+    let mut lanes: BTreeMap<Option<Lane>, Vec<usize>> = BTreeMap::new();
+    for (at, beat) in beats.iter().enumerate() {
+        let group = sharded.then_some(beat.room.lane);
+        lanes.entry(group).or_default().push(at);
+    }
+    let groups = lanes.values().flat_map(|members| members.chunks(MAX_BEATS));
+    groups.map(<[usize]>::to_vec).collect()
 }
 
 /// Id, TTL, and how long the room then lives.

@@ -5,10 +5,9 @@
 //! full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
 //! one can do so always, by [`ROOM_LEAVE`].
 
-use super::error;
+use super::nodes::Nodes;
 use super::reply::Reply;
 use crate::store::StoreResult;
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, Script, ServerErrorKind, Value};
 use std::sync::LazyLock;
 
@@ -75,16 +74,13 @@ impl Step {
     }
 
     /// Runs a call; loads the script and repeats it if the server does not know it.
-    pub(super) async fn run(
-        &self,
-        connection: &mut MultiplexedConnection,
-        call: &Cmd,
-    ) -> StoreResult<Reply> {
-        let mut answer = self.send(connection, call).await?;
+    pub(super) async fn run(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Reply> {
+        let node = nodes.of(self.operation, call)?;
+        let mut answer = node.send(self.operation, call).await?;
         if is_unknown(&answer) {
-            let loaded = self.send(connection, &self.load()).await?;
+            let loaded = node.send(self.operation, &self.load()).await?;
             Reply::new(self.operation, loaded)?;
-            answer = self.send(connection, call).await?;
+            answer = node.send(self.operation, call).await?;
         }
         Reply::new(self.operation, answer)
     }
@@ -95,51 +91,28 @@ impl Step {
     /// are repeated, behind the script.
     pub(super) async fn run_many(
         &self,
-        connection: &mut MultiplexedConnection,
+        nodes: &Nodes,
         calls: &Pipeline,
-    ) -> StoreResult<Vec<StoreResult<Reply>>> {
-        let mut answers = self.send_many(connection, calls).await?;
+    ) -> Vec<StoreResult<Reply>> {
+        let mut answers = nodes.send_many(self.operation, None, calls).await;
+        let is_unknown = |answer: &StoreResult<Value>| answer.as_ref().is_ok_and(is_unknown);
         let unknown = |(at, answer)| is_unknown(answer).then_some(at);
         let unknown: Vec<usize> = answers.iter().enumerate().filter_map(unknown).collect();
         if !unknown.is_empty() {
-            let mut again = Pipeline::with_capacity(1 + unknown.len());
-            again.add_command(self.load());
+            let mut again = Pipeline::with_capacity(unknown.len());
             for (at, call) in calls.cmd_iter().enumerate() {
                 if unknown.binary_search(&at).is_ok() {
                     again.add_command(call.clone());
                 }
             }
-            let mut repeated = self.send_many(connection, &again).await?.into_iter();
-            let _loaded = repeated
-                .next()
-                .map(|loaded| Reply::new(self.operation, loaded))
-                .transpose()?;
+            let load = self.load();
+            let repeated = nodes.send_many(self.operation, Some(&load), &again).await;
             for (at, answer) in unknown.into_iter().zip(repeated) {
                 answers[at] = answer;
             }
         }
-        let replies = answers
-            .into_iter()
-            .map(|answer| Reply::new(self.operation, answer));
-        Ok(replies.collect())
-    }
-
-    async fn send_many(
-        &self,
-        connection: &mut MultiplexedConnection,
-        calls: &Pipeline,
-    ) -> StoreResult<Vec<Value>> {
-        let answers = connection.send_packed_commands(calls, 0, calls.len()).await;
-        let answers = answers.map_err(|failed| error::of_client(self.operation, &failed))?;
-        match answers.len() == calls.len() {
-            true => Ok(answers),
-            false => Err(Reply::malformed(self.operation)),
-        }
-    }
-
-    async fn send(&self, connection: &mut MultiplexedConnection, cmd: &Cmd) -> StoreResult<Value> {
-        let answer = connection.send_packed_command(cmd).await;
-        answer.map_err(|failed| error::of_client(self.operation, &failed))
+        let reply = |answer: StoreResult<Value>| Reply::new(self.operation, answer?);
+        answers.into_iter().map(reply).collect()
     }
 }
 

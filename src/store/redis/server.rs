@@ -10,8 +10,31 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const OLDEST_MAJOR: u32 = 7;
 
+/// One life of the server: a time in which nothing that it acknowledged was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) incarnation: Incarnation,
+    /// The life that it took over from: this process had followed its stream of writes as a replica, up
+    /// to some point, when it was promoted.
+    pub(super) continues: Option<Incarnation>,
+    /// Whether it refuses writes without enough replicas (`min-replicas-to-write`).
+    pub(super) needs_replicas: bool,
+}
+
+/// What a server is expected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// By itself, with replicas or without.
+    Standalone,
+    /// A node of a cluster.
+    Cluster,
+}
+
 /// Asks the server what it is; gives its life if it can be used.
-pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreResult<Incarnation> {
+pub(super) async fn identify(
+    connection: &mut MultiplexedConnection,
+    mode: Mode,
+) -> StoreResult<Life> {
     let mut questions = ::redis::pipe();
     questions.cmd("INFO").arg("server");
     questions.cmd("INFO").arg("replication");
@@ -20,26 +43,63 @@ pub(super) async fn identify(connection: &mut MultiplexedConnection) -> StoreRes
         .await
         .map_err(|failed| error::of_client("connect", &failed))?;
     let [server, replication] = Reply::pipeline("connect", answers)?;
-    check_server(&server.text()?)?;
-    incarnation("connect", &replication.text()?)
+    check_server(&server.text()?, mode)?;
+    life("connect", &replication.text()?)
 }
 
 /// The life of the server, from `INFO replication`.
-pub(super) fn incarnation(operation: &'static str, replication: &str) -> StoreResult<Incarnation> {
+pub(super) fn life(operation: &'static str, replication: &str) -> StoreResult<Life> {
     if field(replication, "role").is_some_and(|role| role != "master") {
         let error = StoreError::new(StoreErrorKind::ReadOnly, operation);
         return Err(error.with_detail("the server is a replica"));
     }
     match field(replication, "master_replid") {
-        Some(id) if !id.is_empty() => Ok(Incarnation(xxh3_64(id.as_bytes()))),
+        Some(id) if !id.is_empty() => Ok(Life {
+            incarnation: incarnation(id),
+            continues: promoted_from(replication).map(incarnation),
+            needs_replicas: field(replication, "min_slaves_good_slaves").is_some(),
+        }),
         _ => Err(unsupported(operation, "the server gives no replication id")),
     }
 }
 
-fn check_server(info: &str) -> StoreResult<()> {
-    match field(info, "redis_mode") {
-        Some("cluster") => Err(unsupported("connect", "cluster support is not there yet")),
-        Some("sentinel") => Err(unsupported("connect", "sentinel support is not there yet")),
+fn incarnation(id: &str) -> Incarnation {
+    Incarnation(xxh3_64(id.as_bytes()))
+}
+
+/// The replication id that the server had followed as a replica until it was promoted.
+///
+/// The second id alone does not say that: a primary that starts again from a snapshot takes the id in
+/// it for its second one, and what it wrote behind the snapshot is lost. What tells the two apart is
+/// the backlog. That of a replica holds writes from before its promotion; that of a server which has
+/// just started begins at its start.
+fn promoted_from(replication: &str) -> Option<&str> {
+    let id =
+        field(replication, "master_replid2").filter(|id| id.bytes().any(|digit| digit != b'0'))?;
+    let number = |name| field(replication, name)?.parse::<i64>().ok();
+    let (promoted, begins) = (
+        number("second_repl_offset")?,
+        number("repl_backlog_first_byte_offset")?,
+    );
+    let followed = number("repl_backlog_histlen")? > 0 && begins > 0 && begins < promoted;
+    followed.then_some(id)
+}
+
+fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
+    // Valkey calls it the server's mode if asked to call itself Valkey.
+    let found = field(info, "redis_mode").or_else(|| field(info, "server_mode"));
+    match found {
+        Some("cluster") if mode != Mode::Cluster => Err(unsupported(
+            "connect",
+            "the server is a node of a cluster: it belongs in a redis+cluster:// address",
+        )),
+        Some("standalone") if mode == Mode::Cluster => {
+            Err(unsupported("connect", "the server is no node of a cluster"))
+        }
+        Some("sentinel") => Err(unsupported(
+            "connect",
+            "the server is a sentinel: it belongs in a redis+sentinel:// address",
+        )),
         _ => check_version(info),
     }
 }
@@ -78,7 +138,11 @@ mod tests {
 
     #[test]
     fn only_a_standalone_server_of_version_7_or_later_is_accepted() {
-        let kind = |info: &str| check_server(info).err().map(|error| error.kind());
+        let kind = |info: &str| {
+            check_server(info, Mode::Standalone)
+                .err()
+                .map(|error| error.kind())
+        };
         assert_eq!(
             kind("redis_version:7.0.15\r\nredis_mode:standalone\r\n"),
             None
@@ -103,13 +167,16 @@ mod tests {
 
     #[test]
     fn an_old_server_is_named_in_the_error() {
-        let error = check_server("redis_version:6.2.6\r\n").unwrap_err();
+        let error = check_server("redis_version:6.2.6\r\n", Mode::Standalone).unwrap_err();
         assert!(error.to_string().contains("found Redis 6.2.6"), "{error}");
     }
 
     #[test]
     fn the_incarnation_follows_the_replication_id_and_a_replica_has_none() {
-        let of = |text: &str| incarnation("poll", text).map_err(|error| error.kind());
+        let of = |text: &str| {
+            let life = life("poll", text).map_err(|error| error.kind());
+            life.map(|life| life.incarnation)
+        };
         let first = of("role:master\r\nmaster_replid:aaaa\r\n");
         assert_ne!(first, of("role:master\r\nmaster_replid:bbbb\r\n"));
         assert_eq!(first, of("master_replid:aaaa\r\n"));
@@ -118,5 +185,26 @@ mod tests {
             Err(StoreErrorKind::ReadOnly)
         );
         assert_eq!(of("role:master\r\n"), Err(StoreErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn a_life_continues_another_only_after_a_promotion() {
+        let old = "a".repeat(40);
+        let info = |second: &str, promoted: i64, begins: i64, len: i64| {
+            let text = format!(
+                "role:master\r\nmaster_replid:bbbb\r\nmaster_replid2:{second}\r\n\
+                 second_repl_offset:{promoted}\r\nrepl_backlog_first_byte_offset:{begins}\r\n\
+                 repl_backlog_histlen:{len}\r\n"
+            );
+            life("poll", &text).expect("a primary").continues
+        };
+        assert_eq!(info(&old, 101, 1, 100), Some(incarnation(&old)));
+        assert_eq!(info(&old, 101, 100, 900), Some(incarnation(&old)));
+        let zeros = "0".repeat(40);
+        assert_eq!(info(&zeros, -1, 1, 100), None, "never a replica");
+        assert_eq!(info(&old, 101, 101, 0), None, "started from a snapshot");
+        assert_eq!(info(&old, 101, 101, 50), None, "and written to since");
+        assert_eq!(info(&old, 101, 900, 1000), None, "too long ago to tell");
+        assert_eq!(info(&old, 101, 0, 0), None, "no backlog");
     }
 }

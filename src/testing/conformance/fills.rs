@@ -49,6 +49,21 @@ pub async fn a_lease_ends_with_its_ttl(harness: &Harness) {
     assert!(!probe.fill(KEY, late, &value(late)).await);
 }
 
+/// A read that proves itself gives what a read gives, of every step that was answered before it.
+pub async fn a_proven_read_gives_what_a_read_gives(harness: &Harness) {
+    let (probe, other) = (harness.probe().await, harness.probe().await);
+    let absent = probe.link.read_proven(KEY).await.expect("read_proven");
+    assert_eq!(absent, probe.read(KEY).await);
+    let bytes = other.put(KEY).await;
+    let found = probe.link.read_proven(KEY).await.expect("read_proven");
+    assert_eq!(found.value.as_deref(), Some(&bytes[..]));
+    assert_eq!(found, probe.read(KEY).await);
+    other.invalidate(&[KEY]).await;
+    let gone = probe.link.read_proven(KEY).await.expect("read_proven");
+    assert_eq!((gone.value, gone.floor), (None, found.floor));
+    assert_ne!(gone.head, found.head, "the head of after");
+}
+
 /// A fill under its lease is stored, and read with the head and the floor.
 pub async fn a_fill_under_the_lease_is_read_back(harness: &Harness) {
     let probe = harness.probe().await;

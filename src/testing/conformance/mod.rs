@@ -71,6 +71,7 @@ macro_rules! __store_claims {
             concurrent_leases_grant_one
             a_lease_ends_with_its_ttl
             a_fill_under_the_lease_is_read_back
+            a_proven_read_gives_what_a_read_gives
             a_fill_after_an_invalidation_is_refused
             a_fill_after_a_fence_is_refused
             a_fill_with_another_token_is_refused

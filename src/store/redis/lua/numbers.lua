@@ -1,4 +1,8 @@
--- Shared by every step: numbers as bytes and as text, and the time.
+-- Shared by every step: numbers as bytes and as text, the time, and how to publish.
+
+-- On a cluster, where a lane's tag has a third part, channels are those of a slot.
+local PUBLISH = KEYS[1]:find('^{[^:}]*:[^:}]*:') and 'SPUBLISH' or 'PUBLISH'
+
 local function word(number) return struct.pack('>I8', number) end
 
 -- %.0f because tostring() turns to an exponent at 15 digits.

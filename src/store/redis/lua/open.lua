@@ -35,6 +35,14 @@ local function fence(head)
   append(head, FENCE, ARGV[5], '')
 end
 
+-- Opens a new epoch that continues the one before, up to here: the server followed that as a replica.
+local function fork(head)
+  head.prev_epoch, head.fork_seq = head.epoch, word(head.seq)
+  head.epoch, head.incarnation = ARGV[4], ARGV[3]
+  head.flags = struct.pack('>I2', math.floor(now_ms() / 1000) % 32768 * 2 + 1)
+  append(head, FORK, ARGV[5], '')
+end
+
 -- The head of the lane; a lane without one gets a new epoch.
 local function open()
   local bytes = head_bytes()

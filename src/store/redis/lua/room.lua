@@ -42,7 +42,7 @@ end
 local function emit(room, kind, member, meta)
   room.seq = room.seq + 1
   local channel, name = room.state:sub(1, -2) .. 'c', room.state:match('}p:(.*):s$')
-  redis.call('PUBLISH', channel, 'P\1' .. kind .. room.epoch .. word(room.seq)
+  redis.call(PUBLISH, channel, 'P\1' .. kind .. room.epoch .. word(room.seq)
     .. struct.pack('>I2', #name) .. name .. struct.pack('>I2', #member) .. member .. meta)
 end
 

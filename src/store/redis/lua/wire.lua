@@ -1,12 +1,12 @@
 -- Shared by every step: bytes on the wire and under the keys.
 -- KEYS[1] head of the lane; ARGV[1] lane (2 bytes), ARGV[2] channel.
 -- Epochs, nonces, tokens and hashes are opaque bytes here and never numbers: a Lua number holds 53 bits.
-local INVALIDATE, CLEAR, FENCE, FILLED = '\1', '\2', '\4', '\5'
+local INVALIDATE, CLEAR, FORK, FENCE, FILLED = '\1', '\2', '\3', '\4', '\5'
 local NONE = string.rep('\0', 8)
 local MAGIC, VALUE, ABSENT, LEASE = 215, 1, 2, 3
 
 local function publish(kind, epoch, seq, prev, nonce, ms, hashes)
-  redis.call('PUBLISH', ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
+  redis.call(PUBLISH, ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
     .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes)
 end
 

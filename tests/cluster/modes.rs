@@ -1,0 +1,109 @@
+//! Each mode on a cluster, where its keys lie on several nodes.
+
+use crate::cluster;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tidings::error::StoreErrorKind;
+use tidings::testing::{RedisCluster, RedisServer};
+use tidings::{Cache, Origin, StoreState};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn cache(cluster: &RedisCluster, namespace: &str) -> Cache {
+    let cache = Cache::builder(namespace).store_url(cluster.url());
+    cache.build().await.unwrap()
+}
+
+/// How many of the nodes have keys of the namespace.
+fn nodes_with_keys(cluster: &RedisCluster, namespace: &str) -> usize {
+    let pattern = format!("{{{namespace}:*");
+    let nodes = (0..cluster.primaries()).map(|at| cluster.node(at));
+    let has_keys = |node: &RedisServer| !node.cli(&["KEYS", &pattern]).unwrap().is_empty();
+    nodes.filter(|node| has_keys(node)).count()
+}
+
+async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !look().await {
+        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_share_values_and_invalidations_over_all_nodes() {
+    let cluster = cluster();
+    let version = Arc::new(AtomicU64::new(0));
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let cache = cache(&cluster, "entities").await;
+        let version = Arc::clone(&version);
+        let load = move |key: u64| {
+            let version = Arc::clone(&version);
+            async move { Ok::<_, Infallible>((key, version.load(Ordering::SeqCst))) }
+        };
+        pods.push(cache.entity("version", load).build().unwrap());
+    }
+    let keys: Vec<u64> = (0..100).collect();
+    for pod in &pods {
+        for (key, found) in keys.iter().zip(pod.get_many(&keys).await) {
+            assert_eq!(*found.unwrap(), (*key, 0));
+        }
+    }
+    assert_eq!(nodes_with_keys(&cluster, "entities"), 3);
+    assert_eq!(
+        pods[1].cache().health().live_lanes,
+        pods[1].cache().health().lanes
+    );
+    version.store(1, Ordering::SeqCst);
+    pods[0].invalidate_many(&keys).await.unwrap();
+    assert_eq!(*pods[0].get(&7).await.unwrap(), (7, 1));
+    let hints = pods[1].cache().health().hints;
+    eventually("the other pod heard", async || {
+        let mut new = true;
+        for found in pods[1].get_many(&keys).await {
+            new &= found.unwrap().1 == 1;
+        }
+        new
+    })
+    .await;
+    assert!(pods[1].cache().health().hints >= hints);
+    let served = pods[1].get_with(&7).await.unwrap();
+    assert_eq!((served.value.1, served.origin), (1, Origin::Local));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raw_data_of_all_nodes_is_found_and_cleared() {
+    let cluster = cluster();
+    let cache = cache(&cluster, "raws").await;
+    let raw = cache.raw("sessions").unwrap();
+    let names: BTreeSet<String> = (0..300).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        raw.set(name.as_str(), "x", Duration::from_secs(300))
+            .await
+            .unwrap();
+    }
+    assert_eq!(nodes_with_keys(&cluster, "raws"), 3);
+    assert_eq!(raw.clear().await.unwrap(), 300);
+    assert_eq!(raw.clear().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_cluster_address_wants_nodes_of_a_cluster_and_a_plain_one_does_not() {
+    let cluster = cluster();
+    let build = async |url: String| Cache::builder("kinds").store_url(url).build().await;
+    let kind = async |url: String| {
+        let error = build(url).await.expect_err("of another kind");
+        error.store_error().map(|error| error.kind())
+    };
+    let node = cluster.node(0).url();
+    assert_eq!(kind(node).await, Some(StoreErrorKind::Unsupported));
+    let server = RedisServer::start().unwrap();
+    let url = server.url().replace("redis://", "redis+cluster://");
+    assert_eq!(kind(url).await, Some(StoreErrorKind::Unsupported));
+    let cache = build(cluster.url()).await.unwrap();
+    assert!(matches!(cache.health().store, StoreState::Up));
+}

@@ -1,0 +1,121 @@
+//! Sentinels promote a replica: with everything that was acknowledged, without the last of it, and while
+//! the old primary goes on.
+
+use crate::fleet::{Fleet, Plan, Site};
+use crate::history::Violation;
+use std::time::Duration;
+use tidings::StoreState;
+use tidings::coherence::Head;
+use tidings::store::{Namespace, Redis, Store};
+use tidings::testing::{Proxy, RedisReplicas};
+use tokio::task::block_in_place;
+
+/// For how long two primaries may both be used in a failover that the old one survives: until a sentinel
+/// has seen the promotion, and is asked; each happens within a second.
+const OVERLAP: Duration = Duration::from_secs(4);
+
+impl Site for RedisReplicas {
+    fn way(&self) -> (String, Option<Proxy>) {
+        (self.url(), None)
+    }
+}
+
+impl Fleet<RedisReplicas> {
+    async fn with_one_replica() -> Self {
+        let redis = block_in_place(|| RedisReplicas::start(1)).unwrap();
+        Self::on(redis, Plan::default()).await
+    }
+
+    /// The heads of the namespace on one server.
+    async fn heads(&self, server: usize) -> Vec<Option<Head>> {
+        let store = Redis::new(&self.server.server(server).url()).unwrap();
+        let namespace = Namespace {
+            name: "faults".to_owned(),
+            lanes: self.pods[0].health().lanes as u16,
+        };
+        let (link, _hints) = store.connect(&namespace).await.unwrap();
+        link.poll().await.unwrap().heads
+    }
+
+    /// Waits until the sentinels have put another server in the place of `before`, and every pod is fully
+    /// at work there.
+    async fn moves_on_from(&self, before: usize) -> usize {
+        let now = block_in_place(|| self.server.wait_for_promotion(before)).unwrap();
+        self.each_pod("took to the new primary", |pod| pod.health().links > 1)
+            .await;
+        self.each_pod("was fully at work again", |pod| pod.ailment().is_none())
+            .await;
+        now
+    }
+
+    /// Panics if a pod has dropped what it held: the new primary continues where the old one ended.
+    fn kept_their_memory(&self) {
+        for pod in &self.pods {
+            let health = pod.health();
+            assert_eq!(health.flushes, health.lanes as u64, "{health:?}");
+        }
+    }
+}
+
+fn end(head: &Option<Head>) -> u64 {
+    head.as_ref().map_or(0, |head| head.at.seq)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_primary_is_killed_and_a_replica_goes_on() {
+    let mut fleet = Fleet::with_one_replica().await;
+    fleet.work(700).await;
+    fleet.server.kill(0);
+    let now = fleet.moves_on_from(0).await;
+    assert_eq!(now, 1);
+    fleet.kept_their_memory();
+    fleet.work(500).await;
+    fleet.finish().await;
+}
+
+/// What no replica had is logged again by the pods that had it acknowledged, before any pod believes what
+/// the new primary has (holes H15, H16).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invalidations_that_no_replica_had_are_logged_again() {
+    let mut fleet = Fleet::with_one_replica().await;
+    fleet.work(700).await;
+    block_in_place(|| fleet.server.hold_replicas(0)).unwrap();
+    fleet.work(600).await;
+    let acknowledged: u64 = fleet.heads(0).await.iter().map(end).sum();
+    fleet.server.kill(0);
+    fleet.server.resume_replicas().unwrap();
+    let now = fleet.moves_on_from(0).await;
+    let heads = fleet.heads(now).await;
+    let kept: u64 = heads.iter().flatten().map(|head| head.fork_seq).sum();
+    assert!(heads.iter().flatten().all(|head| head.fork), "{heads:?}");
+    assert!(
+        kept < acknowledged,
+        "nothing was lost: {kept} of {acknowledged}"
+    );
+    println!("{} entries were lost", acknowledged - kept);
+    fleet.kept_their_memory();
+    fleet.work(500).await;
+    fleet.finish().await;
+}
+
+/// The old primary is well, answers, and takes writes. Pods leave it because the sentinels say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_leave_a_primary_that_was_replaced_and_lives() {
+    let fleet = Fleet::with_one_replica().await;
+    fleet.work(500).await;
+    fleet.server.fail_over().unwrap();
+    let now = fleet.moves_on_from(0).await;
+    assert_eq!(now, 1);
+    fleet.work(500).await;
+    for pod in &fleet.pods {
+        assert!(matches!(pod.health().store, StoreState::Up));
+    }
+    // Until the sentinels are asked again, what either primary acknowledges is heard beside it alone, and
+    // no read can claim to know better.
+    let bound = fleet.bound() + OVERLAP;
+    let history = fleet.history().await;
+    let found = history.violations(bound).into_iter();
+    let found = found.filter(|found| !matches!(found, Violation::Claim { .. }));
+    let found: Vec<_> = found.map(|found| found.to_string()).collect();
+    assert!(found.is_empty(), "{found:?} in {}", history.summary());
+}
