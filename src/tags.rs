@@ -13,7 +13,7 @@ pub(crate) use floors::{Judged, Told};
 use crate::bus::{Bus, Listener, Liveness, lock};
 use crate::coherence::{Change, Lane};
 use crate::key::{KeySpace, Tag, TagHash};
-use crate::time::Millis;
+use crate::time::{Clock, Millis};
 use std::collections::HashMap;
 use std::mem;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -75,6 +75,7 @@ struct Watchers {
 }
 
 impl Cell {
+    #[inline]
     fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
     }
@@ -323,19 +324,19 @@ impl Dependency {
         self.is_unchanged() && self.liveness.vouches(until, self.since)
     }
 
-    /// As [`is_current`](Self::is_current), soft tags included.
+    /// As [`is_current`](Self::is_current), soft tags included, for a reader who looks at the `clock`
+    /// anyway. Gives the time as well.
     #[inline]
-    pub(crate) fn standing(&self) -> Standing {
+    pub(crate) fn standing(&self, clock: &Clock) -> (Standing, Millis) {
         let until = self.liveness.until();
-        if !self.is_unchanged() {
-            return Standing::Gone;
-        }
-        let softened = !are_unchanged(&self.soft);
-        match self.liveness.vouches(until, self.since) {
+        let (unchanged, softened) = (self.is_unchanged(), !are_unchanged(&self.soft));
+        let now = clock.now();
+        let standing = match unchanged && self.liveness.vouches_at(now, until, self.since) {
             false => Standing::Gone,
             true if softened => Standing::Expired,
             true => Standing::Current,
-        }
+        };
+        (standing, now)
     }
 
     /// Whether this pod knows of no invalidation of one of the tags, other than soft ones.
@@ -400,7 +401,6 @@ mod tests {
     use super::*;
     use crate::coherence::{Mechanisms, Rules};
     use crate::store::{Memory, Namespace};
-    use crate::time::Clock;
     use std::num::NonZero;
 
     fn registry() -> (Arc<Bus>, Arc<Registry>) {

@@ -70,7 +70,11 @@ impl Liveness {
     /// kind of evidence ends before L is over, as in [`Rules::may_serve`](crate::coherence::Rules::may_serve).
     #[inline]
     pub(crate) fn vouches(&self, until: Millis, since: Millis) -> bool {
-        let now = self.clock.now();
+        self.vouches_at(self.clock.now(), until, since)
+    }
+
+    #[inline]
+    pub(crate) fn vouches_at(&self, now: Millis, until: Millis, since: Millis) -> bool {
         now < until || now < since + self.lease
     }
 }

@@ -179,16 +179,13 @@ where
         } else {
             self.word(lane)
         };
-        let now = self.clock.now();
-        if !self.rules.may_serve(word, stamp(&slot), now) {
-            return None;
-        }
-        let expired = match slot.tied.as_ref().map(|tied| tied.standing()) {
-            None | Some(Standing::Current) => false,
-            Some(Standing::Expired) => true,
-            Some(Standing::Gone) => return None,
+        let (standing, now) = match &slot.tied {
+            None => (Standing::Current, self.clock.now()),
+            Some(tied) => tied.standing(&self.clock),
         };
-        Some(Hit {
+        let served = self.rules.may_serve(word, stamp(&slot), now) && standing != Standing::Gone;
+        let expired = standing == Standing::Expired;
+        served.then_some(Hit {
             slot,
             word,
             now,

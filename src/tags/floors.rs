@@ -290,7 +290,7 @@ impl Registry {
         wanted: Wanted,
     ) -> StoreResult<Told> {
         let call = link.tag_floors(&wanted.places, wanted.keep);
-        let answers = Bus::within(bus.timing.read_timeout, "read tags", call).await?;
+        let answers = bus.ask("read tags", call).await?;
         let asked = wanted.places.iter().zip(&wanted.counts).zip(&wanted.views);
         let mut told = Vec::new();
         let mut table = crate::bus::lock(&self.tags);

@@ -206,6 +206,26 @@ async fn a_stamp_of_a_tag_is_seen_by_who_is_handed_it(bed: Bed) {
     }
 }
 
+/// By floors that are asked for then, though the pod knows some.
+async fn a_strict_read_sees_every_tag_that_was_acknowledged_before_it(bed: Bed) {
+    let source = Source::new();
+    let (a, b) = (bed.pod().await, bed.pod().await);
+    let (on_a, on_b) = (tagged(&a, &source), tagged(&b, &source));
+    for key in [1, 3] {
+        value(&on_a, key).await;
+    }
+    a.done("fill", 2).await;
+    value(&on_b, 3).await;
+    assert_eq!(*on_b.get_strict(&1).await.unwrap(), 0);
+    b.wire.deafen(true);
+    b.wire.hang("poll");
+    for version in 1..=10 {
+        source.commit(1, version);
+        a.cache.invalidate(["org:1"]).await.unwrap();
+        assert_eq!(*on_b.get_strict(&1).await.unwrap(), version);
+    }
+}
+
 /// A floor may be evicted as anything else. That costs loads.
 async fn a_floor_that_was_evicted_costs_loads_and_never_a_stale_read(bed: Bed) {
     let source = Source::new();
@@ -455,6 +475,7 @@ on_both_stores!(
     what_has_no_tags_costs_nothing_for_them,
     tags_that_the_loader_names_count_as_those_of_the_entity,
     a_stamp_of_a_tag_is_seen_by_who_is_handed_it,
+    a_strict_read_sees_every_tag_that_was_acknowledged_before_it,
     a_floor_that_was_evicted_costs_loads_and_never_a_stale_read,
     what_the_store_loses_goes_here_too,
     a_lost_hint_of_a_tag_is_made_up_for,

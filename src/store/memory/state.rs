@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
-use super::values::Values;
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
     Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces, TagFloor,
@@ -390,7 +389,7 @@ impl MemoryState {
     pub fn drop_tag_floors(&mut self) {
         let lanes: Vec<_> = self.lanes.keys().copied().collect();
         for lane in lanes {
-            self.change(lane, |lane| lane.tag_floors = Values::default());
+            self.change(lane, |lane| lane.tag_floors = Default::default());
         }
     }
 
