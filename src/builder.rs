@@ -114,7 +114,9 @@ impl CacheBuilder {
     ///
     /// - `memory:` or `memory:name`: in this process; the same URL names the same store;
     /// - `redis://user:password@host:port/database`: Redis 7 or later (feature `redis`);
-    /// - `rediss://…`: the same over TLS (feature `tls`).
+    /// - `redis+sentinel://…/primary-name`, `redis+cluster://…`: the primary that sentinels name, or a
+    ///   cluster: see `store::Redis::new`;
+    /// - `rediss://…`, `rediss+…`: the same over TLS (feature `tls`).
     ///
     /// Without this and [`store`](Self::store) the URL is taken from the environment variable
     /// `TIDINGS_STORE`, and without that it is `memory:`.
@@ -335,8 +337,13 @@ fn open(option: &'static str, url: &str) -> Result<Arc<dyn Store>, BuildError> {
             _,
         )) => Err(BuildError::new(option, "Redis needs the feature `redis`")),
         // The URL may hold a password, so it is not repeated.
-        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
-            let known = "`memory:`, `redis://`, `rediss://`";
+        Some((scheme, _))
+            if scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '+') =>
+        {
+            let known =
+                "`memory:`, `redis://`, `rediss://`, `redis+sentinel://`, `redis+cluster://`";
             Err(BuildError::new(
                 option,
                 format!("unknown scheme `{scheme}:`; known are {known}"),

@@ -46,7 +46,9 @@ const FLAG_KEY: u16 = 1;
 const FLAG_COMPRESSED: u16 = 2;
 /// Key and payload are sealed.
 const FLAG_SEALED: u16 = 4;
-const KNOWN_FLAGS: u16 = FLAG_KEY | FLAG_COMPRESSED | FLAG_SEALED;
+/// The version that the source gives the value comes before the tags.
+const FLAG_VERSION: u16 = 8;
+const KNOWN_FLAGS: u16 = FLAG_KEY | FLAG_COMPRESSED | FLAG_SEALED | FLAG_VERSION;
 
 /// Length of a stored lease in bytes: what all states have in common.
 pub(crate) const LEASE_LEN: usize = 28;
@@ -88,6 +90,8 @@ pub(crate) struct Header {
     pub(crate) load_us: u32,
     /// The user's number for the shape of the value.
     pub(crate) schema: u32,
+    /// What the source calls this state of the value: later ones have greater numbers.
+    pub(crate) version: Option<u64>,
     /// What it is invalidated with.
     pub(crate) tags: Vec<TagVersion>,
 }
@@ -228,8 +232,14 @@ pub(crate) fn encode(
         true => (flags | FLAG_KEY, 4 + key.bytes.len()),
         false => (flags, 0),
     };
+    let flags = flags | header.version.map_or(0, |_| FLAG_VERSION);
     let extra = packing.seal.as_ref().map_or(0, |_| seal::EXTRA_LEN);
-    let room = HEADER_LEN + TAG_LEN * header.tags.len() + key_room + payload.len() + extra;
+    let room = HEADER_LEN
+        + 8 * usize::from(header.version.is_some())
+        + TAG_LEN * header.tags.len()
+        + key_room
+        + payload.len()
+        + extra;
 
     let mut out = Vec::with_capacity(room + CHECKSUM_LEN);
     out.extend(common(state, CODEC_MESSAGE_PACK, &header.lease));
@@ -240,6 +250,12 @@ pub(crate) fn encode(
     out.extend(header.schema.to_be_bytes());
     out.extend(flags.to_be_bytes());
     out.extend(tags.to_be_bytes());
+    out.extend(
+        header
+            .version
+            .iter()
+            .flat_map(|version| version.to_be_bytes()),
+    );
     for TagVersion { carried, at } in &header.tags {
         let Carried { tag, soft } = carried;
         let seq = if *soft { at.seq | SOFT } else { at.seq };
@@ -259,6 +275,17 @@ pub(crate) fn encode(
     }
     out.extend(xxh3_64_with_seed(&out, key.hash).to_be_bytes());
     Ok(out)
+}
+
+/// The version of a stored value, if it has one, and no tags: as far as a store itself looks at it.
+pub(crate) fn version_of(bytes: &[u8]) -> Option<u64> {
+    const FLAGS_AT: usize = HEADER_LEN - 4;
+    let is_value = bytes.first() == Some(&MAGIC) && bytes.get(2) == Some(&STATE_VALUE);
+    let (_, mut rest) = bytes.split_at_checked(FLAGS_AT).filter(|_| is_value)?;
+    let flags = u16::from_be_bytes(take(&mut rest).ok()?);
+    let tags = u16::from_be_bytes(take(&mut rest).ok()?);
+    let version = u64::from_be_bytes(take(&mut rest).ok()?);
+    (flags & FLAG_VERSION != 0 && tags == 0).then_some(version)
 }
 
 /// Reads what is stored under `key`. Costs one pass over the bytes for the checksum; allocates only for
@@ -337,6 +364,7 @@ fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusab
         soft_expires_ms: u64::from_be_bytes(take(rest)?),
         load_us: u32::from_be_bytes(take(rest)?),
         schema: u32::from_be_bytes(take(rest)?),
+        version: None,
         tags: Vec::new(),
     };
     let flags = u16::from_be_bytes(take(rest)?);
@@ -344,6 +372,9 @@ fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusab
         return Err(Unusable::Flags(flags));
     }
     let tags = usize::from(u16::from_be_bytes(take(rest)?));
+    if flags & FLAG_VERSION != 0 {
+        header.version = Some(u64::from_be_bytes(take(rest)?));
+    }
     let mut tag_bytes = take_slice(rest, TAG_LEN * tags)?;
     header.tags.reserve_exact(tags);
     while !tag_bytes.is_empty() {

@@ -22,7 +22,8 @@ pub enum StoreErrorKind {
     Full,
     /// It takes no writes: a replica, or a server that cannot persist.
     ReadOnly,
-    /// It is still loading its data or busy with a script.
+    /// It is still loading its data, or busy with a script; or the node of a cluster that has the key
+    /// does not answer, or is handing its slot over.
     Busy,
     /// It answered something that is not of its protocol or not what was asked for.
     Protocol,

@@ -119,6 +119,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         soft_expires_ms: 1_700_000_000_000,
         load_us: 12_345,
         schema: SCHEMA,
+        version: None,
         tags: vec![tag(0x3132, 0x3334, 5), tag(0x4142, 0x4142, 6)],
     };
     let untagged = Header {
@@ -164,6 +165,19 @@ fn samples() -> Vec<(&'static str, Sample)> {
             Sample::Outcome(
                 Outcome::Value,
                 header.clone(),
+                value.clone(),
+                key(b"42"),
+                Packed::Plain,
+            ),
+        ),
+        (
+            "envelope-version",
+            Sample::Outcome(
+                Outcome::Value,
+                Header {
+                    version: Some(0xB1B2_B3B4_B5B6_B7B8),
+                    ..header.clone()
+                },
                 value.clone(),
                 key(b"42"),
                 Packed::Plain,

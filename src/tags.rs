@@ -123,7 +123,7 @@ impl Registry {
     fn dependency(&self, cells: impl Iterator<Item = Arc<Cell>>, since: Millis) -> Dependency {
         Dependency {
             cells: cells.map(|cell| (cell.count(), cell)).collect(),
-            soft: Box::default(),
+            soft: Counts::default(),
             since,
             liveness: Arc::clone(&self.liveness),
         }
@@ -285,9 +285,37 @@ impl Listener for Registry {
     }
 }
 
-#[inline]
-fn are_unchanged(cells: &[(u64, Arc<Cell>)]) -> bool {
-    cells.iter().all(|(count, cell)| cell.count() == *count)
+/// Cells, and their counts when it began. Those of one tag lie in it: each step from one place in memory
+/// to the next is a part of what a hit costs.
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    first: Option<[(u64, Arc<Cell>); 2]>,
+    rest: Box<[(u64, Arc<Cell>)]>,
+}
+
+impl Counts {
+    #[inline]
+    fn are_unchanged(&self) -> bool {
+        let first = self.first.iter().flatten();
+        let mut all = first.chain(&self.rest);
+        all.all(|(count, cell)| cell.count() == *count)
+    }
+}
+
+impl FromIterator<(u64, Arc<Cell>)> for Counts {
+    fn from_iter<T: IntoIterator<Item = (u64, Arc<Cell>)>>(cells: T) -> Self {
+        let mut cells = cells.into_iter();
+        match (cells.next(), cells.next()) {
+            (Some(one), Some(other)) => Self {
+                first: Some([one, other]),
+                rest: cells.collect(),
+            },
+            (one, _) => Self {
+                first: None,
+                rest: one.into_iter().collect(),
+            },
+        }
+    }
 }
 
 /// What becomes of an entry by its tags.
@@ -304,9 +332,9 @@ pub(crate) enum Standing {
 /// That some tags were not invalidated since a moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Dependency {
-    cells: Box<[(u64, Arc<Cell>)]>,
+    cells: Counts,
     /// Those of soft tags.
-    soft: Box<[(u64, Arc<Cell>)]>,
+    soft: Counts,
     since: Millis,
     liveness: Arc<Liveness>,
 }
@@ -329,7 +357,7 @@ impl Dependency {
     #[inline]
     pub(crate) fn standing(&self, clock: &Clock) -> (Standing, Millis) {
         let until = self.liveness.until();
-        let (unchanged, softened) = (self.is_unchanged(), !are_unchanged(&self.soft));
+        let (unchanged, softened) = (self.is_unchanged(), !self.soft.are_unchanged());
         let now = clock.now();
         let standing = match unchanged && self.liveness.vouches_at(now, until, self.since) {
             false => Standing::Gone,
@@ -342,7 +370,7 @@ impl Dependency {
     /// Whether this pod knows of no invalidation of one of the tags, other than soft ones.
     #[inline]
     pub(crate) fn is_unchanged(&self) -> bool {
-        are_unchanged(&self.cells)
+        self.cells.are_unchanged()
     }
 
     /// What it is said of reflects every invalidation of the tags that was acknowledged before this.

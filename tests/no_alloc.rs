@@ -54,6 +54,23 @@ async fn a_hit_of_a_number_allocates_nothing() {
     hits_allocate_nothing([0_u64, 42, u64::MAX]).await;
 }
 
+/// What is boxed for a miss is not part of it. Below this size allocators have the room for a task at hand.
+#[tokio::test]
+async fn the_future_of_a_read_is_smaller_than_a_kibibyte() {
+    let cache = Cache::builder("no-alloc").store(Memory::new()).build();
+    let cache = cache.await.expect("the embedded store is always there");
+    let load = |id: u64| ready(Ok::<_, Infallible>(id));
+    let values = cache.entity("value", load).build();
+    let values = values.expect("the options are in range");
+    let sizes = [
+        size_of_val(&values.get(&1)),
+        size_of_val(&values.get_with(&1)),
+        size_of_val(&values.get_strict(&1)),
+        size_of_val(&values.refresh(&1)),
+    ];
+    assert!(sizes.iter().all(|size| *size < 1024), "{sizes:?}");
+}
+
 #[tokio::test]
 async fn a_hit_of_a_tuple_allocates_nothing() {
     let key = |org: &str, id| (String::from(org), id, [7_u8; 16]);

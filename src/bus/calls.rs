@@ -3,7 +3,7 @@
 //! that this pod follows.
 
 use super::pending::{Fenced, Item, TURNS, Table};
-use super::{Bus, InvalidateError, Pending, Stamp, lock};
+use super::{Bus, InvalidateError, OwnedPut, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
 use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
 use crate::error::{StoreError, StoreErrorKind};
@@ -208,10 +208,19 @@ impl Bus {
         self: &Arc<Self>,
         calls: Vec<(Lane, Call)>,
     ) -> Result<Stamp, InvalidateError> {
+        self.announce_put(calls, None).await
+    }
+
+    /// As [`announce_all`](Self::announce_all), with a value for the key of the first call.
+    pub(crate) async fn announce_put(
+        self: &Arc<Self>,
+        calls: Vec<(Lane, Call)>,
+        put: Option<OwnedPut>,
+    ) -> Result<Stamp, InvalidateError> {
         if self.closing.is_cancelled() {
             return Err(InvalidateError::Closed);
         }
-        let handles = self.begin_all(calls);
+        let handles = self.begin_put(calls, put);
         let mut stamp = Stamp::default();
         for mut handle in handles.clone() {
             // No limit here: a first attempt has its own, and all of them are under way.
@@ -228,9 +237,18 @@ impl Bus {
 
     /// Begins `calls`, and tells those who watch in this process once all of them are carried out here.
     pub(crate) fn begin_all(self: &Arc<Self>, calls: Vec<(Lane, Call)>) -> Vec<CallHandle> {
+        self.begin_put(calls, None)
+    }
+
+    fn begin_put(
+        self: &Arc<Self>,
+        calls: Vec<(Lane, Call)>,
+        mut put: Option<OwnedPut>,
+    ) -> Vec<CallHandle> {
         let shared = calls.into_iter().map(|(lane, call)| (lane, Arc::new(call)));
         let calls: Vec<_> = shared.collect();
-        let announce = |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call));
+        let announce =
+            |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call), put.take());
         let handles = calls.iter().map(announce).collect();
         self.tell_own(calls.iter().map(|(_, call)| call.change()));
         handles
@@ -268,14 +286,21 @@ impl Bus {
 
     /// Carries `call` out in this process, and sees to it that the store learns of it. From here on
     /// nobody needs to wait for it to happen.
-    pub(super) fn announce(self: &Arc<Self>, lane: Lane, call: Arc<Call>) -> CallHandle {
+    pub(super) fn announce(
+        self: &Arc<Self>,
+        lane: Lane,
+        call: Arc<Call>,
+        put: Option<OwnedPut>,
+    ) -> CallHandle {
         let id = self.calls.begin(self.clock.now(), lane, &call);
         for fenced in Fenced::by(lane, &call) {
             self.fence_off(fenced);
         }
         let (state, receiver) = watch::channel(CallState::Running);
         let bus = Arc::clone(self);
-        self.spawn_until_shutdown(async move { bus.see_through(lane, call, id, state).await });
+        self.spawn_until_shutdown(
+            async move { bus.see_through(lane, call, put, (id, state)).await },
+        );
         CallHandle {
             lane,
             state: receiver,
@@ -297,12 +322,12 @@ impl Bus {
         self: Arc<Self>,
         lane: Lane,
         call: Arc<Call>,
-        id: u64,
-        state: watch::Sender<CallState>,
+        put: Option<OwnedPut>,
+        (id, state): (u64, watch::Sender<CallState>),
     ) {
         let since = self.clock.now();
         let mut noted = Vec::new();
-        match self.first_attempt(lane, &call, &mut noted).await {
+        match self.first_attempt(lane, &call, put, &mut noted).await {
             Ok(position) => {
                 for fenced in Fenced::by(lane, &call) {
                     self.heal(fenced);
@@ -347,10 +372,12 @@ impl Bus {
         &self,
         lane: Lane,
         call: &Arc<Call>,
+        put: Option<OwnedPut>,
         noted: &mut Vec<Item>,
     ) -> StoreResult<Position> {
         let limit = self.timing.invalidate_timeout;
-        let mut attempt = pin!(tokio::time::timeout(limit, self.attempt(lane, call)));
+        let attempt = self.attempt(lane, call, put.as_ref());
+        let mut attempt = pin!(tokio::time::timeout(limit, attempt));
         let mut done = None;
         if self.has_journal() {
             done = tokio::time::timeout(JOURNAL_AFTER, &mut attempt).await.ok();
@@ -371,9 +398,14 @@ impl Bus {
     }
 
     /// Has the store log `call`, until that is acknowledged or something fails.
-    pub(super) async fn attempt(&self, lane: Lane, call: &Arc<Call>) -> StoreResult<Position> {
+    pub(super) async fn attempt(
+        &self,
+        lane: Lane,
+        call: &Arc<Call>,
+        put: Option<&OwnedPut>,
+    ) -> StoreResult<Position> {
         for _ in 0..EPOCHS_PER_ATTEMPT {
-            let (entry, at) = self.log(lane, call).await?;
+            let (entry, at) = self.log(lane, call, put).await?;
             for _ in 0..2 {
                 let now = self.clock.now();
                 let (ack, actions) = self.step(lane, |state, out| {
@@ -397,13 +429,18 @@ impl Bus {
             .with_detail("the lane's epoch keeps changing"))
     }
 
-    async fn log(&self, lane: Lane, call: &Call) -> StoreResult<(LogEntry, Position)> {
+    async fn log(
+        &self,
+        lane: Lane,
+        call: &Call,
+        put: Option<&OwnedPut>,
+    ) -> StoreResult<(LogEntry, Position)> {
         let (nonce, logged) = loop {
             let mut link_up = self.link_up.subscribe();
             let (link, nonce) = (self.link()?, self.nonce());
             tokio::select! {
                 biased;
-                logged = self.log_on(&*link, lane, call, nonce) => break (nonce, logged?),
+                logged = self.log_on(&*link, lane, (call, put), nonce) => break (nonce, logged?),
                 // A half-open connection never answers, and by now there is another one.
                 _ = link_up.changed() => {}
             }
@@ -422,10 +459,19 @@ impl Bus {
         &self,
         link: &dyn Link,
         lane: Lane,
-        call: &Call,
+        (call, put): (&Call, Option<&OwnedPut>),
         nonce: Nonce,
     ) -> StoreResult<Logged> {
         let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
+        if let Some(put) = put {
+            let place = put.place(lane, &call.entity);
+            let call = link.put(place, put.put(), &call.hashes, nonce, opening);
+            let logged = Self::within(limit, "put", call).await;
+            // A full server takes no value, but an invalidation.
+            if !matches!(&logged, Err(error) if error.kind() == StoreErrorKind::Full) {
+                return logged;
+            }
+        }
         if call.kind == Kind::Clear {
             let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
             Self::within(limit, "clear", call).await

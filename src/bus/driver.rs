@@ -292,7 +292,7 @@ impl Session<'_> {
                 Action::Touch => self.touch(vec![lane]),
                 Action::Reissue(call) => {
                     // Nobody waits for it: it sees itself through.
-                    drop(self.bus.announce(lane, call));
+                    drop(self.bus.announce(lane, call, None));
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);

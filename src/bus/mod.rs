@@ -19,6 +19,7 @@ mod invalidation;
 mod journal;
 mod listen;
 mod pending;
+mod put;
 mod stamp;
 
 pub use breaker::CircuitState;
@@ -29,6 +30,7 @@ pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
 pub use pending::DEFAULT_MAX_PENDING;
 pub(crate) use pending::LEAST_MAX_PENDING;
+pub(crate) use put::OwnedPut;
 pub use stamp::{ParseStampError, Stamp};
 
 use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};

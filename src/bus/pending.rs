@@ -410,7 +410,7 @@ impl Bus {
                 return;
             };
             let attempt = match item.call() {
-                Some(call) => self.attempt(lane, &Arc::new(call)).await,
+                Some(call) => self.attempt(lane, &Arc::new(call), None).await,
                 None => self.void(lane).await,
             };
             let position = match attempt {
@@ -467,13 +467,19 @@ impl Bus {
         let touched = [(lane, self.opening())];
         let heads = Self::within(limit, "touch", link.touch(&touched)).await?;
         let head = heads.first().ok_or_else(busy)?;
-        let opening = self.opening();
+        let (opening, sent) = (self.opening(), self.clock.now());
         let fence = link.fence(lane, head.at.epoch, opening);
         let fenced = Self::within(limit, "fence", fence).await?;
         if fenced.at.epoch != opening.epoch {
             // Another epoch came in between, which may continue the one that was to end.
             return Err(busy());
         }
+        // Followed before it is acknowledged: should a successor of the store not know of it, this pod
+        // repeats it.
+        let now = self.clock.now();
+        self.step(lane, |state, out| {
+            state.on_head(Some(fenced), sent, now, out)
+        });
         self.ask_for_poll();
         Ok(fenced.at)
     }

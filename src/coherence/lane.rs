@@ -119,6 +119,8 @@ pub struct LaneState {
     past: Option<Position>,
     /// Epochs known to be over, newest last.
     dead: Vec<Epoch>,
+    /// Epochs that were fenced: what they hold is void, newest last.
+    fenced: Vec<Epoch>,
     /// A polled head that is not applied yet.
     target: Option<Target>,
     /// When to read the log, if hints have not closed the gap by then.
@@ -143,8 +145,6 @@ impl LaneState {
     /// What was stored or kept before the fork counts again once every pod has had the time for step 4:
     /// up to two seconds until all sentinels know the new primary, two to find it and connect.
     pub const DOUBT: Duration = Duration::from_secs(4);
-    const DEAD_KEPT: usize = 4;
-
     /// A cold lane: nothing known.
     #[must_use]
     pub fn new(mechanisms: Mechanisms) -> Self {
@@ -563,7 +563,23 @@ impl LaneState {
         });
         self.moved_at = now;
         self.reissue_lost(&head, now, out);
+        self.fence_again(&head, out);
         self.confirm(sent, out);
+    }
+
+    /// Repeats a fence that the store lost:
+    ///
+    /// 1. Epoch A is fenced, because what it holds is not to be believed. B follows it.
+    /// 2. The store dies before a replica has heard of B.
+    /// 3. The replica is promoted, and opens C, which continues A.
+    fn fence_again(&mut self, head: &Head, out: &mut Vec<Action>) {
+        if !head.fork {
+            remember(&mut self.fenced, head.prev_epoch);
+        } else if self.fenced.contains(&head.prev_epoch) {
+            out.push(Action::Fence {
+                epoch: head.at.epoch,
+            });
+        }
     }
 
     /// Everything that was logged before `sent` is applied.
@@ -579,7 +595,8 @@ impl LaneState {
     /// epoch to the next may be lost (a trimmed log, an epoch that came and went) while the calls are
     /// still remembered. If they are not (hole H18), nothing from before the fork may be believed.
     fn reissue_lost(&mut self, head: &Head, now: Millis, out: &mut Vec<Action>) {
-        self.doubted_until = head.fork.then(|| now + Self::DOUBT);
+        let doubted = head.fork && self.mechanisms.on(Mechanism::DoubtForks);
+        self.doubted_until = doubted.then(|| now + Self::DOUBT);
         match self.ring.take_lost(head) {
             Some(lost) => out.extend(lost.into_iter().map(Action::Reissue)),
             None => out.push(Action::Fence {
@@ -602,11 +619,7 @@ impl LaneState {
     }
 
     fn bury(&mut self, epoch: Epoch) {
-        self.dead.retain(|&dead| dead != epoch);
-        if self.dead.len() == Self::DEAD_KEPT {
-            self.dead.remove(0);
-        }
-        self.dead.push(epoch);
+        remember(&mut self.dead, epoch);
     }
 
     fn is_current(&self, epoch: Epoch) -> bool {
@@ -628,6 +641,16 @@ impl LaneState {
             .filter(|past| past.epoch == at.epoch && at.seq <= past.seq)?;
         Some(Rank::new(followed.ordinal - 1, at.seq.min(past.seq)))
     }
+}
+
+/// Puts `epoch` last in a list of the newest few.
+fn remember(epochs: &mut Vec<Epoch>, epoch: Epoch) {
+    const KEPT: usize = 4;
+    epochs.retain(|&known| known != epoch);
+    if epochs.len() == KEPT {
+        epochs.remove(0);
+    }
+    epochs.push(epoch);
 }
 
 /// What an entry says, as actions.

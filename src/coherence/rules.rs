@@ -1,6 +1,6 @@
 //! What may be served, joined, inserted and believed. Plain functions over plain data.
 
-use super::{Epoch, Head, Mechanism, Mechanisms, Rank};
+use super::{Epoch, Head, Mechanism, Mechanisms, Position, Rank};
 use crate::time::Millis;
 use std::time::Duration;
 
@@ -87,6 +87,17 @@ pub struct View {
     /// The epoch continues another one, and invalidations that its store lost may not have been logged
     /// again yet: what was stored before it is not to be believed.
     pub in_doubt: bool,
+}
+
+impl View {
+    /// The position up to which everything is applied.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position {
+            epoch: self.epoch,
+            seq: self.applied.seq(),
+        }
+    }
 }
 
 /// Whether bytes of the store may be used.
@@ -214,7 +225,7 @@ pub fn rank_of_head(view: Option<View>, head: &Head) -> Option<Rank> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coherence::{Incarnation, Nonce, Position};
+    use crate::coherence::{Incarnation, Nonce};
 
     const L: Duration = Duration::from_millis(1000);
 

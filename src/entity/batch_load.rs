@@ -2,6 +2,7 @@
 
 use super::Inner;
 use super::batch::{Loaded, each_once};
+use super::context::Said;
 use super::load::{LoadRun, OnPanic, Timing, Unfilled};
 use super::many::Load;
 use super::outcome::StaleReason;
@@ -111,7 +112,8 @@ where
                         start,
                         took,
                     };
-                    let landed = self.land_loaded(&target, guard, run, timing, outcome.into());
+                    let landed =
+                        self.land_loaded(&target, guard, run, timing, outcome, Said::default());
                     unfilled.extend(landed);
                 }
                 None => {

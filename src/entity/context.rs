@@ -1,7 +1,6 @@
 //! What a loader may know of its load, and what it may say of the outcome.
 
 use super::loader::Loader;
-use super::outcome::Outcome;
 use super::tagging::SaidTags;
 use crate::key::Tag;
 use crate::ttl::Ttl;
@@ -122,7 +121,14 @@ impl<V> fmt::Debug for Previous<V> {
 /// A loaded value, with what the loader says of it.
 pub struct Loaded<V> {
     pub(crate) value: Arc<V>,
+    pub(crate) said: Said,
+}
+
+/// What a loader says of a value beside the value.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said {
     pub(crate) ttl: Option<Ttl>,
+    pub(crate) version: Option<u64>,
     pub(crate) tags: SaidTags,
 }
 
@@ -142,7 +148,17 @@ impl<V> Loaded<V> {
     /// Keeps it for `ttl`, whatever the entity's options say. Spread by the jitter as any other.
     #[must_use]
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
-        self.ttl = Some(ttl.into());
+        self.said.ttl = Some(ttl.into());
+        self
+    }
+
+    /// Names the state of the source that it is: a row version, a commit number. A later state has a
+    /// greater number, in the order in which the source commits; clocks of services are no such thing.
+    /// Needed for [`put_versioned`](crate::Entity::put_versioned), which takes the place only of a value
+    /// that has a version.
+    #[must_use]
+    pub fn version(mut self, version: u64) -> Self {
+        self.said.version = Some(version);
         self
     }
 
@@ -151,7 +167,7 @@ impl<V> Loaded<V> {
     /// depends on is known before it computes.
     #[must_use]
     pub fn tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.tags.hard.extend(tags.into_iter().map(Into::into));
+        self.said.tags.hard.extend(tags.into_iter().map(Into::into));
         self
     }
 
@@ -160,7 +176,7 @@ impl<V> Loaded<V> {
     /// [grace](crate::EntityBuilder::grace) they are as any other tags.
     #[must_use]
     pub fn soft_tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.tags.soft.extend(tags.into_iter().map(Into::into));
+        self.said.tags.soft.extend(tags.into_iter().map(Into::into));
         self
     }
 }
@@ -173,49 +189,16 @@ impl<V> From<V> for Loaded<V> {
 
 impl<V> From<Arc<V>> for Loaded<V> {
     fn from(value: Arc<V>) -> Self {
-        Self {
-            value,
-            ttl: None,
-            tags: SaidTags::default(),
-        }
+        let said = Said::default();
+        Self { value, said }
     }
 }
 
 impl<V> fmt::Debug for Loaded<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded")
-            .field("ttl", &self.ttl)
+            .field("said", &self.said)
             .finish_non_exhaustive()
-    }
-}
-
-/// How a load ended, with what its loader said of the outcome.
-pub(super) struct Said<V, E> {
-    pub(super) outcome: Outcome<V, E>,
-    pub(super) ttl: Option<Ttl>,
-    pub(super) tags: SaidTags,
-}
-
-impl<V, E> From<Outcome<V, E>> for Said<V, E> {
-    fn from(outcome: Outcome<V, E>) -> Self {
-        Self {
-            outcome,
-            ttl: None,
-            tags: SaidTags::default(),
-        }
-    }
-}
-
-impl<V, E> From<Result<Loaded<V>, E>> for Said<V, E> {
-    fn from(loaded: Result<Loaded<V>, E>) -> Self {
-        match loaded {
-            Ok(Loaded { value, ttl, tags }) => Self {
-                outcome: Ok(value),
-                ttl,
-                tags,
-            },
-            Err(error) => Self::from(Err(Arc::new(error))),
-        }
     }
 }
 

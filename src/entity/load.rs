@@ -10,7 +10,7 @@ use super::target::Target;
 use crate::bus::Moment;
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
-use crate::envelope::{self, Header, Lease};
+use crate::envelope::{self, Header, Lease, TagVersion};
 use crate::key::{Carried, Key};
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
@@ -57,6 +57,7 @@ pub(super) struct Unfilled<K, V, E> {
     lease: GrantedLease,
     timing: Timing,
     ttl: Ttl,
+    version: Option<u64>,
     outcome: Outcome<V, E>,
     tags: Arc<[Carried]>,
 }
@@ -78,6 +79,18 @@ pub(super) struct Timing {
     pub(super) moment: Moment,
     pub(super) start: Millis,
     pub(super) took: Duration,
+}
+
+/// What is to be stored of an outcome beside the outcome.
+pub(super) struct About {
+    pub(super) lease: Lease,
+    /// When its load began, and what time it is, by the server's clock.
+    pub(super) loaded_ms: u64,
+    pub(super) now_ms: u64,
+    pub(super) took: Duration,
+    pub(super) ttl: Ttl,
+    pub(super) version: Option<u64>,
+    pub(super) tags: Vec<TagVersion>,
 }
 
 /// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
@@ -216,6 +229,10 @@ where
         let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), Instant::now());
         let loaded = load.await;
+        let (outcome, said) = match loaded {
+            Ok(loaded) => (Ok(loaded.value), loaded.said),
+            Err(error) => (Err(Arc::new(error)), Said::default()),
+        };
         let took = precise.elapsed();
         self.usual_load.add(took);
         let timing = Timing {
@@ -223,7 +240,7 @@ where
             start,
             took,
         };
-        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, loaded.into()) {
+        if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
             let this = Arc::clone(self);
             self.bus()
                 .work
@@ -241,17 +258,18 @@ where
     }
 
     /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
-    /// the store.
+    /// the store. `said` is what its loader said of it.
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
         guard: Guard<K, V, E>,
         run: LoadRun<V>,
         timing: Timing,
-        Said { outcome, ttl, tags }: Said<V, E>,
+        outcome: Outcome<V, E>,
+        said: Said,
     ) -> Option<Unfilled<K, V, E>> {
-        let ttl = self.ttl_of(&target.key, &outcome, ttl);
-        let tags = self.tags_of(target, &outcome, tags);
+        let ttl = self.ttl_of(&target.key, &outcome, said.ttl);
+        let tags = self.tags_of(target, &outcome, said.tags);
         let mut landed = Landed::new(&outcome, Origin::Loader, timing.took, timing.start);
         landed.tagged = (!tags.is_empty()).then(|| Tagged {
             tags: Arc::clone(&tags),
@@ -280,6 +298,7 @@ where
             lease,
             timing,
             ttl,
+            version: said.version,
             outcome,
             tags,
         })
@@ -287,7 +306,7 @@ where
 
     /// How long to keep an outcome; jittered, so that what was loaded together does not expire
     /// together.
-    fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>, said: Option<Ttl>) -> Ttl {
+    pub(super) fn ttl_of(&self, key: &K, outcome: &Outcome<V, E>, said: Option<Ttl>) -> Ttl {
         let ttl = match outcome {
             Ok(value) => said.unwrap_or_else(|| (self.options.ttl)(key, value)),
             Err(error) => match &self.options.error_codec {
@@ -411,6 +430,7 @@ where
             lease,
             timing,
             ttl,
+            version,
             outcome,
             tags,
         } = unfilled;
@@ -427,15 +447,6 @@ where
             true => Vec::new(),
             false => registry.versions(self.bus(), &tags, moment)?, // likewise
         };
-        let payload = match (&outcome, &self.options.error_codec) {
-            (Ok(value), _) => {
-                codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
-            }
-            (Err(error), Some(codec)) => {
-                (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
-            }
-            (Err(_), None) => return None,
-        };
         let GrantedLease {
             held,
             at,
@@ -445,48 +456,77 @@ where
         } = lease;
         let loaded_ms = server_ms + millis(start.since(granted));
         let now_ms = server_ms + millis(self.bus().clock.now().since(granted));
-        // A life of nothing is for the value that stood there: it is over with the next millisecond.
-        let life = match ttl {
-            Ttl::For(life) => Some(life),
-            Ttl::Forever => None,
-        };
-        let grace = match &outcome {
-            Ok(_) if ttl != Ttl::NONE => self.options.grace,
-            _ => Duration::ZERO,
-        };
-        let end = |life: Duration| now_ms.saturating_add(millis(life).max(1));
-        let kept = life.map(|life| life.saturating_add(grace));
-        let header = Header {
+        let about = About {
             lease: Lease {
                 token: held.token,
                 began: at,
             },
             loaded_ms,
-            expires_ms: kept.map_or(0, end),
-            soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
-            load_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
-            schema: self.options.schema,
+            now_ms,
+            took,
+            ttl,
+            version,
             tags,
         };
-        let packing = &self.options.packing;
-        let encoded = payload.and_then(|(kind, payload)| {
-            envelope::encode(kind, &header, target.hashed(), &payload, packing)
-        });
-        let envelope = match encoded {
-            Ok(envelope) => envelope,
-            Err(error) => {
-                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
-                return None;
-            }
-        };
+        let (envelope, ttl) = self.envelope(&target, &about, &outcome)?;
         Some(Filling {
             target,
             held,
             over,
             epoch: at.epoch,
             envelope,
-            ttl: kept,
+            ttl,
         })
+    }
+
+    /// The bytes to store of an outcome, and for how long; `None` if there are to be none.
+    pub(super) fn envelope(
+        &self,
+        target: &Target<K>,
+        about: &About,
+        outcome: &Outcome<V, E>,
+    ) -> Option<(Vec<u8>, Option<Duration>)> {
+        let payload = match (outcome, &self.options.error_codec) {
+            (Ok(value), _) => {
+                codec::encode(&**value).map(|payload| (envelope::Outcome::Value, payload))
+            }
+            (Err(error), Some(codec)) => {
+                (codec.encode)(error).map(|payload| (envelope::Outcome::Error, payload))
+            }
+            (Err(_), None) => return None,
+        };
+        // A life of nothing is for the value that stood there: it is over with the next millisecond.
+        let life = match about.ttl {
+            Ttl::For(life) => Some(life),
+            Ttl::Forever => None,
+        };
+        let grace = match outcome {
+            Ok(_) if about.ttl != Ttl::NONE => self.options.grace,
+            _ => Duration::ZERO,
+        };
+        let end = |life: Duration| about.now_ms.saturating_add(millis(life).max(1));
+        let kept = life.map(|life| life.saturating_add(grace));
+        let header = Header {
+            lease: about.lease,
+            loaded_ms: about.loaded_ms,
+            expires_ms: kept.map_or(0, end),
+            soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
+            load_us: u32::try_from(about.took.as_micros()).unwrap_or(u32::MAX),
+            schema: self.options.schema,
+            version: about.version.filter(|_| outcome.is_ok()),
+            tags: about.tags.clone(),
+        };
+        let packing = &self.options.packing;
+        let encoded = payload.and_then(|(kind, payload)| {
+            envelope::encode(kind, &header, target.hashed(), &payload, packing)
+        });
+        match encoded {
+            Ok(envelope) => Some((envelope, kept)),
+            Err(error) => {
+                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
+                None
+            }
+        }
     }
 
     /// How long a lease lasts: three times what loads of this entity usually take, but at most half of

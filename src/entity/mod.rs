@@ -21,6 +21,7 @@ mod loader;
 mod look;
 mod many;
 mod outcome;
+mod put;
 mod read;
 mod refresh;
 mod seek;

@@ -60,7 +60,8 @@ impl ReadOptions {
     }
 
     /// Serves a value that may not be served otherwise, if its load from the source began at most `age`
-    /// ago, as far as this process can tell: what it misses is younger than that.
+    /// ago, as far as this process can tell: what it misses is younger than that. The age of a value that
+    /// was [put](Entity::put_versioned) counts from the put.
     ///
     /// It is served at once, and nothing is loaded for it; with [`skip_local`](Self::skip_local) only in
     /// place of an error. Such values are in the local level alone:

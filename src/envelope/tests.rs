@@ -30,13 +30,15 @@ fn lease() -> impl Strategy<Value = Lease> {
 
 fn header() -> impl Strategy<Value = Header> {
     let tags = prop::collection::vec(any::<[u64; 4]>().prop_map(version), 0..4);
-    (lease(), any::<(u64, u64, u32)>(), tags).prop_map(|(lease, at, tags)| Header {
+    let at = any::<(u64, u64, u32, Option<u64>)>();
+    (lease(), at, tags).prop_map(|(lease, at, tags)| Header {
         lease,
         loaded_ms: at.0 ^ at.1,
         expires_ms: at.0,
         soft_expires_ms: at.1,
         load_us: at.2,
         schema: SCHEMA,
+        version: at.3,
         tags,
     })
 }
@@ -72,6 +74,7 @@ fn a_header() -> Header {
         soft_expires_ms: 5,
         load_us: 6,
         schema: SCHEMA,
+        version: None,
         tags: vec![],
     }
 }
@@ -133,11 +136,11 @@ fn each_reason_is_told_apart() {
 
     // A later version set a flag, and the checksum with it.
     let mut flagged = good[..good.len() - CHECKSUM_LEN].to_vec();
-    flagged[61] = 8;
+    flagged[61] = 16;
     flagged.extend(xxh3_64_with_seed(&flagged, KEY.hash).to_be_bytes());
     assert_eq!(
         decode(&flagged, KEY, SCHEMA, &PLAIN),
-        Err(Unusable::Flags(8))
+        Err(Unusable::Flags(16))
     );
 }
 

@@ -130,7 +130,7 @@ where
         let dropped = cancelled.clone().drop_guard();
         let context = LoadContext::with(key.clone(), None, cancelled);
         let (outcome, said) = match self.loader.load(context).await {
-            Ok(Loaded { value, ttl, .. }) => (Ok(Arc::unwrap_or_clone(value)), ttl),
+            Ok(Loaded { value, said }) => (Ok(Arc::unwrap_or_clone(value)), said.ttl),
             Err(error) => (Err(Arc::new(error)), None),
         };
         dropped.disarm();

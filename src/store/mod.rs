@@ -232,6 +232,19 @@ pub struct Fill<'a> {
     pub ttl: Option<Duration>,
 }
 
+/// A value that its writer gives, beside the invalidation of its key.
+#[derive(Clone, Copy, Debug)]
+pub struct Put<'a> {
+    /// What the source calls this state of the value.
+    pub version: u64,
+    /// The epoch that the lane was in when the envelope was made.
+    pub epoch: Epoch,
+    /// The envelope to store.
+    pub envelope: &'a [u8],
+    /// How long it lives; `None` for ever.
+    pub ttl: Option<Duration>,
+}
+
 /// Where a call was logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Logged {
@@ -362,6 +375,28 @@ pub trait Link: Any + Send + Sync + 'static {
         nonce: Nonce,
         opening: Opening,
     ) -> BoxFuture<'a, StoreResult<Logged>>;
+
+    /// [`invalidate`](Self::invalidate) of the key at `place`, which may leave a value there. If a value
+    /// stands under it that a [lease](Self::lease) would find present, and that has a version and no
+    /// tags, then: with a lower version than the put's, the put takes its place, if the lane is still in
+    /// the put's epoch; with the same or a higher one, it stays. In all other cases what stands there is
+    /// removed. Logged and published in any case, with `hashes` as for `invalidate`.
+    ///
+    /// The provided method invalidates, which is never wrong.
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        _put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        let key = [Bytes::copy_from_slice(place.key)];
+        Box::pin(async move {
+            let logged = self.invalidate(place.lane, &key, hashes, nonce, opening);
+            logged.await
+        })
+    }
 
     /// Raises the floor of `entity` on `lane`, and that of its name as a tag, if there are any, above
     /// everything stored; logs `hash`, which is that of its name, and publishes it.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidings::error::StoreErrorKind;
+use tidings::script::{Key, Script};
 use tidings::testing::{RedisCluster, RedisServer};
 use tidings::{Cache, Origin, StoreState};
 
@@ -106,4 +107,42 @@ async fn a_cluster_address_wants_nodes_of_a_cluster_and_a_plain_one_does_not() {
     assert_eq!(kind(url).await, Some(StoreErrorKind::Unsupported));
     let cache = build(cluster.url()).await.unwrap();
     assert!(matches!(cache.health().store, StoreState::Up));
+}
+
+static INCR_BY: Script<(Key, i64), i64> =
+    Script::new("incr_by", "return redis.call('INCRBY', KEYS[1], ARGV[1])");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_and_scripts_go_to_the_node_of_their_first_key() {
+    let cluster = cluster();
+    let cache = cache(&cluster, "scripts").await;
+    let redis = cache.redis().unwrap();
+    for number in 0..50 {
+        let key = format!("counter:{number}");
+        redis.send::<()>("SET", (key.as_str(), 1)).await.unwrap();
+        let sum = redis.script(&INCR_BY).run((key.as_str(), number)).await;
+        assert_eq!(sum.unwrap(), number + 1);
+    }
+    assert_eq!(redis.send::<String>("PING", ()).await.unwrap(), "PONG");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_in_a_room_is_seen_from_every_pod() {
+    let cluster = cluster();
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        pods.push(cache(&cluster, "presence").await);
+    }
+    let rooms: Vec<String> = (0..12).map(|n| format!("room{n}")).collect();
+    let mut leases = Vec::new();
+    for room in &rooms {
+        let there = pods[0].presence::<u64>(room).build().unwrap();
+        leases.push(there.join("ada", &7).await.unwrap());
+    }
+    assert_eq!(nodes_with_keys(&cluster, "presence"), 3);
+    for room in &rooms {
+        let here = pods[1].presence::<u64>(room).build().unwrap();
+        assert_eq!(here.count().await.unwrap(), 1, "{room}");
+        assert!(here.get("ada").await.unwrap().is_some(), "{room}");
+    }
 }

@@ -1,20 +1,27 @@
 //! The end of a history: nothing breaks any more, everything is delivered.
 
 use super::{Budget, Config, ENDLESS, Event, Red, World};
+use std::time::Duration;
 use tidings::Millis;
+use tidings::coherence::LaneState;
+use tidings::store::memory::Continuity;
 
 /// More than enough: what needs more rounds than this is stuck.
 const ROUNDS: usize = 40;
 const ROUND_MS: u64 = 15;
 
 impl World {
-    /// Lets everything come to rest, waits Δ, and checks that every level agrees with the source.
+    /// Lets everything come to rest, waits Δ and until no fork is doubted any more, and checks that every level agrees with the source.
     pub(crate) fn settle(&mut self, config: &Config) {
         if self.red.is_some() {
             return;
         }
         self.quiesce(config);
-        self.now = Millis(self.now.0 + config.lease_ms + 1);
+        let doubt = match config.continuity {
+            Continuity::Fork => LaneState::DOUBT,
+            Continuity::Fence => Duration::ZERO,
+        };
+        self.now = self.now + config.lease() + doubt + Duration::from_millis(1);
         for _ in 0..3 {
             self.now = Millis(self.now.0 + ROUND_MS);
             self.round(config);

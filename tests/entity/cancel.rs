@@ -218,6 +218,7 @@ fn invalidations() -> Vec<Call> {
         "invalidate" => |w, key| w.on_a.invalidate(&key).await,
         "invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
         "clear" => |w, _key| w.on_a.clear().await,
+        "put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
         "settled" => |w, key| w.on_a.invalidate(&key).settled().await,
         "a stamp's settled" => |w, key| {
             let stamp = w.on_b.invalidate(&key).await.unwrap();

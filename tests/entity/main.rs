@@ -30,6 +30,7 @@ mod many;
 mod many_trouble;
 mod outcomes;
 mod pending;
+mod puts;
 mod races;
 mod reads;
 mod refresh;

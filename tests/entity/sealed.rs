@@ -1,11 +1,11 @@
 //! Values that are sealed in the store: who reads them, and what becomes of those that were tampered
 //! with.
 
-use crate::bed::{Bed, Pod};
+use crate::bed::{Bed, Pod, eventually};
 use crate::source::Refused;
 use crate::wire::{Hand, OwnedPlace};
 use std::time::Duration;
-use tidings::{Cache, Compression, Entity, KeyRing, Origin, Served};
+use tidings::{Cache, Compression, Entity, KeyRing, LoadContext, Loaded, Origin, Served};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const OLD: [u8; 32] = [1; 32];
@@ -214,6 +214,61 @@ async fn what_is_sealed_was_compressed_before(bed: Bed) {
     assert_eq!((served.value.len(), served.origin), (10_000, Origin::Store));
 }
 
+/// Its time to live is over, it is served all the same, refreshed behind, and sealed anew; and nobody makes
+/// it fresh by hand, for its times are under the seal.
+async fn a_stale_value_is_sealed_and_refreshed_like_any_other(bed: Bed) {
+    let brief = |pod: &Pod| {
+        let entity = pod
+            .cache
+            .entity("secret", load)
+            .ttl(Duration::from_millis(30));
+        entity.grace(LONG).build().unwrap()
+    };
+    let (a, b) = (pod(&bed, ring()).await, pod(&bed, ring()).await);
+    let (on_a, on_b) = (brief(&a), brief(&b));
+    read(&on_a, "a").await;
+    a.done("fill", 1).await;
+    let (at, hand) = (a.wire.last_place(), bed.hand().await);
+    let before = hand.look(&at).await.unwrap();
+    eventually("it is stale in the store", async || {
+        on_b.local().clear();
+        let served = read(&on_b, "a").await;
+        served.is_stale() && served.origin == Origin::Store
+    })
+    .await;
+    b.done("fill", 1).await;
+    let after = hand.look(&at).await.unwrap();
+    assert!(before != after && !holds(&after, SECRET));
+    let mut fresh = before.to_vec();
+    fresh[44..52].copy_from_slice(&u64::MAX.to_be_bytes());
+    hand.put(&at, &with_checksum(fresh, &at)).await;
+    let c = pod(&bed, ring()).await;
+    assert_eq!(read(&brief(&c), "a").await.origin, Origin::Loader);
+    assert_eq!(c.cache.health().unusable_values, 1);
+}
+
+/// The version is what the store compares, so it is not under the seal; the value is.
+async fn a_value_that_is_put_is_sealed_too(bed: Bed) {
+    let (a, b) = (pod(&bed, ring()).await, pod(&bed, ring()).await);
+    let entity = |pod: &Pod| {
+        let load = |load: LoadContext<String, String>| async move {
+            let value = format!("{SECRET}{}", load.key());
+            Ok::<_, Refused>(Loaded::new(value).version(1))
+        };
+        pod.cache.entity_with("secret", load).build().unwrap()
+    };
+    let (on_a, on_b) = (entity(&a), entity(&b));
+    read(&on_a, "a").await;
+    a.done("fill", 1).await;
+    let put = format!("{SECRET}another");
+    let key = "a".to_owned();
+    on_a.put_versioned(&key, put.clone(), 2).await.unwrap();
+    let served = on_b.get_with(&key).await.unwrap();
+    assert_eq!((&*served.value, served.origin), (&put, Origin::Store));
+    let bytes = bed.hand().await.look(&b.wire.last_place()).await.unwrap();
+    assert!(!holds(&bytes, SECRET));
+}
+
 async fn a_key_id_that_stands_for_two_keys_is_refused(bed: Bed) {
     let twice = ring().and(1, &NEW);
     let builder = Cache::builder("refused")
@@ -234,5 +289,7 @@ on_both_stores!(
     an_entity_may_differ_from_its_cache,
     errors_and_long_keys_are_sealed_too,
     what_is_sealed_was_compressed_before,
+    a_stale_value_is_sealed_and_refreshed_like_any_other,
+    a_value_that_is_put_is_sealed_too,
     a_key_id_that_stands_for_two_keys_is_refused,
 );

@@ -10,8 +10,8 @@ use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
-    Namespace, Opening, Place, Polled, RawLink, Replaces, RoomLink, Store, StoreResult, TagFloor,
-    TagPlace,
+    Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink, Store, StoreResult,
+    TagFloor, TagPlace,
 };
 use tokio::sync::watch;
 
@@ -421,6 +421,21 @@ impl Link for WireLink {
             drop(free.unwrap());
             self.state.pass("invalidate", call).await
         })
+    }
+
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        self.at(
+            "put",
+            place,
+            self.link.put(place, put, hashes, nonce, opening),
+        )
     }
 
     fn clear<'a>(

@@ -48,6 +48,27 @@ async fn a_node_is_killed_and_its_replica_goes_on() {
     fleet.finish().await;
 }
 
+/// Its lanes begin anew; those of the others never notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_replica_is_killed_and_comes_back_empty() {
+    let mut fleet = Fleet::on_a_cluster(false).await;
+    fleet.work(500).await;
+    fleet.server.kill(1);
+    fleet.work(800).await;
+    block_in_place(|| fleet.server.restart(1)).unwrap();
+    fleet.is_well_again().await;
+    for pod in &fleet.pods {
+        let health = pod.health();
+        let lanes = health.lanes as u64;
+        assert!(
+            (lanes + 1..2 * lanes).contains(&health.flushes),
+            "{health:?}"
+        );
+    }
+    fleet.work(500).await;
+    fleet.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_move_to_another_node_under_load() {
     let fleet = Fleet::on_a_cluster(false).await;
@@ -63,6 +84,12 @@ async fn slots_move_to_another_node_under_load() {
     for pod in &fleet.pods {
         let health = pod.health();
         assert!(health.links > 1, "{health:?}");
+        // Those that moved start anew, the others keep what they have.
+        let lanes = health.lanes as u64;
+        assert!(
+            (lanes + 1..=lanes + 3).contains(&health.flushes),
+            "{health:?}"
+        );
     }
     fleet.work(500).await;
     fleet.finish().await;

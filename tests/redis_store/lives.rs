@@ -110,6 +110,10 @@ async fn a_primary_that_starts_again_from_a_snapshot_continues_nothing() {
         lines.find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
     };
     let life = id(&pod.server, "master_replid:");
+    eventually("the copy for the replica is done", || {
+        let info = pod.server.cli(&["INFO", "persistence"]).unwrap();
+        info.contains("rdb_bgsave_in_progress:0")
+    });
     let snapshot = pod.server.snapshot().unwrap();
     pod.invalidate("k", 5).await.unwrap();
     drop(replica);

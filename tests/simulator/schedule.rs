@@ -2,6 +2,7 @@
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event, Red, World};
 use std::fmt::Write;
+use tidings::coherence::Mechanism;
 use tidings::store::memory::Continuity;
 
 /// SplitMix64: one multiplication chain per number, any seed is as good as another.
@@ -91,7 +92,11 @@ impl Schedule {
     /// The schedule of `seed`, in a deployment also drawn from it.
     pub(crate) fn of(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let config = any_config(&mut random);
+        let mut config = any_config(&mut random);
+        // The doubt lasts for longer than most schedules: with it, little would be served after a fork.
+        if config.continuity == Continuity::Fork && !seed.is_multiple_of(4) {
+            config = config.without(Mechanism::DoubtForks);
+        }
         Self {
             config,
             taste: Taste::of(&mut random),
@@ -106,6 +111,8 @@ impl Schedule {
         let config = &mut schedule.config;
         config.continuity = Continuity::Fork;
         config.lossy = true;
+        // Nothing is promised of what is read meanwhile, but that all is logged again.
+        config.off = (!seed.is_multiple_of(4)).then_some(Mechanism::DoubtForks);
         config.budget = Budget {
             restarts: 1,
             snapshots: 2,

@@ -430,6 +430,15 @@ fn a_fork_is_believed_only_after_every_pod_had_the_time_to_log_again_what_it_los
 }
 
 #[test]
+fn without_doubt_a_fork_is_believed_before_what_it_lost_is_logged_again() {
+    let (mut lane, fork) = forked();
+    lane.0.mechanisms = Mechanisms::default().without(Mechanism::DoubtForks);
+    lane.0.forget(&mut Vec::new());
+    assert!(lane.head(fork, 102, 103).contains(&confirm(102)));
+    assert!(!lane.0.view().expect("followed").in_doubt);
+}
+
+#[test]
 fn who_learns_late_of_a_fork_does_not_doubt_it() {
     let doubt = LaneState::DOUBT.as_millis() as u64;
     for (age, doubted) in [(doubt - 1, true), (doubt + 2000, false)] {
@@ -437,6 +446,28 @@ fn who_learns_late_of_a_fork_does_not_doubt_it() {
         lane.0.on_clock(&fork, age);
         assert_eq!(lane.head(fork, 200, 201).is_empty(), doubted, "{age}");
     }
+}
+
+#[test]
+fn a_fence_that_a_successor_does_not_know_is_repeated() {
+    let mut lane = Bench::at(5);
+    let fenced = Head {
+        prev_epoch: E,
+        fork_seq: 5,
+        ..head(Epoch(0xB), 6)
+    };
+    lane.head(fenced, 100, 101);
+    let successor = |prev_epoch| Head {
+        prev_epoch,
+        fork_seq: 5,
+        fork: true,
+        ..head(Epoch(0xC), 6)
+    };
+    let fence = Action::Fence { epoch: Epoch(0xC) };
+    let lost = Bench(lane.0.clone()).head(successor(E), 200, 201);
+    assert!(lost.contains(&fence), "{lost:?}");
+    let elsewhere = lane.head(successor(Epoch(0xD)), 200, 201);
+    assert!(!elsewhere.contains(&fence), "{elsewhere:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
-    RawLink, RoomLink, StoreResult, TagFloor, TagPlace,
+    Put, RawLink, RoomLink, StoreResult, TagFloor, TagPlace,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -192,6 +192,20 @@ impl Link for MemoryLink {
         self.step("invalidate", Access::Write, move |inside, now, hints| {
             let state = &mut inside.state;
             state.invalidate(lane, keys, hashes, nonce, opening, now, hints)
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        self.step("put", Access::Write, move |inside, now, hints| {
+            let state = &mut inside.state;
+            state.put(place, put, hashes, nonce, opening, now, hints)
         })
     }
 

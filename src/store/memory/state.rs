@@ -12,7 +12,7 @@ use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
-    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Replaces, TagFloor,
+    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Put, Replaces, TagFloor,
     TagPlace,
 };
 
@@ -249,11 +249,37 @@ impl MemoryState {
             step.lane.values.remove(key);
         }
         let head = step.open(opening);
-        let logged = step.append(head, Kind::Invalidate, nonce, hashes.to_vec());
-        for &hash in hashes.iter().skip(1) {
-            step.raise(hash, logged.at.seq);
+        step.invalidated(head, nonce, hashes)
+    }
+
+    /// Leaves a value of a lower version replaced, one of the same or a higher version as it is, and
+    /// nothing else; logs and publishes.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of the port, and the step's own two"
+    )]
+    pub fn put(
+        &mut self,
+        place: Place<'_>,
+        put: Put<'_>,
+        hashes: &[u64],
+        nonce: Nonce,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Logged {
+        let mut step = self.step(place.lane, now_ms, hints);
+        let head = step.open(opening);
+        match step.version(place, head) {
+            Some(there) if there >= put.version => {}
+            Some(_) if put.epoch == head.at.epoch => {
+                step.store(place.key, Bytes::copy_from_slice(put.envelope), put.ttl);
+            }
+            _ => {
+                step.lane.values.remove(place.key);
+            }
         }
-        logged
+        step.invalidated(head, nonce, hashes)
     }
 
     /// Raises the floor of an entity, logs and publishes.

@@ -8,7 +8,8 @@ use super::layout::{Front, State, mark_waited};
 use super::state::Continuity;
 use super::values::Values;
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce, Position};
-use crate::store::{LeaseRequest, LeaseState, Logged, Opening};
+use crate::envelope::version_of;
+use crate::store::{LeaseRequest, LeaseState, Logged, Opening, Place};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct LaneState {
@@ -103,6 +104,15 @@ impl Step<'_> {
             at,
             prev: old.nonce,
         }
+    }
+
+    /// Logs an invalidation of keys, and raises the floors of the tags that they are.
+    pub(super) fn invalidated(&mut self, old: Head, nonce: Nonce, hashes: &[u64]) -> Logged {
+        let logged = self.append(old, Kind::Invalidate, nonce, hashes.to_vec());
+        for &hash in hashes.iter().skip(1) {
+            self.raise(hash, logged.at.seq);
+        }
+        logged
     }
 
     /// Makes `head` the lane's head, logs the entry that leads to it, and publishes it.
@@ -210,6 +220,17 @@ impl Step<'_> {
         let bytes = Bytes::copy_from_slice(&lease.write());
         self.store(key, bytes, Some(request.ttl));
         LeaseState::Granted
+    }
+
+    /// The version of the value at `place`, if the head continues its timeline, it was not cleared, and
+    /// has no tags.
+    pub(super) fn version(&self, place: Place<'_>, head: Head) -> Option<u64> {
+        let bytes = self.lane.values.get(place.key, self.now_ms)?;
+        let floor = *self.lane.floors.get(place.entity)?;
+        let front = Front::read(bytes)?;
+        let continued = front.epoch == head.at.epoch || head.fork && front.epoch == head.prev_epoch;
+        let counts = continued && floor <= head.at.seq && front.seq >= floor;
+        version_of(bytes).filter(|_| counts)
     }
 
     /// Whether somebody waits for the lease with this token; `None` if it is not there.

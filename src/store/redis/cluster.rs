@@ -9,7 +9,7 @@ use super::error;
 use super::hints::{ShardedEar, ShardedHints};
 use super::keys::Keys;
 use super::link::RedisLink;
-use super::nodes::{Fate, Node, Nodes};
+use super::nodes::{Elsewhere, Fate, Node, Nodes};
 use super::reply::Reply;
 use super::server::{self, Mode};
 use super::slots::{At, SlotMap};
@@ -84,7 +84,8 @@ impl Cluster {
     ) -> StoreResult<Connected> {
         let keys = Arc::new(Keys::sharded(namespace));
         let limit = options.connect_timeout.mul_f64(NODE_PART);
-        let owners = owners(&keys, &self.slots(limit / 2).await?);
+        let slots = self.slots(limit / 2).await?;
+        let owners = owners(&keys, &slots);
         let (hints, ear) = ShardedHints::new();
         let opened = owners.iter().map(|(at, lanes)| -> BoxFuture<'_, _> {
             let (ear, keys) = (ear.clone(), &keys);
@@ -97,11 +98,16 @@ impl Cluster {
             })
         });
         let (mut nodes, mut failure) = (Vec::new(), None);
+        let mut elsewhere = Elsewhere {
+            at: Vec::new(),
+            slots: Arc::new(Mutex::new(slots)),
+        };
         let mut lost = Vec::new();
         for (opened, at) in together(opened).await.into_iter().zip(owners.keys()) {
             match opened {
                 Ok((node, fate)) => {
                     nodes.push(node);
+                    elsewhere.at.push(at.clone());
                     lost.push((at.clone(), fate.lost));
                 }
                 // What only an operator can mend is not for one node alone.
@@ -118,11 +124,15 @@ impl Cluster {
                     .with_detail("no node has slots")
             }));
         }
-        let (cluster, known) = (self.clone(), Arc::clone(&keys));
+        let (cluster, known, slots) = (
+            self.clone(),
+            Arc::clone(&keys),
+            Arc::clone(&elsewhere.slots),
+        );
         let watch = Watch::start("the nodes of the lanes are others now", async move {
-            cluster.until_changed(&known, &owners, &lost).await;
+            cluster.until_changed(&known, &owners, &slots, &lost).await;
         });
-        let link = RedisLink::new(Nodes::new(nodes, Arc::clone(&keys)), keys);
+        let link = RedisLink::new(Nodes::new(nodes, Arc::clone(&keys), elsewhere), keys);
         let link = link.watched(watch).fencing(options.fences);
         Ok((Arc::new(link), Box::new(hints)))
     }
@@ -152,7 +162,15 @@ impl Cluster {
     }
 
     /// Ends when another link would be better: a lane is elsewhere, or a node that was lost is back.
-    async fn until_changed(&self, keys: &Keys, before: &Owners, nodes: &[(At, Arc<AtomicBool>)]) {
+    ///
+    /// Where `all` slots are is noted down meanwhile.
+    async fn until_changed(
+        &self,
+        keys: &Keys,
+        before: &Owners,
+        all: &Mutex<SlotMap>,
+        nodes: &[(At, Arc<AtomicBool>)],
+    ) {
         loop {
             tokio::time::sleep(WATCH_EVERY.mul_f64(0.9 + 0.2 * random_part())).await;
             let Ok(slots) = self.slots(WATCH_EVERY).await else {
@@ -161,6 +179,7 @@ impl Cluster {
             if owners(keys, &slots) != *before {
                 return;
             }
+            *all.lock().unwrap_or_else(PoisonError::into_inner) = slots;
             let lost = nodes
                 .iter()
                 .filter(|(_, lost)| lost.load(Ordering::Acquire));

@@ -72,9 +72,9 @@ fn kind_of(code: &str, text: &str) -> StoreErrorKind {
         "READONLY" | "MISCONF" | "NOREPLICAS" | "MASTERDOWN" => StoreErrorKind::ReadOnly,
         "NOPERM" => StoreErrorKind::Denied,
         "NOAUTH" | "WRONGPASS" => StoreErrorKind::Auth,
-        "LOADING" | "BUSY" | "TRYAGAIN" => StoreErrorKind::Busy,
-        // The slot is elsewhere, or about to be: for the next link, or the next attempt.
-        "CLUSTERDOWN" | "MOVED" | "ASK" => StoreErrorKind::Unavailable,
+        // The last three: the slot is elsewhere, or about to be, for the next attempt or the next link.
+        "LOADING" | "BUSY" | "TRYAGAIN" | "ASK" | "MOVED" => StoreErrorKind::Busy,
+        "CLUSTERDOWN" => StoreErrorKind::Unavailable,
         "WRONGTYPE" => StoreErrorKind::WrongType,
         "CROSSSLOT" | "NOPROTO" => StoreErrorKind::Unsupported,
         "ERR" if says("max number of clients") => StoreErrorKind::Unavailable,
@@ -148,8 +148,8 @@ mod tests {
                 "ERR unknown command 'XADD', with args beginning with: ",
                 Unsupported,
             ),
-            ("MOVED 3999 127.0.0.1:6381", Unavailable),
-            ("ASK 3999 127.0.0.1:6381", Unavailable),
+            ("MOVED 3999 127.0.0.1:6381", Busy),
+            ("ASK 3999 127.0.0.1:6381", Busy),
             (
                 "CROSSSLOT Keys in request don't hash to the same slot",
                 Unsupported,

@@ -6,14 +6,14 @@ use super::groups::{Group, by_lane, groups, run};
 use super::keys::{Key, Keys, LaneKeys, tag_name};
 use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, RELEASE, Step, TAGS, TOUCH};
+use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, RELEASE, Step, TAGS, TOUCH};
 use super::server::{self, Life};
 use super::watch::Watch;
 use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{
-    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled,
+    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled, Put,
     RawLink, Replaces, RoomLink, StoreResult, TagFloor, TagPlace,
 };
 use ::redis::{Cmd, Pipeline, Value};
@@ -216,13 +216,8 @@ impl RedisLink {
         if !self.keys.is_sharded() {
             return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
         }
-        let answers = match timeout(NODE_LIMIT, node.send_many("poll", poll)).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(_broken)) => {
-                node.lose();
-                return Ok(None);
-            }
-            Err(_elapsed) => return Ok(None),
+        let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
+            return Ok(None);
         };
         let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
         if node.is_deaf() || answers.iter().any(moved) {
@@ -471,14 +466,36 @@ impl Link for RedisLink {
                 .chain(tags.iter().map(|tag| names.tag(tag)))
                 .collect();
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
-            call.arg(&word(nonce.0));
-            call.arg(
-                hashes
-                    .iter()
-                    .flat_map(|hash| word(*hash))
-                    .collect::<Vec<u8>>(),
-            );
+            call.arg(&word(nonce.0)).arg(words(hashes));
             self.run(&INVALIDATE, &call).await?.logged()
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        place: Place<'a>,
+        put: Put<'a>,
+        hashes: &'a [u64],
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Logged>> {
+        Box::pin(async move {
+            let keys = self.keys.lane(place.lane)?;
+            let tags: Vec<_> = hashes.iter().skip(1).map(|&hash| tag_name(hash)).collect();
+            let own = [keys.floor(place.entity), keys.value(place.key)];
+            let own: Vec<_> = own
+                .into_iter()
+                .chain(tags.iter().map(|tag| keys.tag(tag)))
+                .collect();
+            let mut call = self.opening_call(&PUT, place.lane, &own, opening)?;
+            call.arg(&word(nonce.0)).arg(words(hashes));
+            call.arg(&word(put.version)).arg(&word(put.epoch.0));
+            call.arg(put.envelope);
+            match put.ttl {
+                Some(ttl) => call.arg(millis(ttl)),
+                None => call.arg(""),
+            };
+            self.run(&PUT, &call).await?.logged()
         })
     }
 
@@ -553,6 +570,11 @@ fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
 /// A 64-bit value as scripts and stored bytes hold it.
 pub(super) fn word(value: u64) -> [u8; 8] {
     value.to_be_bytes()
+}
+
+/// Values as scripts take them, one behind the other.
+fn words(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|value| word(*value)).collect()
 }
 
 /// A time to live in milliseconds, rounded up, within what the server takes.

@@ -45,7 +45,7 @@ use self::address::Address;
 use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
-use self::nodes::{Node, Nodes};
+use self::nodes::{Elsewhere, Node, Nodes};
 use self::server::Mode;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
@@ -158,7 +158,7 @@ impl Redis {
         let keys = Arc::new(Keys::new(namespace));
         let (hints, channels) = Subscription::open(client, &keys.channel).await?;
         let node = Node::alone(connection, channels, life, &keys);
-        let nodes = Nodes::new(vec![node], Arc::clone(&keys));
+        let nodes = Nodes::new(vec![node], Arc::clone(&keys), Elsewhere::default());
         let link = RedisLink::new(nodes, keys).fencing(self.options.fences);
         Ok((link, hints))
     }

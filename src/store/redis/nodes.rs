@@ -9,13 +9,13 @@ use super::hints::Channels;
 use super::keys::Keys;
 use super::reply::Reply;
 use super::server::Life;
-use super::slots::slot_of;
+use super::slots::{At, SlotMap, slot_of};
 use crate::coherence::{Incarnation, Lane};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{BoxFuture, StoreResult};
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Arg, Cmd, Pipeline, Value};
+use ::redis::{Arg, Cmd, Pipeline, RedisError, Value};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
@@ -26,6 +26,15 @@ pub(super) struct Nodes {
     /// The node of each lane; none if it could not be reached.
     owners: Vec<Option<usize>>,
     keys: Arc<Keys>,
+    /// Where the other slots of a cluster are, for commands of the user.
+    elsewhere: Elsewhere,
+}
+
+/// The nodes of a link by their addresses, and which slots are where: the newest that is known.
+#[derive(Default)]
+pub(super) struct Elsewhere {
+    pub(super) at: Vec<At>,
+    pub(super) slots: Arc<Mutex<SlotMap>>,
 }
 
 /// One server.
@@ -101,14 +110,19 @@ impl Node {
         self.fate.deaf.load(Ordering::Acquire)
     }
 
-    /// Notes that it will not answer any more.
-    pub(super) fn lose(&self) {
-        self.fate.lost.store(true, Ordering::Release);
-    }
-
     pub(super) async fn send(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
         let answer = self.connection.clone().send_packed_command(cmd).await;
-        answer.map_err(|failed| error::of_client(operation, &failed))
+        answer.map_err(|failed| self.failed(operation, &failed))
+    }
+
+    /// A node of a cluster that is lost is not the store.
+    fn failed(&self, operation: &'static str, error: &RedisError) -> StoreError {
+        let error = error::of_client(operation, error);
+        if self.alone || error.kind() != StoreErrorKind::Unavailable {
+            return error;
+        }
+        self.fate.lost.store(true, Ordering::Release);
+        silent(operation)
     }
 
     /// Sends commands as one; an answer for each.
@@ -121,7 +135,7 @@ impl Node {
         let answers = connection.send_packed_commands(commands, 0, commands.len());
         let answers = answers
             .await
-            .map_err(|failed| error::of_client(operation, &failed))?;
+            .map_err(|failed| self.failed(operation, &failed))?;
         match answers.len() == commands.len() {
             true => Ok(answers),
             false => Err(Reply::malformed(operation)),
@@ -130,7 +144,7 @@ impl Node {
 }
 
 impl Nodes {
-    pub(super) fn new(nodes: Vec<Node>, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(nodes: Vec<Node>, keys: Arc<Keys>, elsewhere: Elsewhere) -> Self {
         let mut owners = vec![None; keys.lanes().len()];
         for (at, node) in nodes.iter().enumerate() {
             for lane in &node.lanes {
@@ -143,6 +157,7 @@ impl Nodes {
             nodes,
             owners,
             keys,
+            elsewhere,
         }
     }
 
@@ -174,7 +189,7 @@ impl Nodes {
     /// The node of a lane.
     ///
     /// # Errors
-    /// `Unavailable` if it could not be reached when the link was opened.
+    /// `Busy` if it could not be reached when the link was opened.
     pub(super) fn of_lane(&self, operation: &'static str, lane: Lane) -> StoreResult<&Node> {
         self.keys.lane(lane)?; // one of the namespace
         let at = self.at_lane(lane).ok_or_else(|| silent(operation))?;
@@ -192,10 +207,11 @@ impl Nodes {
         if let Some(lane) = self.keys.lane_named(key) {
             return self.at_lane(lane).ok_or_else(|| silent(operation));
         }
-        // A key of the user's own: whoever has a lane in its slot. Else the answer says where to ask.
-        let slot = slot_of(key);
-        let has = |node: &Node| node.lanes.iter().any(|&lane| self.keys.slot(lane) == slot);
-        Ok(self.nodes.iter().position(has).unwrap_or(0))
+        let Elsewhere { at, slots } = &self.elsewhere;
+        let slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = slots.owner(slot_of(key));
+        let place = owner.and_then(|owner| at.iter().position(|at| at == owner));
+        place.ok_or_else(|| silent(operation))
     }
 
     pub(super) fn of(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<&Node> {
@@ -214,6 +230,15 @@ impl Nodes {
         first: Option<&Cmd>,
         commands: &Pipeline,
     ) -> Vec<StoreResult<Value>> {
+        if let ([node], None) = (&self.nodes[..], first)
+            && node.alone
+        {
+            // As it is: what is divided is copied.
+            return match node.send_many(operation, commands).await {
+                Ok(answers) => answers.into_iter().map(Ok).collect(),
+                Err(failed) => commands.cmd_iter().map(|_| Err(failed.clone())).collect(),
+            };
+        }
         let mut answers: Vec<_> = commands
             .cmd_iter()
             .map(|_| Err(silent(operation)))
@@ -264,9 +289,10 @@ impl Nodes {
     }
 }
 
+/// Not `Unavailable`, which would say that the whole store is.
 fn silent(operation: &'static str) -> StoreError {
-    StoreError::new(StoreErrorKind::Unavailable, operation)
-        .with_detail("the node of this lane cannot be reached")
+    StoreError::new(StoreErrorKind::Busy, operation)
+        .with_detail("there is no connection to the node that has the key")
 }
 
 /// The first key of a command, or what stands in its place in one without keys.

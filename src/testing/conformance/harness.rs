@@ -104,7 +104,7 @@ fn fresh_namespace() -> Namespace {
 #[derive(Clone)]
 pub(super) struct Probe<'h> {
     pub(super) link: Arc<dyn Link>,
-    names: &'h Harness,
+    pub(super) names: &'h Harness,
 }
 
 /// The right to fill one key.

@@ -33,6 +33,7 @@ mod harness;
 mod hints;
 mod log;
 mod many;
+mod puts;
 mod raw;
 mod rooms;
 mod tags;
@@ -42,6 +43,7 @@ pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
 pub use many::*;
+pub use puts::*;
 pub use raw::*;
 pub use rooms::*;
 pub use tags::*;
@@ -72,6 +74,10 @@ macro_rules! __store_claims {
             a_lease_ends_with_its_ttl
             a_fill_under_the_lease_is_read_back
             a_proven_read_gives_what_a_read_gives
+            a_put_never_takes_the_place_of_a_value_that_is_not_older
+            a_put_without_a_version_to_compare_with_only_invalidates
+            a_put_does_not_outlive_its_epoch
+            a_put_is_logged_as_an_invalidation
             a_fill_after_an_invalidation_is_refused
             a_fill_after_a_fence_is_refused
             a_fill_with_another_token_is_refused
