@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::codec::CodecError;
 use crate::coherence::{Epoch, Position};
-use crate::key::HashedKey;
+use crate::key::{Carried, HashedKey, TagHash};
 
 const MAGIC: u8 = 0xD7;
 pub(crate) const VERSION: u8 = 1;
@@ -55,6 +55,9 @@ pub(crate) const LEASE_LEN: usize = 28;
 /// Length of a header without tags and key.
 const HEADER_LEN: usize = 64;
 const CHECKSUM_LEN: usize = 8;
+const TAG_LEN: usize = 32;
+/// Set in the number of a position, which has 48 bits, of a soft tag.
+const SOFT: u64 = 1 << 63;
 
 /// Who is loading a key, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +92,16 @@ pub(crate) struct Header {
     pub(crate) schema: u32,
     /// What the source calls this state of the value: later ones have greater numbers.
     pub(crate) version: Option<u64>,
-    /// Hash and version of each tag as the load began.
-    pub(crate) tags: Vec<(u64, u64)>,
+    /// What it is invalidated with.
+    pub(crate) tags: Vec<TagVersion>,
+}
+
+/// A tag, and up to where the log of its lane says nothing against the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TagVersion {
+    pub(crate) carried: Carried,
+    /// No later than this the tag was not invalidated since the load began.
+    pub(crate) at: Position,
 }
 
 /// What becomes of an entity's payloads on their way into the store. On the way out whatever is
@@ -225,7 +236,7 @@ pub(crate) fn encode(
     let extra = packing.seal.as_ref().map_or(0, |_| seal::EXTRA_LEN);
     let room = HEADER_LEN
         + 8 * usize::from(header.version.is_some())
-        + 16 * header.tags.len()
+        + TAG_LEN * header.tags.len()
         + key_room
         + payload.len()
         + extra;
@@ -245,9 +256,11 @@ pub(crate) fn encode(
             .iter()
             .flat_map(|version| version.to_be_bytes()),
     );
-    for (hash, version) in &header.tags {
-        out.extend(hash.to_be_bytes());
-        out.extend(version.to_be_bytes());
+    for TagVersion { carried, at } in &header.tags {
+        let Carried { tag, soft } = carried;
+        let seq = if *soft { at.seq | SOFT } else { at.seq };
+        let words = [tag.name, tag.key, at.epoch.0, seq];
+        out.extend(words.iter().flat_map(|word| word.to_be_bytes()));
     }
     let content = |out: &mut Vec<u8>| {
         if flags & FLAG_KEY != 0 {
@@ -362,12 +375,24 @@ fn decode_header(lease: Lease, rest: &mut &[u8]) -> Result<(Header, u16), Unusab
     if flags & FLAG_VERSION != 0 {
         header.version = Some(u64::from_be_bytes(take(rest)?));
     }
-    let mut tag_bytes = take_slice(rest, 16 * tags)?;
+    let mut tag_bytes = take_slice(rest, TAG_LEN * tags)?;
     header.tags.reserve_exact(tags);
     while !tag_bytes.is_empty() {
-        let hash = u64::from_be_bytes(take(&mut tag_bytes)?);
-        let version = u64::from_be_bytes(take(&mut tag_bytes)?);
-        header.tags.push((hash, version));
+        let mut word = || take(&mut tag_bytes).map(u64::from_be_bytes);
+        let tag = TagHash {
+            name: word()?,
+            key: word()?,
+        };
+        let (epoch, seq) = (Epoch(word()?), word()?);
+        let at = Position {
+            epoch,
+            seq: seq & !SOFT,
+        };
+        let carried = Carried {
+            tag,
+            soft: seq & SOFT != 0,
+        };
+        header.tags.push(TagVersion { carried, at });
     }
     Ok((header, flags))
 }

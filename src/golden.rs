@@ -7,8 +7,10 @@ use std::path::Path;
 
 use crate::coherence::wire::{Hint, Kind, LogEntry};
 use crate::coherence::{Epoch, Head, Incarnation, Lane, Nonce, Position};
-use crate::envelope::{self, Compression, Header, Lease, Outcome, Packing, Seal, Stored};
-use crate::key::HashedKey;
+use crate::envelope::{
+    self, Compression, Header, Lease, Outcome, Packing, Seal, Stored, TagVersion,
+};
+use crate::key::{Carried, HashedKey, TagHash};
 
 /// The directory of the forms that this version writes.
 const CURRENT: &str = "v1";
@@ -100,6 +102,16 @@ fn samples() -> Vec<(&'static str, Sample)> {
         token: 0x0102_0304_0506_0708,
         began,
     };
+    let tag = |name, key, seq| TagVersion {
+        carried: Carried {
+            tag: TagHash { name, key },
+            soft: seq == 6,
+        },
+        at: Position {
+            epoch: Epoch(0x1112_1314_1516_1719),
+            seq,
+        },
+    };
     let header = Header {
         lease,
         loaded_ms: 1_699_999_940_000,
@@ -108,7 +120,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         load_us: 12_345,
         schema: SCHEMA,
         version: None,
-        tags: vec![(0x3132, 5), (0x4142, 6)],
+        tags: vec![tag(0x3132, 0x3334, 5), tag(0x4142, 0x4142, 6)],
     };
     let untagged = Header {
         soft_expires_ms: 0,

@@ -237,6 +237,8 @@ mod pages {
     mod presence {}
     #[doc = include_str!("../docs/stores.md")]
     mod stores {}
+    #[doc = include_str!("../docs/tags.md")]
+    mod tags {}
     #[doc = include_str!("../docs/testing.md")]
     mod testing {}
     #[doc = include_str!("../docs/topologies.md")]

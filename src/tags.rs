@@ -5,10 +5,15 @@
 //! ([`Watch`]). So an invalidation costs the same however much depends on the tag, nothing is queued
 //! anywhere, and what comes while somebody runs is one change to it, however often it came.
 
+mod floors;
+
+use floors::Floor;
+pub(crate) use floors::{Judged, Told};
+
 use crate::bus::{Bus, Listener, Liveness, lock};
 use crate::coherence::{Change, Lane};
-use crate::key::{HashedTag, KeySpace, Tag};
-use crate::time::Millis;
+use crate::key::{KeySpace, Tag, TagHash};
+use crate::time::{Clock, Millis};
 use std::collections::HashMap;
 use std::mem;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,34 +42,40 @@ struct Tags {
 }
 
 /// A bare name, watched itself or by one of its keys.
-#[derive(Default)]
 struct Name {
     /// Invalidations of the name: of all its keys.
     whole: Arc<Cell>,
     /// Invalidations of one of its keys.
     parts: Arc<Cell>,
+    /// Gaps in what is known of the whole.
+    gaps: Arc<Cell>,
+    /// The lane that its floor is on.
+    lane: Lane,
+    floor: Option<Floor>,
     keys: Vec<u64>,
 }
 
 struct Key {
     cell: Arc<Cell>,
     lane: Lane,
+    floor: Option<Floor>,
 }
 
 /// How often something was invalidated.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Cell {
     count: AtomicU64,
     watchers: Mutex<Watchers>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Watchers {
     list: Vec<Weak<Notify>>,
     sweep_at: usize,
 }
 
 impl Cell {
+    #[inline]
     fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
     }
@@ -106,9 +117,14 @@ impl Registry {
     /// What was not invalidated up to now, and is watched from now on.
     pub(crate) fn depend(&self, tags: &[Tag]) -> Dependency {
         let cells = self.cells(tags).into_iter().flatten();
+        self.dependency(cells, self.liveness.now())
+    }
+
+    fn dependency(&self, cells: impl Iterator<Item = Arc<Cell>>, since: Millis) -> Dependency {
         Dependency {
             cells: cells.map(|cell| (cell.count(), cell)).collect(),
-            since: self.liveness.now(),
+            soft: Counts::default(),
+            since,
             liveness: Arc::clone(&self.liveness),
         }
     }
@@ -136,27 +152,66 @@ impl Registry {
     /// whole and that of its parts.
     fn cells(&self, tags: &[Tag]) -> Vec<[Arc<Cell>; 2]> {
         let hashed: Vec<_> = tags.iter().map(|tag| self.space.hash_tag(tag)).collect();
+        self.with_table(|table| {
+            let cells = |tag| table.cells(tag, &self.space);
+            hashed.into_iter().map(cells).collect()
+        })
+    }
+
+    /// Looks up what may not be there yet.
+    fn with_table<T>(&self, look_up: impl FnOnce(&mut Tags) -> T) -> T {
         let mut table = lock(&self.tags);
-        let cells = hashed.into_iter().map(|tag| table.cells(tag)).collect();
+        let found = look_up(&mut table);
         table.sweep_sometimes();
         self.watched.store(table.len(), Ordering::Release);
-        cells
+        found
     }
 }
 
 impl Tags {
-    fn cells(&mut self, tag: HashedTag) -> [Arc<Cell>; 2] {
-        let name = self.names.entry(tag.name).or_default();
-        let whole = Arc::clone(&name.whole);
-        let Some((hash, lane)) = tag.key else {
-            return [whole, Arc::clone(&name.parts)];
-        };
-        let key = self.keys.entry(hash).or_insert_with(|| {
-            name.keys.push(hash);
-            let cell = Arc::default();
-            Key { cell, lane }
+    fn cells(&mut self, tag: TagHash, space: &KeySpace) -> [Arc<Cell>; 2] {
+        match self.look_up(tag, space) {
+            (name, None) => [&name.whole, &name.parts].map(Arc::clone),
+            (name, Some(key)) => [&key.cell, &name.whole].map(Arc::clone),
+        }
+    }
+
+    /// The cells of what carries a tag, which goes with the tag and with its whole name, but not with
+    /// parts of it; and what is known of its floor.
+    fn ties(&mut self, tag: TagHash, space: &KeySpace) -> ([Arc<Cell>; 2], &mut Option<Floor>) {
+        match self.look_up(tag, space) {
+            (name, None) => {
+                let cells = [&name.whole, &name.gaps].map(Arc::clone);
+                (cells, &mut name.floor)
+            }
+            (name, Some(key)) => {
+                let cells = [&key.cell, &name.whole].map(Arc::clone);
+                (cells, &mut key.floor)
+            }
+        }
+    }
+
+    fn look_up(&mut self, tag: TagHash, space: &KeySpace) -> (&mut Name, Option<&mut Key>) {
+        let name = self.names.entry(tag.name).or_insert_with(|| Name {
+            whole: Arc::default(),
+            parts: Arc::default(),
+            gaps: Arc::default(),
+            lane: space.lane_of(tag.name),
+            floor: None,
+            keys: Vec::new(),
         });
-        [Arc::clone(&key.cell), whole]
+        if tag.is_bare() {
+            return (name, None);
+        }
+        let key = self.keys.entry(tag.key).or_insert_with(|| {
+            name.keys.push(tag.key);
+            Key {
+                cell: Arc::default(),
+                lane: space.lane_of(tag.key),
+                floor: None,
+            }
+        });
+        (name, Some(key))
     }
 
     /// Counts an invalidation, if anybody watches what it is of.
@@ -188,7 +243,8 @@ impl Tags {
         keys.retain(|_, key| !Cell::is_unused(&key.cell));
         self.names.retain(|_, name| {
             name.keys.retain(|key| keys.contains_key(key));
-            let unused = Cell::is_unused(&name.whole) && Cell::is_unused(&name.parts);
+            let cells = [&name.whole, &name.parts, &name.gaps];
+            let unused = cells.into_iter().all(Cell::is_unused);
             !unused || !name.keys.is_empty()
         });
         self.sweep_at = 2 * self.len();
@@ -212,6 +268,9 @@ impl Listener for Registry {
         // A clear would have been heard on the other lanes, as far as it concerns their keys.
         for name in tags.names.values() {
             name.parts.bump(&mut to_wake);
+            if name.lane == lane {
+                name.gaps.bump(&mut to_wake);
+            }
         }
         for key in tags.keys.values().filter(|key| key.lane == lane) {
             key.cell.bump(&mut to_wake);
@@ -226,10 +285,56 @@ impl Listener for Registry {
     }
 }
 
+/// Cells, and their counts when it began. Those of one tag lie in it: each step from one place in memory
+/// to the next is a part of what a hit costs.
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    first: Option<[(u64, Arc<Cell>); 2]>,
+    rest: Box<[(u64, Arc<Cell>)]>,
+}
+
+impl Counts {
+    #[inline]
+    fn are_unchanged(&self) -> bool {
+        let first = self.first.iter().flatten();
+        let mut all = first.chain(&self.rest);
+        all.all(|(count, cell)| cell.count() == *count)
+    }
+}
+
+impl FromIterator<(u64, Arc<Cell>)> for Counts {
+    fn from_iter<T: IntoIterator<Item = (u64, Arc<Cell>)>>(cells: T) -> Self {
+        let mut cells = cells.into_iter();
+        match (cells.next(), cells.next()) {
+            (Some(one), Some(other)) => Self {
+                first: Some([one, other]),
+                rest: cells.collect(),
+            },
+            (one, _) => Self {
+                first: None,
+                rest: one.into_iter().collect(),
+            },
+        }
+    }
+}
+
+/// What becomes of an entry by its tags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It may be served.
+    Current,
+    /// A soft tag was invalidated: its time to live is over.
+    Expired,
+    /// A tag was invalidated, or may have been.
+    Gone,
+}
+
 /// That some tags were not invalidated since a moment.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Dependency {
-    cells: Box<[(u64, Arc<Cell>)]>,
+    cells: Counts,
+    /// Those of soft tags.
+    soft: Counts,
     since: Millis,
     liveness: Arc<Liveness>,
 }
@@ -244,11 +349,33 @@ impl Dependency {
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         let until = self.liveness.until();
-        let unchanged = self
-            .cells
-            .iter()
-            .all(|(count, cell)| cell.count() == *count);
-        unchanged && self.liveness.vouches(until, self.since)
+        self.is_unchanged() && self.liveness.vouches(until, self.since)
+    }
+
+    /// As [`is_current`](Self::is_current), soft tags included, for a reader who looks at the `clock`
+    /// anyway. Gives the time as well.
+    #[inline]
+    pub(crate) fn standing(&self, clock: &Clock) -> (Standing, Millis) {
+        let until = self.liveness.until();
+        let (unchanged, softened) = (self.is_unchanged(), !self.soft.are_unchanged());
+        let now = clock.now();
+        let standing = match unchanged && self.liveness.vouches_at(now, until, self.since) {
+            false => Standing::Gone,
+            true if softened => Standing::Expired,
+            true => Standing::Current,
+        };
+        (standing, now)
+    }
+
+    /// Whether this pod knows of no invalidation of one of the tags, other than soft ones.
+    #[inline]
+    pub(crate) fn is_unchanged(&self) -> bool {
+        self.cells.are_unchanged()
+    }
+
+    /// What it is said of reflects every invalidation of the tags that was acknowledged before this.
+    pub(crate) fn as_of(&self) -> Millis {
+        self.liveness.confirmed_at().max(self.since)
     }
 }
 
@@ -302,7 +429,6 @@ mod tests {
     use super::*;
     use crate::coherence::{Mechanisms, Rules};
     use crate::store::{Memory, Namespace};
-    use crate::time::Clock;
     use std::num::NonZero;
 
     fn registry() -> (Arc<Bus>, Arc<Registry>) {
@@ -357,7 +483,10 @@ mod tests {
             let hashed = registry.space.hash_tag(&Tag::from(tag));
             Change {
                 entity: hashed.name,
-                keys: hashed.key.map(|(key, _)| key).into_iter().collect(),
+                keys: (!hashed.is_bare())
+                    .then_some(hashed.key)
+                    .into_iter()
+                    .collect(),
             }
         };
         registry.changed(&mut [change("user"), change("org:7")].into_iter());

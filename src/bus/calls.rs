@@ -510,10 +510,12 @@ impl Bus {
             Fenced::Key(lane, hash) => {
                 let mut stripe = self.stripe(lane, hash);
                 stripe.poisoned.push(hash);
+                stripe.noticed = self.next_moment();
                 self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
             }
             Fenced::Entity(lane, entity) => {
                 lock(&self.calls.fenced).push(fenced);
+                self.stripe(lane, entity).noticed = self.next_moment();
                 self.each_member(|member| {
                     if member.entity() == entity {
                         member.flush(lane);
@@ -522,7 +524,9 @@ impl Bus {
             }
             Fenced::Lane(lane) => {
                 lock(&self.calls.fenced).push(fenced);
+                self.notice_all(lane);
                 self.each_member(|member| member.flush(lane));
+                self.tell_missed(lane);
             }
         }
     }

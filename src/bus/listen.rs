@@ -25,6 +25,7 @@ pub(crate) trait Listener: Send + Sync {
 }
 
 /// Until when this pod knows of every invalidation, whatever its tag.
+#[derive(Debug)]
 pub(crate) struct Liveness {
     /// All lanes are live until then.
     until: AtomicU64,
@@ -55,11 +56,25 @@ impl Liveness {
         Millis(self.until.load(Ordering::Acquire))
     }
 
+    /// When the confirmation began that is standing for all lanes.
+    pub(crate) fn confirmed_at(&self) -> Millis {
+        self.confirmed_by(self.until())
+    }
+
+    /// When the confirmation began that lasts until `until`.
+    pub(crate) fn confirmed_by(&self, until: Millis) -> Millis {
+        Millis(until.0.saturating_sub(crate::time::millis(self.lease)))
+    }
+
     /// Whether a reader who loaded `until` before anything else may use what began at `since`. Either
     /// kind of evidence ends before L is over, as in [`Rules::may_serve`](crate::coherence::Rules::may_serve).
     #[inline]
     pub(crate) fn vouches(&self, until: Millis, since: Millis) -> bool {
-        let now = self.clock.now();
+        self.vouches_at(self.clock.now(), until, since)
+    }
+
+    #[inline]
+    pub(crate) fn vouches_at(&self, now: Millis, until: Millis, since: Millis) -> bool {
         now < until || now < since + self.lease
     }
 }
@@ -110,12 +125,16 @@ impl Bus {
 
     /// Tells of an entry of the log, the first time it is met. Our own were told before they were
     /// logged.
-    pub(super) fn tell_of(&self, nonce: Nonce, change: &Change) {
+    pub(super) fn tell_of(&self, lane: Lane, nonce: Nonce, change: &Change) {
         let drawn = self.nonces.load(Ordering::Acquire);
         if nonce.0.wrapping_sub(self.nonce_base) < drawn {
             return;
         }
         self.telemetry.received(change);
+        if change.keys.is_empty() {
+            // Keys were noticed as they were evicted; a name is in nobody's way but a tag's.
+            self.stripe(lane, change.entity).noticed = self.next_moment();
+        }
         self.with_listener(|listener| {
             if lock(&self.listening.told).note(nonce) {
                 listener.changed(&mut std::iter::once(change.clone()));

@@ -166,7 +166,13 @@ pub(crate) struct Stripe {
     /// Keys that this pod is invalidating and that the store has not acknowledged: what the store
     /// holds under them is not to be believed.
     poisoned: Vec<u64>,
+    /// When this pod last came to know of an invalidation of one of its keys or names.
+    noticed: Moment,
 }
+
+/// A moment in the order in which this pod comes to know of invalidations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
 
 impl Stripe {
     pub(crate) fn is_poisoned(&self, hash: u64) -> bool {
@@ -177,6 +183,8 @@ impl Stripe {
 struct LaneCell {
     state: Mutex<LaneState>,
     stripes: Box<[Mutex<Stripe>]>,
+    /// When it was last flushed: a [`Moment`].
+    flushed: AtomicU64,
     /// The lane is live until then; what new members start from.
     until: AtomicU64,
 }
@@ -220,6 +228,8 @@ pub(crate) struct Bus {
     journal: Option<Arc<Journal>>,
     nonce_base: u64,
     nonces: AtomicU64,
+    /// The newest [`Moment`].
+    moments: AtomicU64,
 }
 
 impl fmt::Debug for Bus {
@@ -244,6 +254,7 @@ impl Bus {
         let lane = || LaneCell {
             state: Mutex::new(LaneState::new(rules.mechanisms)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            flushed: AtomicU64::new(0),
             until: AtomicU64::new(0),
         };
         Arc::new(Self {
@@ -276,6 +287,7 @@ impl Bus {
             journal: pending.journal.map(Arc::new),
             nonce_base: random(),
             nonces: AtomicU64::new(0),
+            moments: AtomicU64::new(0),
         })
     }
 
@@ -447,7 +459,8 @@ impl Bus {
         match *action {
             Action::Evict { hash, rank } => self.evict(lane, hash, rank),
             Action::Drop { hash } => {
-                let _stripe = self.stripe(lane, hash);
+                let mut stripe = self.stripe(lane, hash);
+                stripe.noticed = self.next_moment();
                 self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
             }
             Action::Clear { entity, rank } => self.each_member(|member| {
@@ -455,7 +468,7 @@ impl Bus {
                     member.clear(lane, rank);
                 }
             }),
-            Action::Tell { nonce, ref change } => self.tell_of(nonce, change),
+            Action::Tell { nonce, ref change } => self.tell_of(lane, nonce, change),
             Action::Flush => {
                 self.flush(lane);
                 self.tell_missed(lane);
@@ -473,13 +486,46 @@ impl Bus {
 
     fn evict(&self, lane: Lane, hash: u64, rank: Rank) {
         let mut stripe = self.stripe(lane, hash);
-        stripe.last = stripe.last.max(rank);
+        self.notice(&mut stripe, rank);
         self.each_member(|member| member.evict(hash, rank));
+    }
+
+    /// Takes note of an invalidation, unless it is one that was noticed before, or older than one: then
+    /// whoever began since knows of it.
+    fn notice(&self, stripe: &mut Stripe, rank: Rank) {
+        if stripe.last < rank {
+            stripe.last = rank;
+            stripe.noticed = self.next_moment();
+        }
+    }
+
+    /// Takes note that anything on `lane` may have been invalidated.
+    fn notice_all(&self, lane: Lane) {
+        let Moment(now) = self.next_moment();
+        self.cell(lane).flushed.fetch_max(now, Ordering::AcqRel);
+    }
+
+    fn next_moment(&self) -> Moment {
+        Moment(1 + self.moments.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Now, for [`noticed_since`](Self::noticed_since).
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(self.moments.load(Ordering::Acquire))
+    }
+
+    /// Whether this pod may have come to know of an invalidation of `hash`, a key's or a name's, since
+    /// `then`. Those that share its stripe are taken for its own.
+    pub(crate) fn noticed_since(&self, lane: Lane, hash: u64, then: Moment) -> bool {
+        let noticed = self.stripe(lane, hash).noticed;
+        let flushed = Moment(self.cell(lane).flushed.load(Ordering::Acquire));
+        noticed.max(flushed) > then
     }
 
     /// 1. The generations move on: nothing older is served, or inserted any more.
     /// 2. Only then may ranks start again from nothing.
     fn flush(&self, lane: Lane) {
+        self.notice_all(lane);
         self.each_member(|member| member.flush(lane));
         for stripe in &self.cell(lane).stripes {
             lock(stripe).last = Rank::default();
@@ -509,25 +555,32 @@ impl Bus {
         self.wake_told();
     }
 
-    /// Waits until everything up to `at` is applied on `lane`.
+    /// Waits until everything up to `stamp` is applied.
     ///
     /// Epochs cannot be compared, and a stamp may be forged. But what a poll confirms that was sent after
     /// we were asked contains everything that was acknowledged before, whatever the stamp says.
     ///
     /// # Errors
     /// `Unavailable` if the store does not confirm anything in time.
-    pub(crate) async fn reach(&self, lane: Lane, at: Position) -> StoreResult<()> {
+    pub(crate) async fn reach(&self, stamp: &Stamp) -> StoreResult<()> {
         let asked = self.clock.now();
         let end = Instant::now() + REACH_LIMIT;
-        while Instant::now() < end {
+        let reached = |(lane, at): (Lane, Position)| {
             let view = self.view(lane).filter(|view| view.epoch == at.epoch);
             let applied = view.is_some_and(|view| view.applied.seq() >= at.seq);
-            if applied || self.live_until(lane) > asked + self.rules.lease {
+            applied || self.live_until(lane) > asked + self.rules.lease
+        };
+        while Instant::now() < end {
+            // Nothing is ever logged on a lane that the namespace has not.
+            let mut ours = stamp
+                .positions()
+                .filter(|(lane, _)| lane.0 < self.namespace.lanes);
+            if ours.all(reached) {
                 return Ok(());
             }
             self.sync(REACH_LIMIT / 5).await;
         }
-        let detail = "the lane of the stamp was not confirmed in time";
+        let detail = "the lanes of the stamp were not confirmed in time";
         Err(StoreError::new(StoreErrorKind::Unavailable, "reach a stamp").with_detail(detail))
     }
 

@@ -88,10 +88,4 @@ impl Stamp {
             tokio::time::sleep(cache.0.bus.bound()).await;
         }
     }
-
-    /// The last position on `lane`, if it was logged there.
-    pub(crate) fn on(&self, lane: Lane) -> Option<Position> {
-        let there = self.positions().filter(|(on, _)| *on == lane);
-        there.map(|(_, at)| at).max_by_key(|at| at.seq)
-    }
 }

@@ -167,6 +167,7 @@ where
                         Some(landed) => Asked::Next(Next::Land(landed)),
                         None => Asked::Held(None), // looked at once more
                     },
+                    Look::Untold(_) => Asked::Held(None), // likewise
                     _ => Asked::NoHelp,
                 }
             }

@@ -3,7 +3,7 @@
 use super::Inner;
 use super::batch::{Loaded, each_once};
 use super::context::Said;
-use super::load::{LoadRun, OnPanic, Unfilled};
+use super::load::{LoadRun, OnPanic, Timing, Unfilled};
 use super::many::Load;
 use super::outcome::StaleReason;
 use super::target::Target;
@@ -93,6 +93,7 @@ where
                 .iter()
                 .map(|load| (load.target.hash, &load.target.key)),
         );
+        let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), std::time::Instant::now());
         let answers = {
             let _panic = OnPanic(|| {
@@ -114,7 +115,11 @@ where
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
                     self.level.telemetry.loaded(outcome.is_err());
-                    let timing = (start, took);
+                    let timing = Timing {
+                        moment,
+                        start,
+                        took,
+                    };
                     let landed =
                         self.land_loaded(&target, guard, run, timing, outcome, Said::default());
                     unfilled.extend(landed);
@@ -145,6 +150,7 @@ where
 
     /// Stores outcomes under their leases, or over what they replace. Whatever fails here costs other loads, nothing else.
     async fn fill_many(&self, unfilled: Vec<Unfilled<K, V, E>>) {
+        self.learn_for(&unfilled).await;
         let mut fillings = unfilled
             .into_iter()
             .filter_map(|unfilled| self.encode(unfilled))

@@ -6,13 +6,14 @@ use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
 use super::outcome::{EarlyRefresh, Kept, Refresh};
+use super::tagging::TagsOf;
 use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
 use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
-use crate::key::Key;
+use crate::key::{Key, Tag};
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
 use crate::telemetry::EntityTelemetry;
 use crate::ttl::Ttl;
@@ -57,6 +58,10 @@ pub(super) struct ErrorCodec<E> {
 
 pub(super) struct Options<K, V, E> {
     pub(super) ttl: TtlOf<K, V>,
+    /// The tags of each value.
+    pub(super) tags: Option<TagsOf<K, V>>,
+    /// Those that end its time to live, and not the value.
+    pub(super) soft_tags: Option<TagsOf<K, V>>,
     pub(super) error_codec: Option<ErrorCodec<E>>,
     pub(super) local_ttl: Duration,
     pub(super) jitter: f64,
@@ -181,6 +186,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             batches: Batches::default(),
             options: Options {
                 ttl: Arc::new(|_, _| Ttl::For(DEFAULT_TTL)),
+                tags: None,
+                soft_tags: None,
                 error_codec: None,
                 local_ttl: Duration::MAX,
                 jitter: DEFAULT_JITTER,
@@ -218,6 +225,59 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// How long each value is kept, decided once, when its load ends.
     pub fn ttl_with(mut self, ttl: impl Fn(&K, &L::Value) -> Ttl + Send + Sync + 'static) -> Self {
         self.options.ttl = Arc::new(ttl);
+        self
+    }
+
+    /// The tags of each value, decided once, when its load ends: whoever
+    /// [invalidates](Cache::invalidate) one of them invalidates the value, whatever its key. None if not
+    /// set, beside the two that every entry has by itself: its entity's name (`user`) and that with its
+    /// key (`user:42`).
+    ///
+    /// A value with the tag `org:7` goes when `org:7` is invalidated, and when `org` is as a whole; one
+    /// with the bare name `org` goes with the whole alone, not with its parts. An invalidation during the
+    /// load wins: the outcome is given to those who asked before it, and kept nowhere. It costs the same
+    /// however many values carry the tag, and a local hit makes no round trip for tags; the first value
+    /// that a pod reads or stores with a tag costs one more. An error that is cached has no tags.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cache = tidings::Cache::builder("shop").build().await?;
+    /// # #[derive(Serialize, Deserialize)] struct User { org: u32 }
+    /// let users = cache
+    ///     .entity("user", |id: u64| async move { Ok::<_, Infallible>(User { org: 7 }) })
+    ///     .tags(|_id, user: &User| [format!("org:{}", user.org)])
+    ///     .build()?;
+    /// users.get(&42).await?;
+    /// cache.invalidate(["org:7"]).await?; // every user of the org, in every pod
+    /// assert!(users.peek(&42).is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn tags<I>(mut self, tags: impl Fn(&K, &L::Value) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<Tag>>,
+    {
+        self.options.tags = Some(Arc::new(move |key, value| {
+            tags(key, value).into_iter().map(Into::into).collect()
+        }));
+        self
+    }
+
+    /// As [`tags`](Self::tags), for tags whose invalidation ends the time to live of the value, and not the
+    /// value: in [`grace`](Self::grace), without which there are none of these, it is served as
+    /// [stale](crate::Freshness::Stale) until it was loaded anew.
+    ///
+    /// It is the entry that says what a tag means to it: whoever invalidates `org:7` need not know that a
+    /// permission must go at once, while a list may be shown as it was for the moment of a load. A tag
+    /// that is named here and there is not soft.
+    pub fn soft_tags<I>(mut self, tags: impl Fn(&K, &L::Value) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<Tag>>,
+    {
+        self.options.soft_tags = Some(Arc::new(move |key, value| {
+            tags(key, value).into_iter().map(Into::into).collect()
+        }));
         self
     }
 
@@ -379,7 +439,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
     /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
-    /// `max_unleased_loads`, `max_batch` or the level of `compress` if out of range, or of no use with
+    /// `max_unleased_loads`, `max_batch`, `soft_tags` or the level of `compress` if out of range, or of no use with
     /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
@@ -457,6 +517,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                     "must be above zero and below `load_timeout`",
                 );
             }
+        }
+        if self.options.soft_tags.is_some() && self.options.grace.is_zero() {
+            return refuse("soft_tags", "are for entries with `grace` alone");
         }
         if self.options.retry_after.is_zero() {
             return refuse(

@@ -1,6 +1,8 @@
 //! What a loader may know of its load, and what it may say of the outcome.
 
 use super::loader::Loader;
+use super::tagging::SaidTags;
+use crate::key::Tag;
 use crate::ttl::Ttl;
 use std::fmt;
 use std::future::Future;
@@ -123,10 +125,11 @@ pub struct Loaded<V> {
 }
 
 /// What a loader says of a value beside the value.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Said {
     pub(crate) ttl: Option<Ttl>,
     pub(crate) version: Option<u64>,
+    pub(crate) tags: SaidTags,
 }
 
 impl<V> Loaded<V> {
@@ -156,6 +159,24 @@ impl<V> Loaded<V> {
     #[must_use]
     pub fn version(mut self, version: u64) -> Self {
         self.said.version = Some(version);
+        self
+    }
+
+    /// Invalidates it with `tags` as well, beside those that
+    /// [`EntityBuilder::tags`](crate::EntityBuilder::tags) names. A memo takes no tags from here: what it
+    /// depends on is known before it computes.
+    #[must_use]
+    pub fn tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.said.tags.hard.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Ends its time to live with `tags`, as those of
+    /// [`EntityBuilder::soft_tags`](crate::EntityBuilder::soft_tags) do; without
+    /// [grace](crate::EntityBuilder::grace) they are as any other tags.
+    #[must_use]
+    pub fn soft_tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.said.tags.soft.extend(tags.into_iter().map(Into::into));
         self
     }
 }

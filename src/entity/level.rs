@@ -6,6 +6,7 @@ use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
 use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
 use crate::key::KeySpace;
 use crate::local::{Local, Phase, Slot};
+use crate::tags::Standing;
 use crate::telemetry::{self, EntityTelemetry};
 use crate::time::{Clock, Millis};
 use std::sync::Mutex;
@@ -33,21 +34,39 @@ pub(super) struct Hit<V, E> {
     /// The lane's word as it was *before* the entry was fetched.
     word: Word,
     pub(super) now: Millis,
+    /// A soft tag was invalidated.
+    expired: bool,
 }
 
 impl<V, E> Hit<V, E> {
     /// The entry reflects every invalidation that was acknowledged before this: the lane's last
-    /// confirmation, or the entry's own youth, whichever says more.
+    /// confirmation, or the entry's own youth, whichever says more; of its tags, too.
     pub(super) fn as_of(&self, rules: &Rules) -> Millis {
-        self.word
+        let as_of = self
+            .word
             .confirmed_at(rules.lease)
-            .max(self.slot.load_start)
+            .max(self.slot.load_start);
+        match &self.slot.tied {
+            None => as_of,
+            Some(tied) => as_of.min(tied.as_of()),
+        }
+    }
+}
+
+impl<V, E> Hit<V, E> {
+    fn phase(&self) -> Phase {
+        match self.expired {
+            false => self.slot.life.phase(self.now),
+            true => self.slot.life.expired(self.now).phase(self.now),
+        }
     }
 
     /// What a reader is served of it.
     pub(super) fn landed(&self, rules: &Rules) -> Landed<V, E> {
         let age = self.now.since(self.slot.loaded);
-        Landed::new(&self.slot.value, Origin::Local, age, self.as_of(rules))
+        let landed = Landed::new(&self.slot.value, Origin::Local, age, self.as_of(rules));
+        let tied = self.slot.tied.is_some();
+        Landed { tied, ..landed }
     }
 }
 
@@ -106,21 +125,21 @@ where
     #[inline]
     pub(super) fn found(&self, hash: u64, key: &K) -> Option<Hit<V, E>> {
         self.look(hash, || self.map.get(hash, key))
-            .filter(|hit| hit.slot.life.is_plain(hit.now))
+            .filter(|hit| !hit.expired && hit.slot.life.is_plain(hit.now))
     }
 
     /// As [`hit`](Self::hit) for an entry in a later phase, which it comes with.
     #[cold]
     pub(super) fn late(&self, hash: u64, key: &K) -> Option<(Hit<V, E>, Phase)> {
         let hit = self.look(hash, || self.map.get(hash, key))?;
-        let phase = hit.slot.life.phase(hit.now);
+        let phase = hit.phase();
         (phase != Phase::Over).then_some((hit, phase))
     }
 
     /// A fresh entry, without counting as a use.
     pub(super) fn peek(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
         let hit = self.look(hash, || self.map.peek(hash, key))?;
-        let fresh = matches!(hit.slot.life.phase(hit.now), Phase::Plain | Phase::Late(_));
+        let fresh = matches!(hit.phase(), Phase::Plain | Phase::Late(_));
         fresh.then_some(hit.slot)
     }
 
@@ -141,7 +160,8 @@ where
             return None;
         }
         let overdue = slot.life.overdue(now);
-        let reason = match slot.generation == word.generation() {
+        let unchanged = slot.tied.as_ref().is_none_or(|tied| tied.is_unchanged());
+        let reason = match unchanged && slot.generation == word.generation() {
             false => StaleReason::Invalidated,
             true if now >= word.until() => StaleReason::Unconfirmed,
             true => StaleReason::Expired,
@@ -150,9 +170,11 @@ where
         Some(landed.into_stale(overdue, reason))
     }
 
-    /// What is kept of `key`, whether or not it may be served.
+    /// What is kept of `key`, whether or not it may be served: not what was invalidated.
     pub(super) fn remembered(&self, hash: u64, key: &K) -> Option<Kept<V, E>> {
-        self.map.peek(hash, key)
+        let slot = self.map.peek(hash, key)?;
+        let stands = slot.tied.as_ref().is_none_or(|tied| tied.is_unchanged());
+        stands.then_some(slot)
     }
 
     /// What `get` finds, if the coherence rules let it be served now.
@@ -173,10 +195,18 @@ where
         } else {
             self.word(lane)
         };
-        let now = self.clock.now();
-        self.rules
-            .may_serve(word, stamp(&slot), now)
-            .then_some(Hit { slot, word, now })
+        let (standing, now) = match &slot.tied {
+            None => (Standing::Current, self.clock.now()),
+            Some(tied) => tied.standing(&self.clock),
+        };
+        let served = self.rules.may_serve(word, stamp(&slot), now) && standing != Standing::Gone;
+        let expired = standing == Standing::Expired;
+        served.then_some(Hit {
+            slot,
+            word,
+            now,
+            expired,
+        })
     }
 
     /// Keeps `slot`, unless an invalidation that it may not reflect was applied (hole H2).

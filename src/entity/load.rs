@@ -5,11 +5,13 @@ use super::context::{LoadContext, Loaded, Previous, Said};
 use super::course::Guard;
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
+use super::tagging::Tagged;
 use super::target::Target;
+use crate::bus::Moment;
 use crate::codec;
 use crate::coherence::{Epoch, Rank};
-use crate::envelope::{self, Header, Lease};
-use crate::key::Key;
+use crate::envelope::{self, Header, Lease, TagVersion};
+use crate::key::{Carried, Key};
 use crate::local::{Life, Slot};
 use crate::store::{Fill, Link, Place, Replaces};
 use crate::telemetry::spanned;
@@ -54,11 +56,30 @@ pub(super) struct LoadRun<V> {
 pub(super) struct Unfilled<K, V, E> {
     target: Arc<Target<K>>,
     lease: GrantedLease,
-    start: Millis,
-    took: Duration,
+    timing: Timing,
     ttl: Ttl,
     version: Option<u64>,
     outcome: Outcome<V, E>,
+    tags: Arc<[Carried]>,
+}
+
+impl<K, V, E> Unfilled<K, V, E> {
+    pub(super) fn link(&self) -> &Arc<dyn Link> {
+        &self.lease.held.link
+    }
+
+    pub(super) fn tags(&self) -> &[Carried] {
+        &self.tags
+    }
+}
+
+/// When a load began, and how long it took.
+#[derive(Clone, Copy)]
+pub(super) struct Timing {
+    /// Taken before the load began, and before the clock was read.
+    pub(super) moment: Moment,
+    pub(super) start: Millis,
+    pub(super) took: Duration,
 }
 
 /// What is to be stored of an outcome beside the outcome.
@@ -70,6 +91,7 @@ pub(super) struct About {
     pub(super) took: Duration,
     pub(super) ttl: Ttl,
     pub(super) version: Option<u64>,
+    pub(super) tags: Vec<TagVersion>,
 }
 
 /// An encoded outcome, and the lease to store it under, or beside the value that it replaces.
@@ -211,6 +233,7 @@ where
                 Some(permit)
             }
         };
+        let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), Instant::now());
         let load = spanned!("tidings.load", { cache = %self.bus().namespace.name, entity = %self.name }, load);
         let (outcome, said) = match load.await {
@@ -221,7 +244,11 @@ where
         self.usual_load.add(took);
         self.level.telemetry.load_took(took);
         self.level.telemetry.loaded(outcome.is_err());
-        let timing = (start, took);
+        let timing = Timing {
+            moment,
+            start,
+            took,
+        };
         if let Some(unfilled) = self.land_loaded(target, guard, run, timing, outcome, said) {
             let this = Arc::clone(self);
             self.bus()
@@ -240,22 +267,28 @@ where
     }
 
     /// Keeps an outcome here and tells all who wait for it; gives what is left to do if it is also for
-    /// the store. `start` and `took` are the load's, `said` is what its loader said of it.
+    /// the store. `said` is what its loader said of it.
     pub(super) fn land_loaded(
         &self,
         target: &Arc<Target<K>>,
         guard: Guard<K, V, E>,
         run: LoadRun<V>,
-        (start, took): (Millis, Duration),
+        timing: Timing,
         outcome: Outcome<V, E>,
         said: Said,
     ) -> Option<Unfilled<K, V, E>> {
         let ttl = self.ttl_of(&target.key, &outcome, said.ttl);
-        let mut landed = Landed::new(&outcome, Origin::Loader, took, start);
+        let tags = self.tags_of(target, &outcome, said.tags);
+        let mut landed = Landed::new(&outcome, Origin::Loader, timing.took, timing.start);
+        landed.tagged = (!tags.is_empty()).then(|| Tagged {
+            tags: Arc::clone(&tags),
+            then: timing.moment,
+        });
+        landed.tied = !tags.is_empty();
         landed.settled = outcome.is_ok() || ttl != Ttl::NONE;
         if landed.settled {
             self.attempts.clear(target.hash);
-            self.keep_loaded(target, &guard, &run, (start, took), ttl, &outcome);
+            self.keep_loaded(target, &guard, &run, timing, ttl, (&outcome, &tags));
         } else {
             self.note_failure(target, StaleReason::LoadFailed);
         }
@@ -272,11 +305,11 @@ where
         Some(Unfilled {
             target: Arc::clone(target),
             lease,
-            start,
-            took,
+            timing,
             ttl,
             version: said.version,
             outcome,
+            tags,
         })
     }
 
@@ -327,16 +360,28 @@ where
         target: &Target<K>,
         guard: &Guard<K, V, E>,
         run: &LoadRun<V>,
-        (start, took): (Millis, Duration),
+        Timing {
+            moment,
+            start,
+            took,
+        }: Timing,
         ttl: Ttl,
-        outcome: &Outcome<V, E>,
+        (outcome, tags): (&Outcome<V, E>, &[Carried]),
     ) {
         if ttl == Ttl::NONE || self.options.local_ttl.is_zero() {
             let rank = run.rank.unwrap_or_default();
             return self.level.forget(self.bus(), target.hash, rank);
         }
+        let tied = match tags.is_empty() {
+            true => None,
+            false => match self.cache.0.tags.tie(self.bus(), tags, start, moment) {
+                Some(dependency) => Some(Arc::new(dependency)),
+                None => return, // for those alone who asked before
+            },
+        };
         let slot = Slot {
             value: outcome.clone(),
+            tied,
             // Without a lane to follow it ranks below everything: any invalidation removes it, and the
             // flush with which a lane begins. Until then its own youth is what it is served by.
             rank: run.rank.unwrap_or_default(),
@@ -357,6 +402,7 @@ where
     /// Stores an outcome under its lease, or over the value that it refreshes. Whatever fails here costs
     /// another load, nothing else.
     async fn fill(&self, unfilled: Unfilled<K, V, E>) {
+        self.learn_for(std::slice::from_ref(&unfilled)).await;
         let Some(filling) = self.encode(unfilled) else {
             return;
         };
@@ -369,20 +415,48 @@ where
         }
     }
 
+    /// Sees to it that tags have floors before what carries them is stored: a floor that is set later
+    /// may be too high for it.
+    pub(super) async fn learn_for(&self, unfilled: &[Unfilled<K, V, E>]) {
+        let Some(first) = unfilled.first() else {
+            return;
+        };
+        let tags = unfilled.iter().flat_map(|one| one.tags());
+        let tags: Vec<_> = tags.map(|carried| carried.tag).collect();
+        let lives = unfilled.iter().filter(|one| !one.tags().is_empty());
+        let lives = lives.map(|one| match one.ttl {
+            Ttl::For(life) => Some(life.saturating_add(self.options.grace)),
+            Ttl::Forever => None,
+        });
+        let longest = lives.reduce(|one, other| Some(one?.max(other?)));
+        // Without its floors it is not stored, and the next read loads it again.
+        let _ = self.learn(&**first.link(), &tags, longest.flatten()).await;
+    }
+
     /// The bytes to store; `None`, and the lease given back, if there are to be none.
     pub(super) fn encode(&self, unfilled: Unfilled<K, V, E>) -> Option<Filling<K>> {
         let Unfilled {
             target,
             lease,
-            start,
-            took,
+            timing,
             ttl,
             version,
             outcome,
+            tags,
         } = unfilled;
         if ttl == Ttl::NONE && lease.over.is_none() {
             return None; // dropping the lease removes it
         }
+        let Timing {
+            moment,
+            start,
+            took,
+        } = timing;
+        let registry = &self.cache.0.tags;
+        let tags = match tags.is_empty() || ttl == Ttl::NONE {
+            true => Vec::new(),
+            false => registry.versions(self.bus(), &tags, moment)?, // likewise
+        };
         let GrantedLease {
             held,
             at,
@@ -402,6 +476,7 @@ where
             took,
             ttl,
             version,
+            tags,
         };
         let (envelope, ttl) = self.envelope(&target, &about, &outcome)?;
         Some(Filling {
@@ -449,7 +524,7 @@ where
             load_us: u32::try_from(about.took.as_micros()).unwrap_or(u32::MAX),
             schema: self.options.schema,
             version: about.version.filter(|_| outcome.is_ok()),
-            tags: Vec::new(),
+            tags: about.tags.clone(),
         };
         let packing = &self.options.packing;
         let encoded = payload.and_then(|(kind, payload)| {

@@ -4,6 +4,7 @@ use super::Inner;
 use super::context::Previous;
 use super::load::whole_millis;
 use super::outcome::{Landed, Origin, Outcome};
+use super::tagging::{Tagged, Untold, Worth};
 use super::target::{Began, Target};
 use crate::codec;
 use crate::coherence::{Epoch, Head, Rank, Verdict};
@@ -11,6 +12,7 @@ use crate::envelope::{self, Header, Stored};
 use crate::key::Key;
 use crate::local::{Life, Phase, Slot};
 use crate::store::{Found, Link};
+use crate::tags::{Dependency, Told};
 use crate::time::Millis;
 use bytes::Bytes;
 use serde::Serialize;
@@ -30,6 +32,13 @@ pub(super) struct Standing<V, E> {
     pub(super) load_ms: u32,
 }
 
+/// Why a value of the store may be used, and for how long.
+struct Evidence<'a> {
+    began: &'a Began,
+    rank: Rank,
+    tied: Option<(Tagged, Dependency)>,
+}
+
 /// What the store has under a key.
 pub(super) enum Look<V, E> {
     Found(Standing<V, E>),
@@ -39,6 +48,8 @@ pub(super) enum Look<V, E> {
     Absent(Option<Bytes>),
     /// It is ahead of what this pod has followed.
     Sync,
+    /// A value of which only its tags' floors can say whether it may be used.
+    Untold(Untold),
 }
 
 impl<V, E> Standing<V, E> {
@@ -81,7 +92,7 @@ where
             true => timeout(limit, asked).await.ok()?,
             false => asked.await,
         };
-        Some(self.judge(target, began, found.ok()?))
+        self.told(link, target, began, found.ok()?).await
     }
 
     /// As [`ask_store`](Self::ask_store), of no help either if the node does not prove that it has not
@@ -97,7 +108,7 @@ where
         }
         let read = link.read_proven(target.place(&self.name));
         let found = self.bus().ask("read", read).await;
-        Some(self.judge(target, began, found.ok()?))
+        self.told_anew(link, target, began, found.ok()?).await
     }
 
     pub(super) fn is_poisoned(&self, target: &Target<K>) -> bool {
@@ -107,7 +118,18 @@ where
 
     /// Makes of stored bytes what they are worth, and keeps them here if they are worth keeping.
     pub(super) fn judge(&self, target: &Target<K>, began: &Began, found: Found) -> Look<V, E> {
-        let Some(bytes) = found.value else {
+        self.judge_by(target, began, found, None)
+    }
+
+    /// As [`judge`](Self::judge), by no floors of tags but those that were `told`, if that is said.
+    pub(super) fn judge_by(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        found: Found,
+        told: Option<&Told>,
+    ) -> Look<V, E> {
+        let Some(bytes) = found.value.clone() else {
             return match self.verdict(began, found.head.as_ref(), None, found.floor) {
                 Verdict::Sync => Look::Sync,
                 _ => Look::Absent(None),
@@ -140,9 +162,27 @@ where
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
+        let mut over = false;
+        let tied = match self.worth(began, &header.tags, told) {
+            Worth::Free => None,
+            Worth::Tied(tagged, dependency, expired) => {
+                over = expired;
+                Some((tagged, dependency))
+            }
+            Worth::Dead => return Look::Absent(Some(bytes)),
+            Worth::Unknown(tags) => {
+                let left = (header.expires_ms != 0).then(|| life(Duration::MAX).left(now));
+                return Look::Untold(Untold::new(found, tags, left));
+            }
+        };
+        let life = |at_most| match over {
+            false => life(at_most),
+            true => life(at_most).expired(now),
+        };
+        let evidence = Evidence { began, rank, tied };
         match self.decode(kind, &payload) {
             Ok(outcome) if !self.is_poisoned(target) => Look::Found(Standing {
-                landed: self.keep_found(target, began, rank, &header, life, outcome),
+                landed: self.keep_found(target, evidence, &header, life, outcome),
                 token: header.lease.token,
                 phase: life(Duration::MAX).phase(now),
                 left: life(Duration::MAX).plain_left(now),
@@ -212,8 +252,7 @@ where
     fn keep_found(
         &self,
         target: &Target<K>,
-        began: &Began,
-        rank: Rank,
+        Evidence { began, rank, tied }: Evidence<'_>,
         header: &Header,
         life: impl FnOnce(Duration) -> Life,
         outcome: Outcome<V, E>,
@@ -224,7 +263,13 @@ where
             .server_now()
             .map_or(0, |at| at.saturating_sub(header.loaded_ms));
         let age = Duration::from_millis(age_ms);
-        let landed = Landed::new(&outcome, Origin::Store, age, began.start);
+        let mut landed = Landed::new(&outcome, Origin::Store, age, began.start);
+        let tied = tied.map(|(tagged, dependency)| {
+            landed.as_of = landed.as_of.min(dependency.as_of());
+            landed.tagged = Some(tagged);
+            landed.tied = true;
+            Arc::new(dependency)
+        });
         if !self.options.local_ttl.is_zero() {
             let slot = Slot {
                 value: outcome,
@@ -234,6 +279,7 @@ where
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 load_ms: load_ms(header),
                 life: life(self.options.local_ttl),
+                tied,
             };
             self.level.insert(
                 self.bus(),

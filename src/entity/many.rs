@@ -39,6 +39,7 @@ struct Missed<'k, K> {
 /// A key on board of its flight.
 struct Aboard<K, V, E> {
     target: Arc<Target<K>>,
+    began: Began,
     waiter: Waiter<K, V, E>,
     /// What it gave, once it has, or what is served instead.
     landed: Option<Landed<V, E>>,
@@ -226,6 +227,7 @@ where
         };
         Aboard {
             target,
+            began,
             waiter,
             landed: None,
         }
@@ -243,7 +245,13 @@ where
         for one in aboard {
             while one.landed.is_none() {
                 match timeout_at(until, one.waiter.wait()).await {
-                    Ok(Flown::Landed(landing)) => one.landed = Some(self.landed(landing)),
+                    Ok(Flown::Landed(landing)) => {
+                        let landed = self.landed(landing);
+                        match self.is_overtaken(&landed, &one.began) {
+                            false => one.landed = Some(landed),
+                            true => one.waiter = self.follow_anew(&one.target, skips),
+                        }
+                    }
                     Ok(Flown::Lead(guard)) if self.bus().closing.is_cancelled() => guard.abort(),
                     Ok(Flown::Lead(guard)) => self.lead_in_task(&one.target, guard, None, skips),
                     Err(_) => break,
@@ -286,11 +294,11 @@ where
             let places: Vec<_> = targets.iter().map(|it| it.place(&self.name)).collect();
             let began: Vec<_> = targets.iter().map(|it| self.began(it.lane)).collect();
             let found = self.ask(places.len(), "read", || link.read_many(&places));
-            let found = found.await;
-            for (((one, reason), began), found) in part.iter_mut().zip(&began).zip(found) {
-                let look = found
-                    .ok()
-                    .map(|found| self.judge(&one.target, began, found));
+            let found = found.await.into_iter().map(Result::ok);
+            let found = targets.iter().zip(&began).zip(found);
+            let found = found.map(|((target, began), found)| (&**target, began, found));
+            let looks = self.told_many(&*link, found).await;
+            for ((one, reason), look) in part.iter_mut().zip(looks) {
                 let stale = look.and_then(|look| Self::still_stored(look, *reason));
                 if let Some(stale) = stale {
                     serve(one, stale);

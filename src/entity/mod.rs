@@ -27,6 +27,7 @@ mod refresh;
 mod seek;
 mod seek_many;
 mod strict;
+mod tagging;
 mod target;
 mod usual;
 mod view;
@@ -203,8 +204,8 @@ where
     }
 
     /// As [`get`](Self::get), of nothing older than `stamp`: for whoever was told of an invalidation by
-    /// another pod, and must see it at once. Nothing more than a `get` where this pod has applied it, or
-    /// where it does not concern the key's lane; else a poll of the store first, and a read of its log if
+    /// another pod, and must see it at once, be it of the key or of a tag that its value has. Nothing more
+    /// than a `get` where this pod has applied it; else a poll of the store first, and a read of its log if
     /// hints were lost. A stamp that was made up costs a poll, and nothing else.
     ///
     /// # Errors
@@ -217,11 +218,9 @@ where
     /// # Consistency
     /// The value reflects the invalidation that gave `stamp`.
     pub async fn get_at_least(&self, key: &K, stamp: &Stamp) -> Result<Arc<V>, CacheError<E>> {
-        let (bus, hash) = (self.0.bus(), self.hash(key));
-        let lane = bus.space.lane_of(hash);
-        if let Some(at) = stamp.on(lane) {
-            bus.reach(lane, at).await.map_err(CacheError::Store)?;
-        }
+        // On whatever lanes: it may be of a tag that the value has.
+        let reached = self.0.bus().reach(stamp).await;
+        reached.map_err(CacheError::Store)?;
         self.get(key).await
     }
 

@@ -1,5 +1,6 @@
 //! What a load gives, how long it is kept, and what a reader is told of it.
 
+use super::tagging::Tagged;
 use crate::error::CacheError;
 use crate::local::Slot;
 use crate::time::Millis;
@@ -156,12 +157,17 @@ pub(super) struct Landed<V, E> {
     pub(super) stale: Option<Stale>,
     /// It is kept, or a value: no stale value may be served in its place.
     pub(super) settled: bool,
+    /// The tags that it has, if it has any, and comes from a flight.
+    pub(super) tagged: Option<Tagged>,
+    /// It has tags: the lane of its key alone says nothing of how much it misses.
+    pub(super) tied: bool,
 }
 
 impl<V, E> Clone for Landed<V, E> {
     fn clone(&self) -> Self {
         Self {
             outcome: self.outcome.clone(),
+            tagged: self.tagged.clone(),
             ..*self
         }
     }
@@ -182,6 +188,8 @@ impl<V, E> Landed<V, E> {
             as_of,
             stale: None,
             settled: true,
+            tagged: None,
+            tied: false,
         }
     }
 
@@ -199,6 +207,8 @@ impl<V, E> Landed<V, E> {
             as_of: Millis::default(),
             stale: None,
             settled: false,
+            tagged: None,
+            tied: false,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! nothing to argue from, and the key is invalidated, no more.
 
 use super::load::About;
+use super::tagging::SaidTags;
 use super::target::Target;
 use super::{Entity, Inner};
 use crate::bus::{Invalidation, OwnedPut};
@@ -36,6 +37,8 @@ where
     /// - it is the same or higher: it stays, for it is newer than `value`;
     /// - there is none, because the key was invalidated, evicted, never loaded, or loaded without a
     ///   version: the key is invalidated, and the next reader loads.
+    ///
+    /// A value that has [tags](crate::EntityBuilder::tags) is never left there: the key is invalidated.
     ///
     /// So puts in the wrong order, late or repeated, never bring an older value back. For the first of a
     /// key somebody must have read it, by a loader that [gives versions](crate::Loaded::version).
@@ -99,6 +102,14 @@ where
         if ttl == Ttl::NONE {
             return None;
         }
+        // The store leaves no value with tags standing: the one with a lower version says nothing of what
+        // was invalidated with the tags of this one.
+        if !self
+            .tags_of(target, &outcome, SaidTags::default())
+            .is_empty()
+        {
+            return None;
+        }
         let about = About {
             lease: Lease {
                 token: random(),
@@ -109,6 +120,7 @@ where
             took: Duration::ZERO,
             ttl,
             version: Some(version),
+            tags: Vec::new(),
         };
         let (envelope, ttl) = self.envelope(target, &about, &outcome)?;
         Some(OwnedPut {

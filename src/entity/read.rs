@@ -84,7 +84,7 @@ where
             }
         };
         // Boxed, so that the future of those reads fits where allocators are quick (under 1 KiB).
-        Box::pin(self.stay_aboard(&target, once, lead, waiter, start)).await
+        Box::pin(self.stay_aboard(&target, began, once, lead, waiter, start)).await
     }
 
     /// As [`read`](Self::read) for a call with options of its own.
@@ -116,7 +116,7 @@ where
             }
         };
         let waited = {
-            let flight = pin!(self.follow(&target, skips, &mut waiter));
+            let flight = pin!(self.follow(&target, began, skips, &mut waiter));
             self.wait_for(&target, flight, start, limit).await
         };
         self.leave(&target, waiter, waited, limit).await
@@ -127,6 +127,7 @@ where
     async fn stay_aboard<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
+        began: Began,
         once: Option<F>,
         lead: Option<Lead<K, V, E>>,
         mut waiter: Waiter<K, V, E>,
@@ -138,7 +139,7 @@ where
     {
         let limit = self.options.load_timeout;
         let waited = {
-            let flight = pin!(self.fly(target, once, lead, &mut waiter));
+            let flight = pin!(self.fly(target, began, once, lead, &mut waiter));
             self.wait_for(target, flight, start, limit).await
         };
         self.leave(target, waiter, waited, limit).await
@@ -196,10 +197,12 @@ where
         }
     }
 
-    /// Stays on the key's flight, as its leader if need be, until it lands.
+    /// Stays on the key's flight, as its leader if need be, until it lands; and on the next one, if that
+    /// turns out to have been the wrong one to join. The next one cannot: it begins after this call.
     async fn fly<F, Fut>(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
+        began: Began,
         mut once: Option<F>,
         mut lead: Option<Lead<K, V, E>>,
         waiter: &mut Waiter<K, V, E>,
@@ -213,7 +216,19 @@ where
                 self.lead(target, &mut once, guard, seen, Skips::NONE).await;
             }
             match waiter.wait().await {
-                Flown::Landed(landing) => return self.landed(landing),
+                Flown::Landed(landing) => {
+                    let landed = self.landed(landing);
+                    if !self.is_overtaken(&landed, &began) {
+                        return landed;
+                    }
+                    *waiter = match self.board_anew(target, Skips::NONE) {
+                        Boarding::Waiter(waiter) => waiter,
+                        Boarding::Leader(guard, waiter) => {
+                            lead = Some(Lead { guard, seen: None });
+                            waiter
+                        }
+                    };
+                }
                 Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => lead = Some(Lead { guard, seen: None }),
             }
@@ -224,14 +239,36 @@ where
     async fn follow(
         self: &Arc<Self>,
         target: &Arc<Target<K>>,
+        began: Began,
         skips: Skips,
         waiter: &mut Waiter<K, V, E>,
     ) -> Landed<V, E> {
         loop {
             match waiter.wait().await {
-                Flown::Landed(landing) => return self.landed(landing),
+                Flown::Landed(landing) => {
+                    let landed = self.landed(landing);
+                    if !self.is_overtaken(&landed, &began) {
+                        return landed;
+                    }
+                    *waiter = self.follow_anew(target, skips);
+                }
                 Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                 Flown::Lead(guard) => self.lead_in_task(target, guard, None, skips),
+            }
+        }
+    }
+
+    /// Boards the flight of a key as of now, and leads it in a task if need be.
+    pub(super) fn follow_anew(
+        self: &Arc<Self>,
+        target: &Arc<Target<K>>,
+        skips: Skips,
+    ) -> Waiter<K, V, E> {
+        match self.board_anew(target, skips) {
+            Boarding::Waiter(waiter) => waiter,
+            Boarding::Leader(guard, waiter) => {
+                self.lead_in_task(target, guard, None, skips);
+                waiter
             }
         }
     }
@@ -319,6 +356,11 @@ where
             self.level.telemetry.joined();
         }
         boarding
+    }
+
+    /// Boards the flight of a key as of now.
+    pub(super) fn board_anew(&self, target: &Target<K>, skips: Skips) -> Boarding<K, V, E> {
+        self.board(target, &self.began(target.lane), skips)
     }
 
     pub(super) fn may_join(

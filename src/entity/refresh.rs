@@ -238,6 +238,16 @@ where
         let landing = async {
             loop {
                 match waiter.wait().await {
+                    Flown::Landed(Landing::Done(landed)) if self.is_overtaken(&landed, &began) => {
+                        let anew = self.began(target.lane);
+                        waiter = match self.board_refresh(&target, &anew) {
+                            Boarding::Leader(guard, waiter) => {
+                                self.refresh_in_task(&target, guard, Want::Anew);
+                                waiter
+                            }
+                            Boarding::Waiter(waiter) => waiter,
+                        };
+                    }
                     Flown::Landed(landing) => return landing,
                     Flown::Lead(guard) if self.bus().closing.is_cancelled() => guard.abort(),
                     // Whoever had it left it to another pod, or was too slow.
@@ -262,9 +272,13 @@ where
         if want != Want::Read {
             return None;
         }
+        let began = self.began(target.lane);
         let mut waiter = self.join_refresh(target)?;
         match waiter.wait().await {
-            Flown::Landed(Landing::Done(landed)) => landed.settled.then_some(landed),
+            Flown::Landed(Landing::Done(landed)) => {
+                let will_do = landed.settled && !self.is_overtaken(&landed, &began);
+                will_do.then_some(landed)
+            }
             Flown::Landed(Landing::Aborted) | Flown::Lead(_) => None,
         }
     }

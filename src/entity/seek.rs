@@ -216,8 +216,8 @@ where
                 Some(landed) => Step::End(Next::Land(landed)),
                 None => Step::Replace(found),
             },
-            Some(Look::Sync) if self.syncs == 0 => Step::GiveUp,
-            Some(Look::Sync) => {
+            Some(Look::Sync | Look::Untold(_)) if self.syncs == 0 => Step::GiveUp,
+            Some(Look::Sync | Look::Untold(_)) => {
                 self.syncs -= 1;
                 Step::Sync
             }

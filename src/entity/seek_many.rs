@@ -138,13 +138,15 @@ where
             .ask(places.len(), "read", || self.link.read_many(&places));
         let found = found.await;
         let (mut wanted, mut answers, mut missing) = (Vec::new(), 0, 0);
-        for (lead, found) in sought.into_iter().zip(found) {
-            let look = found.map(|found| self.inner.judge(&lead.target, &lead.began, found));
-            answers += usize::from(look.is_ok());
-            missing += usize::from(matches!(look, Ok(Look::Absent(_) | Look::Held(_))));
+        let found = sought.iter().zip(found);
+        let found = found.map(|(lead, found)| (&*lead.target, &lead.began, found.ok()));
+        let looks = self.inner.told_many(&*self.link, found).await;
+        for (lead, look) in sought.into_iter().zip(looks) {
+            answers += usize::from(look.is_some());
+            missing += usize::from(matches!(look, Some(Look::Absent(_) | Look::Held(_))));
             match look {
-                Ok(look) => wanted.extend(self.make_of_look(lead, look)),
-                Err(_) => self.uncovered(lead),
+                Some(look) => wanted.extend(self.make_of_look(lead, look)),
+                None => self.uncovered(lead),
             }
         }
         self.inner.usual_misses.add(missing, answers);
@@ -167,6 +169,7 @@ where
         let asked = asked.collect();
         let (mut wanted, mut refused) = (Vec::new(), Vec::new());
         let (mut answers, mut missing) = (0, 0);
+        let (mut present, mut leads) = (Vec::new(), Vec::new());
         for (asked, held, reply) in self.ask_leases(asked).await {
             match reply {
                 Ok(LeaseReply {
@@ -182,9 +185,8 @@ where
                         value: Some(bytes),
                         floor: Some(floor),
                     };
-                    let lead = asked.lead;
-                    let look = self.inner.judge(&lead.target, &lead.began, found);
-                    wanted.extend(self.make_of_look(lead, look));
+                    present.push(found);
+                    leads.push(asked.lead);
                 }
                 Err(failed) if is_refusal(failed.kind()) => {
                     held.forget();
@@ -198,6 +200,15 @@ where
             }
         }
         self.inner.usual_misses.add(missing, answers);
+        let found = leads.iter().zip(present);
+        let found = found.map(|(lead, found)| (&*lead.target, &lead.began, Some(found)));
+        let looks = self.inner.told_many(&*self.link, found).await;
+        for (lead, look) in leads.into_iter().zip(looks) {
+            match look {
+                Some(look) => wanted.extend(self.make_of_look(lead, look)),
+                None => self.uncovered(lead),
+            }
+        }
         self.read_only(refused).await;
         wanted
     }
@@ -225,7 +236,7 @@ where
                     (ask, found.into_previous())
                 }
             },
-            Look::Sync => {
+            Look::Sync | Look::Untold(_) => {
                 self.inner.go_alone(lead, Some(Look::Sync));
                 return None;
             }

@@ -1,6 +1,7 @@
 //! A key on its way through the store, and what was known before the store was asked.
 
 use super::Inner;
+use crate::bus::Moment;
 use crate::coherence::{FlightMeta, Lane, Rank, View};
 use crate::key::{HashedKey, Key};
 use crate::store::Place;
@@ -56,6 +57,10 @@ pub(super) struct Began {
     pub(super) view: Option<View>,
     pub(super) generation: u32,
     pub(super) start: Millis,
+    /// What this pod came to know of before this, what is read from here on reflects.
+    pub(super) moment: Moment,
+    /// Every lane was live until then, so that no tag can have been missed before.
+    pub(super) tags_until: Millis,
 }
 
 impl Began {
@@ -101,12 +106,16 @@ where
     }
 
     pub(super) fn began(&self, lane: Lane) -> Began {
-        // The generation first: a flush between the two must show.
+        // The generation first: a flush between the two must show. The clock last, as for a hit.
+        let bus = self.bus();
+        let (moment, tags_until) = (bus.moment(), bus.liveness.until());
         let generation = self.level.word(lane).generation();
         Began {
-            view: self.bus().view(lane),
+            view: bus.view(lane),
             generation,
-            start: self.bus().clock.now(),
+            moment,
+            tags_until,
+            start: bus.clock.now(),
         }
     }
 }

@@ -195,8 +195,16 @@ where
         // A flight that we join may have begun long before us. What was applied here before we did so
         // has not detached it.
         let word = self.inner.level.word(bus.space.lane_of(hash));
+        let (lane, tags) = (
+            word.confirmed_at(bus.rules.lease),
+            bus.liveness.confirmed_at(),
+        );
         let landed = self.read(key, hash).await?;
-        let as_of = landed.as_of.max(word.confirmed_at(bus.rules.lease));
+        let confirmed = match landed.tied {
+            false => lane,
+            true => lane.min(tags),
+        };
+        let as_of = landed.as_of.max(confirmed);
         Ok(Served {
             value: landed.outcome?,
             origin: landed.origin,

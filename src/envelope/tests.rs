@@ -29,7 +29,7 @@ fn lease() -> impl Strategy<Value = Lease> {
 }
 
 fn header() -> impl Strategy<Value = Header> {
-    let tags = prop::collection::vec(any::<(u64, u64)>(), 0..4);
+    let tags = prop::collection::vec(any::<[u64; 4]>().prop_map(version), 0..4);
     let at = any::<(u64, u64, u32, Option<u64>)>();
     (lease(), at, tags).prop_map(|(lease, at, tags)| Header {
         lease,
@@ -41,6 +41,19 @@ fn header() -> impl Strategy<Value = Header> {
         version: at.3,
         tags,
     })
+}
+
+fn version([name, key, epoch, seq]: [u64; 4]) -> TagVersion {
+    TagVersion {
+        carried: Carried {
+            tag: TagHash { name, key },
+            soft: seq % 2 == 1,
+        },
+        at: Position {
+            epoch: Epoch(epoch),
+            seq: seq >> 1,
+        },
+    }
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -69,7 +82,10 @@ fn a_header() -> Header {
 #[test]
 fn every_single_bit_flip_and_truncation_of_an_outcome_is_unusable() {
     let mut header = a_header();
-    for tags in [vec![], vec![(8, 9), (10, 11)]] {
+    for tags in [
+        vec![],
+        vec![version([8, 9, 10, 11]), version([12, 12, 13, 14])],
+    ] {
         header.tags = tags;
         for payload in [&b""[..], b"p", &[0; 40], &[7; 300]] {
             let good = encode(Outcome::Value, &header, KEY, payload, &PLAIN).unwrap();
@@ -156,10 +172,10 @@ fn a_key_that_is_stored_by_its_hash_is_compared_in_full() {
 #[test]
 fn no_tag_is_ever_dropped_to_make_the_header_fit() {
     let mut header = a_header();
-    header.tags = vec![(1, 2); 65_535];
+    header.tags = vec![version([1, 2, 3, 4]); 65_535];
     let stored = encode(Outcome::Value, &header, KEY, b"", &PLAIN).unwrap();
     assert!(decode(&stored, KEY, SCHEMA, &PLAIN).is_ok());
-    header.tags.push((1, 2));
+    header.tags.push(version([1, 2, 3, 4]));
     assert!(encode(Outcome::Value, &header, KEY, b"", &PLAIN).is_err());
 }
 

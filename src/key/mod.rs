@@ -19,8 +19,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use space::{DATA_LANES, EntityKeys, HashedKey, KeySpace, RawKeys};
-pub(crate) use tag::HashedTag;
 pub use tag::Tag;
+pub(crate) use tag::{Carried, TagHash};
 
 /// What an entity's values are kept under.
 ///

@@ -1,7 +1,7 @@
 //! Tags: the names that invalidations go by.
 
 use super::{Key, KeySpace};
-use crate::coherence::Lane;
+use crate::store::TagPlace;
 use std::fmt;
 use std::sync::Arc;
 
@@ -106,56 +106,47 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// A tag as log entries and hints carry it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HashedTag {
+/// A tag as log entries, hints and envelopes carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TagHash {
     pub(crate) name: u64,
-    /// The hash of the key and the lane that its invalidations are logged on; a bare name's are logged
-    /// on all of them.
-    pub(crate) key: Option<(u64, Lane)>,
+    /// The hash of the key, or that of the name again.
+    pub(crate) key: u64,
+}
+
+impl TagHash {
+    /// Whether it is that of a bare name.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.key == self.name
+    }
+}
+
+/// A tag as a value carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Carried {
+    pub(crate) tag: TagHash,
+    /// Its invalidation ends the value's time to live, and not the value.
+    pub(crate) soft: bool,
 }
 
 impl KeySpace {
-    pub(crate) fn hash_tag(&self, tag: &Tag) -> HashedTag {
+    pub(crate) fn hash_tag(&self, tag: &Tag) -> TagHash {
         let keys = self.entity(&tag.name);
-        HashedTag {
-            name: keys.entity_hash(),
-            key: tag.key().map(|bytes| {
-                let hash = keys.hash(bytes).hash;
-                (hash, self.lane_of(hash))
-            }),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::num::NonZero;
-
-    #[test]
-    fn the_first_colon_parts_name_and_key() {
-        for (text, name, key) in [
-            ("user", "user", None),
-            ("user:", "user", Some("")),
-            ("user:a:b", "user", Some("a:b")),
-            (":x", "", Some("x")),
-            ("", "", None),
-        ] {
-            let tag = Tag::from(text);
-            assert_eq!(tag.name(), name);
-            assert_eq!(tag.key(), key.map(str::as_bytes));
-            assert_eq!(tag.to_string(), text);
+        let name = keys.entity_hash();
+        let key = tag.key().map(|bytes| keys.hash(bytes).hash);
+        TagHash {
+            name,
+            key: key.unwrap_or(name),
         }
     }
 
-    #[test]
-    fn a_tag_of_an_entity_and_its_key_is_the_key_as_the_entity_hashes_it() {
-        let space = KeySpace::new("shop", NonZero::new(16).expect("not zero"), None);
-        let hashed = space.hash_tag(&Tag::of("user", &("org/7".to_owned(), 42_u64)));
-        let keys = space.entity("user");
-        let key = keys.hash(b"org%2F7/42").hash;
-        assert_eq!(hashed.name, keys.entity_hash());
-        assert_eq!(hashed.key, Some((key, space.lane_of(key))));
+    /// Where the floor of a tag is kept. The invalidations of a tag with a key are logged on its lane; a
+    /// bare name's are logged on all lanes, of which this is one.
+    pub(crate) fn place_tag(&self, tag: TagHash) -> TagPlace {
+        TagPlace {
+            lane: self.lane_of(tag.key),
+            name: tag.name,
+            key: tag.key,
+        }
     }
 }

@@ -51,6 +51,15 @@ impl Life {
         Self::new(ends, Duration::ZERO, ends)
     }
 
+    /// The same life with its time to live over since `now`. Without a grace all of it is.
+    pub(crate) fn expired(self, now: Millis) -> Self {
+        let ends = match self.kept_for > self.fresh_for {
+            true => self.plain_until + Duration::from_millis(self.kept_for.into()),
+            false => now,
+        };
+        Self::new(self.plain_until.min(now), Duration::ZERO, ends)
+    }
+
     /// Whether there is nothing to think of.
     #[inline]
     pub(crate) fn is_plain(&self, now: Millis) -> bool {
@@ -60,6 +69,12 @@ impl Life {
     /// What is left until there is.
     pub(crate) fn plain_left(&self, now: Millis) -> Duration {
         self.plain_until.since(now)
+    }
+
+    /// What is left until all is over.
+    pub(crate) fn left(&self, now: Millis) -> Duration {
+        let ends = self.plain_until + Duration::from_millis(self.kept_for.into());
+        ends.since(now)
     }
 
     /// How long ago its time to live ended; zero before.

@@ -31,6 +31,7 @@ pub(crate) use self::life::{Life, Phase};
 use self::moka::Moka;
 use self::quick::Quick;
 use crate::coherence::Rank;
+use crate::tags::Dependency;
 use crate::time::Millis;
 
 /// Which map keeps the local entries of an entity or a memo.
@@ -84,6 +85,8 @@ pub(crate) struct Slot<T> {
     pub(crate) load_ms: u32,
     /// When the value's time to live ends, and what comes before and after.
     pub(crate) life: Life,
+    /// The tags that the value is invalidated with beside its key, if it has any.
+    pub(crate) tied: Option<Arc<Dependency>>,
 }
 
 /// An entry's key as a map holds it. Maps compare and hash it under their locks.

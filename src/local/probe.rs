@@ -37,6 +37,7 @@ impl LocalProbe {
             load_start: Millis(0),
             loaded: Millis(0),
             load_ms: 0,
+            tied: None,
             life: Life::until(Millis::NEVER),
         };
         self.0.insert(xxh3_64(key.as_bytes()), key, slot);

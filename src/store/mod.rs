@@ -156,6 +156,28 @@ pub struct Found {
     pub floor: Option<u64>,
 }
 
+/// Where the floor of a tag is kept: on the tag's own lane, whatever lanes the entries that carry it are
+/// on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TagPlace {
+    /// The lane of `key`, which invalidations of the tag are logged on.
+    pub lane: Lane,
+    /// The hash of the tag's name.
+    pub name: u64,
+    /// The hash of the tag: of its key, or of its name again if it is a bare name.
+    pub key: u64,
+}
+
+/// The answer to [`Link::tag_floors`] for one tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TagFloor {
+    /// The head of the tag's lane.
+    pub head: Head,
+    /// The position at which the tag, or its whole name, was invalidated last, or that its floor was set
+    /// to. Values that know no later one of this lane are invalid.
+    pub floor: u64,
+}
+
 /// What [`Link::lease`] asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseRequest<'a> {
@@ -356,11 +378,24 @@ pub trait Link: Any + Send + Sync + 'static {
         together(fills.iter().map(|&(place, fill)| self.fill(place, fill)))
     }
 
+    /// Reads the floors of `tags`, all of one lane in one atomic step, and sets those that are missing to
+    /// where the log of their lane stands; `None` for a tag whose lane has no head. Floors stay for
+    /// `keep` from now on at least, `None` for ever.
+    ///
+    /// A value names the position of each of its tags' lanes as it was when nothing was known to have
+    /// invalidated the tag. So a floor that was lost, by whatever means, costs loads and never a stale
+    /// read.
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>>;
+
     /// Gives a lease back, if it is still there, so that the next caller need not wait for its end.
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;
 
-    /// Removes the values of `keys` (and leases on them), logs `hashes` as one entry, publishes it.
-    /// Works without free memory. The keys belong to `lane` and to one entity, and are at most
+    /// Removes the values of `keys` (and leases on them), raises the floors of the tags that `hashes`
+    /// name where there are any, logs `hashes` as one entry, publishes it. Works without free memory. The keys belong to `lane` and to one entity, and are at most
     /// [`MAX_KEYS`](crate::coherence::wire::MAX_KEYS); the hashes are that of the entity's name, then
     /// theirs.
     fn invalidate<'a>(
@@ -394,8 +429,8 @@ pub trait Link: Any + Send + Sync + 'static {
         })
     }
 
-    /// Raises the floor of `entity` on `lane`, if there is one, above everything stored; logs `hash`,
-    /// which is that of its name, and publishes it.
+    /// Raises the floor of `entity` on `lane`, and that of its name as a tag, if there are any, above
+    /// everything stored; logs `hash`, which is that of its name, and publishes it.
     fn clear<'a>(
         &'a self,
         lane: Lane,

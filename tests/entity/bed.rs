@@ -4,11 +4,13 @@ pub(crate) use crate::support::{PATIENCE, eventually, server, soon};
 
 use crate::source::{Refused, Source};
 use crate::wire::{Hand, Wire};
+use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
+use tidings::store::memory::MemoryState;
 use tidings::store::{Memory, Store};
 use tidings::testing::RedisServer;
 use tidings::{Cache, CacheBuilder, EntityBuilder};
@@ -57,6 +59,36 @@ impl Bed {
         let builder = Cache::builder(&*self.namespace).store(wire.clone());
         let cache = with(builder).build().await.unwrap();
         Pod { cache, wire }
+    }
+
+    /// The server evicts the floors of all tags.
+    pub(crate) fn evict_tag_floors(&self) {
+        match self.embedded() {
+            Some(memory) => memory.faults().with_state(MemoryState::drop_tag_floors),
+            None => self.delete("{NAMESPACE:*}t:*"),
+        }
+    }
+
+    /// Somebody deletes everything.
+    pub(crate) fn flush(&self) {
+        match self.embedded() {
+            Some(memory) => memory.faults().with_state(MemoryState::flush_all),
+            None => self.delete("{NAMESPACE:*"),
+        }
+    }
+
+    fn embedded(&self) -> Option<&Memory> {
+        let store: &dyn Any = &*self.store;
+        store.downcast_ref()
+    }
+
+    fn delete(&self, pattern: &str) {
+        let pattern = pattern.replace("NAMESPACE", &self.namespace);
+        let script = "local found = redis.call('KEYS', ARGV[1]) \
+            for _, key in ipairs(found) do redis.call('DEL', key) end return #found";
+        let server = self._server.as_ref().unwrap();
+        let deleted = server.cli(&["EVAL", script, "0", &pattern]).unwrap();
+        assert!(!deleted.contains('0') || deleted.len() > 1, "{deleted}");
     }
 
     pub(crate) async fn hand(&self) -> Hand {

@@ -39,5 +39,7 @@ mod sealed;
 mod settled;
 mod stamps;
 mod strict;
+mod tagged;
+mod tagged_races;
 mod trouble;
 mod views;

@@ -11,7 +11,7 @@ use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
     BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
     Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, Store,
-    StoreResult,
+    StoreResult, TagFloor, TagPlace,
 };
 use tokio::sync::watch;
 
@@ -408,6 +408,15 @@ impl Link for WireLink {
             released
         });
         self.at("release", place, call)
+    }
+
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>> {
+        let call = self.link.tag_floors(tags, keep);
+        Box::pin(self.state.pass("tags", call))
     }
 
     fn invalidate<'a>(

@@ -88,7 +88,7 @@ fn every_single_bit_flip_and_truncation_of_a_packed_outcome_is_unusable() {
 fn a_sealed_outcome_with_any_bit_changed_is_unusable_though_its_checksum_is_right() {
     for packing in [sealed(ring()), packings().remove(3)] {
         let mut header = a_header();
-        header.tags = vec![(8, 9)];
+        header.tags = vec![version([8, 9, 10, 11])];
         let good = encode(Outcome::Value, &header, KEY, &text(100), &packing).unwrap();
         for bit in 0..(good.len() - CHECKSUM_LEN) * 8 {
             let mut bad = good.clone();

@@ -4,11 +4,12 @@ use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
     BoxFuture, FailoverWindow, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening,
-    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult,
+    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
 use bytes::Bytes;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// How many hints may wait for one listener before further ones are lost to it.
@@ -181,6 +182,16 @@ impl Link for MemoryLink {
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>> {
         self.step("fill", Access::Write, move |inside, now, hints| {
             inside.state.fill(place, fill, now, hints)
+        })
+    }
+
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>> {
+        self.step("tag_floors", Access::Write, move |inside, now, _| {
+            inside.state.tag_floors(tags, keep, now)
         })
     }
 

@@ -6,12 +6,14 @@
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
-    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Put, Replaces,
+    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Put, Replaces, TagFloor,
+    TagPlace,
 };
 
 /// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
@@ -220,6 +222,24 @@ impl MemoryState {
         }
     }
 
+    /// Reads the floors of tags, and sets those that are missing.
+    pub fn tag_floors(
+        &mut self,
+        tags: &[TagPlace],
+        keep: Option<Duration>,
+        now_ms: u64,
+    ) -> Vec<Option<TagFloor>> {
+        let mut hints = Vec::new();
+        let floor = |tag: &TagPlace| {
+            let mut step = self.step_if_used(tag.lane, now_ms, &mut hints)?;
+            let head = step.lane.head?;
+            let floors = [tag.name, tag.key].map(|it| step.tag_floor(it, head.at.seq, keep));
+            let floor = floors[0].max(floors[1]);
+            Some(TagFloor { head, floor })
+        };
+        tags.iter().map(floor).collect()
+    }
+
     /// Removes values and leases, then logs and publishes.
     #[expect(
         clippy::too_many_arguments,
@@ -240,7 +260,7 @@ impl MemoryState {
             step.lane.values.remove(key);
         }
         let head = step.open(opening);
-        step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
+        step.invalidated(head, nonce, hashes)
     }
 
     /// Leaves a value of a lower version replaced, one of the same or a higher version as it is, and
@@ -270,7 +290,7 @@ impl MemoryState {
                 step.lane.values.remove(place.key);
             }
         }
-        step.append(head, Kind::Invalidate, nonce, hashes.to_vec())
+        step.invalidated(head, nonce, hashes)
     }
 
     /// Raises the floor of an entity, logs and publishes.
@@ -295,6 +315,7 @@ impl MemoryState {
         if let Some(floor) = step.lane.floors.get_mut(entity) {
             *floor = logged.at.seq;
         }
+        step.raise(hash, logged.at.seq);
         logged
     }
 
@@ -405,6 +426,14 @@ impl MemoryState {
         self.change(lane, |lane| {
             lane.floors.remove(entity);
         });
+    }
+
+    /// The server evicts the floors of all tags.
+    pub fn drop_tag_floors(&mut self) {
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        for lane in lanes {
+            self.change(lane, |lane| lane.tag_floors = Default::default());
+        }
     }
 
     /// Changes a lane that is there, and forgets it if nothing is left, so that a lane that lost

@@ -17,6 +17,8 @@ pub(super) struct LaneState {
     pub(super) log: VecDeque<LogEntry>,
     pub(super) values: Values,
     pub(super) floors: BTreeMap<String, u64>,
+    /// The floors of tags, by the bytes of their hashes.
+    pub(super) tag_floors: Values,
 }
 
 /// One step on one lane.
@@ -104,6 +106,15 @@ impl Step<'_> {
         }
     }
 
+    /// Logs an invalidation of keys, and raises the floors of the tags that they are.
+    pub(super) fn invalidated(&mut self, old: Head, nonce: Nonce, hashes: &[u64]) -> Logged {
+        let logged = self.append(old, Kind::Invalidate, nonce, hashes.to_vec());
+        for &hash in hashes.iter().skip(1) {
+            self.raise(hash, logged.at.seq);
+        }
+        logged
+    }
+
     /// Makes `head` the lane's head, logs the entry that leads to it, and publishes it.
     fn log(&mut self, head: Head, kind: Kind, prev: Nonce, hashes: Vec<u64>) {
         let entry = LogEntry {
@@ -155,6 +166,28 @@ impl Step<'_> {
                 seq
             }
         }
+    }
+
+    /// The floor of a tag, which is set as [`floor`](Self::floor) is, and stays for `keep` at least.
+    pub(super) fn tag_floor(&mut self, hash: u64, seq: u64, keep: Option<Duration>) -> u64 {
+        let key = hash.to_be_bytes();
+        let found = self.lane.tag_floors.get(&key, self.now_ms);
+        let found = found.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?)));
+        let floor = found.filter(|floor| *floor <= seq);
+        if floor.is_some() && self.lane.tag_floors.outlives(&key, keep, self.now_ms) {
+            return floor.unwrap_or(seq);
+        }
+        let floor = floor.unwrap_or(seq);
+        let (bytes, capacity) = (Bytes::copy_from_slice(&floor.to_be_bytes()), self.capacity);
+        let floors = &mut self.lane.tag_floors;
+        floors.insert(&key, bytes, keep, self.now_ms, capacity);
+        floor
+    }
+
+    /// Raises the floor of a tag, if there is one.
+    pub(super) fn raise(&mut self, hash: u64, seq: u64) {
+        let floor = Bytes::copy_from_slice(&seq.to_be_bytes());
+        self.lane.tag_floors.replace(&hash.to_be_bytes(), floor);
     }
 
     pub(super) fn lease(

@@ -47,6 +47,13 @@ impl Values {
         }
     }
 
+    /// Whether what stands under `key` stays as long as it would if it were stored now for `ttl`.
+    pub(super) fn outlives(&self, key: &[u8], ttl: Option<Duration>, now_ms: u64) -> bool {
+        let ends = |at: Option<u64>| at.unwrap_or(u64::MAX);
+        let stored = self.by_key.get(key);
+        stored.is_some_and(|stored| ends(stored.expires_ms) >= ends(expiry(now_ms, ttl)))
+    }
+
     /// Stores, sweeps a few expired values, and evicts one if there are more than `capacity`.
     pub(super) fn insert(
         &mut self,

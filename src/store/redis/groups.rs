@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// Keys of one call at most: the server answers nothing else meanwhile.
 const KEYS: usize = 64;
 
-/// Keys of one lane and one entity, by where they stand in the question.
+/// Keys of one lane (and of one entity, where that matters), by where they stand in the question.
 pub(super) struct Group {
     pub(super) lane: Lane,
     pub(super) members: Vec<usize>,
@@ -19,10 +19,18 @@ pub(super) struct Group {
 
 /// Divides places into groups of at most [`KEYS`].
 pub(super) fn groups<'a>(places: impl Iterator<Item = Place<'a>>) -> Vec<Group> {
+    divide(places.map(|place| (place.lane, place.entity)))
+}
+
+/// As [`groups`], whatever the entity.
+pub(super) fn by_lane(lanes: impl Iterator<Item = Lane>) -> Vec<Group> {
+    divide(lanes.map(|lane| (lane, "")))
+}
+
+fn divide<'a>(places: impl Iterator<Item = (Lane, &'a str)>) -> Vec<Group> {
     let mut lanes: BTreeMap<(Lane, &str), Vec<usize>> = BTreeMap::new();
     for (at, place) in places.enumerate() {
-        let members = lanes.entry((place.lane, place.entity)).or_default();
-        members.push(at);
+        lanes.entry(place).or_default().push(at);
     }
     let mut groups = Vec::with_capacity(lanes.len());
     for ((lane, _), members) in lanes {

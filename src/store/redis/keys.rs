@@ -39,6 +39,7 @@ pub(super) struct LaneKeys {
     pub(super) log: String,
     value: String,
     floor: String,
+    tag: String,
     raw: String,
     room: String,
 }
@@ -206,6 +207,7 @@ impl LaneKeys {
             log: format!("{tag}s"),
             value: format!("{tag}v:"),
             floor: format!("{tag}f:"),
+            tag: format!("{tag}t:"),
             raw: format!("{tag}r:"),
             room: format!("{tag}p:"),
         }
@@ -232,9 +234,25 @@ impl LaneKeys {
         }
     }
 
+    /// The floor of the tag that is named so.
+    pub(super) fn tag<'a>(&'a self, name: &'a TagName) -> Key<'a> {
+        Key(&self.tag, name)
+    }
+
     pub(super) fn floor_of<'a>(&'a self, entity: &'a [u8]) -> Key<'a> {
         Key(&self.floor, entity)
     }
+}
+
+/// A tag's hash as keys hold it: hexadecimal digits.
+pub(super) type TagName = [u8; 16];
+
+pub(super) fn tag_name(hash: u64) -> TagName {
+    let digit = |at: usize| {
+        let nibble = (hash >> (60 - 4 * at)) as usize & 15;
+        b"0123456789abcdef"[nibble]
+    };
+    std::array::from_fn(digit)
 }
 
 /// A key in two parts, joined where the command is written: no allocation of its own.
@@ -302,6 +320,11 @@ mod tests {
             [b"{shop:0a}v:user:42"]
         );
         assert_eq!(lane.floor("user").to_redis_args(), [b"{shop:0a}f:user"]);
+        let tag = tag_name(0x0123_4567_89ab_cdef);
+        assert_eq!(
+            lane.tag(&tag).to_redis_args(),
+            [b"{shop:0a}t:0123456789abcdef"]
+        );
         let place = RawPlace {
             lane: Lane(10),
             prefix: "s%3A",

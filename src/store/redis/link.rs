@@ -2,11 +2,13 @@
 
 use super::batch::{Reads, read_command};
 use super::error;
-use super::groups::{Group, groups, run};
-use super::keys::{Key, Keys, LaneKeys};
+use super::groups::{Group, by_lane, groups, run};
+use super::keys::{Key, Keys, LaneKeys, tag_name};
 use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
-use super::scripts::{CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TOUCH};
+use super::scripts::{
+    CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
+};
 use super::server::{self, Life};
 use super::watch::Watch;
 use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
@@ -14,7 +16,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{
     BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled, Put,
-    RawLink, Replaces, RoomLink, ServerReport, StoreResult,
+    RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
@@ -156,6 +158,30 @@ impl RedisLink {
                 None => call.arg(""),
             };
         }
+        Ok(call)
+    }
+
+    /// A call that asks for the floors of tags of one lane.
+    fn tags_call(
+        &self,
+        lane: Lane,
+        tags: impl Iterator<Item = TagPlace>,
+        keep: Option<Duration>,
+    ) -> StoreResult<Cmd> {
+        let keys = self.keys.lane(lane)?;
+        let names: Vec<_> = tags
+            .flat_map(|tag| [tag_name(tag.name), tag_name(tag.key)])
+            .collect();
+        let mut call = TAGS.call(1 + names.len());
+        call.arg(&keys.head);
+        for name in &names {
+            call.arg(keys.tag(name));
+        }
+        self.common_args(&mut call, keys);
+        match keep {
+            Some(keep) => call.arg(millis(keep)),
+            None => call.arg(""),
+        };
         Ok(call)
     }
 
@@ -439,6 +465,22 @@ impl Link for RedisLink {
         Box::pin(run(self, &FILL, groups, call, Reply::flags))
     }
 
+    fn tag_floors<'a>(
+        &'a self,
+        tags: &'a [TagPlace],
+        keep: Option<Duration>,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<TagFloor>>>> {
+        Box::pin(async move {
+            let groups = by_lane(tags.iter().map(|tag| tag.lane));
+            let call = |group: &Group| {
+                let members = group.members.iter().map(|&at| tags[at]);
+                self.tags_call(group.lane, members, keep)
+            };
+            let floors = run(self, &TAGS, groups, call, Reply::tag_floors).await;
+            floors.into_iter().collect()
+        })
+    }
+
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             let keys = self.keys.lane(place.lane)?;
@@ -458,7 +500,11 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let names = self.keys.lane(lane)?;
-            let own: Vec<_> = keys.iter().map(|key| names.value(key)).collect();
+            let tags: Vec<_> = hashes.iter().skip(1).map(|&hash| tag_name(hash)).collect();
+            let values = keys.iter().map(|key| names.value(key));
+            let own: Vec<_> = values
+                .chain(tags.iter().map(|tag| names.tag(tag)))
+                .collect();
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
             self.run(&INVALIDATE, &call).await?.logged()
@@ -475,7 +521,12 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let keys = self.keys.lane(place.lane)?;
+            let tags: Vec<_> = hashes.iter().skip(1).map(|&hash| tag_name(hash)).collect();
             let own = [keys.floor(place.entity), keys.value(place.key)];
+            let own: Vec<_> = own
+                .into_iter()
+                .chain(tags.iter().map(|tag| keys.tag(tag)))
+                .collect();
             let mut call = self.opening_call(&PUT, place.lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
             call.arg(&word(put.version)).arg(&word(put.epoch.0));
@@ -498,7 +549,9 @@ impl Link for RedisLink {
     ) -> BoxFuture<'a, StoreResult<Logged>> {
         Box::pin(async move {
             let keys = self.keys.lane(lane)?;
-            let mut call = self.opening_call(&CLEAR, lane, &[keys.floor(entity)], opening)?;
+            let tag = tag_name(hash);
+            let own = [keys.floor(entity), keys.tag(&tag)];
+            let mut call = self.opening_call(&CLEAR, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
             self.run(&CLEAR, &call).await?.logged()
         })

@@ -3,7 +3,7 @@
 use super::error;
 use crate::coherence::{Epoch, Head, LogEntry, Nonce, Position};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::{Found, LeaseReply, LeaseState, Logged, StoreResult};
+use crate::store::{Found, LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
 use ::redis::Value;
 use bytes::Bytes;
 
@@ -133,6 +133,27 @@ impl Reply {
             };
             let replies: Option<Vec<_>> = items.map(|item| state(item).map(reply)).collect();
             replies.filter(|replies| replies.len() == count)
+        };
+        Self::of(operation, read())
+    }
+
+    /// `[head, floor, …]` for `count` tags, as `tags.lua` gives it; nothing if there is no head.
+    pub(super) fn tag_floors(self, count: usize) -> StoreResult<Vec<Option<TagFloor>>> {
+        let operation = self.operation;
+        let mut items = self.array()?.into_iter();
+        let Some(first) = items.next() else {
+            return Ok(vec![None; count]);
+        };
+        let read = || {
+            let head = head(first)?;
+            let floor = |item| {
+                Some(Some(TagFloor {
+                    head,
+                    floor: number(item)?,
+                }))
+            };
+            let floors: Option<Vec<_>> = items.map(floor).collect();
+            floors.filter(|floors| floors.len() == count)
         };
         Self::of(operation, read())
     }

@@ -1,8 +1,8 @@
 //! The atomic steps: one Lua file each, behind the shared parts that it needs.
 //!
 //! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
-//! carry `allow-oom`. [`LEASE`], [`FILL`] and [`PUT`] do not: what only makes the cache warmer must not
-//! push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
+//! carry `allow-oom`. [`LEASE`], [`FILL`], [`PUT`] and [`TAGS`] do not: what only makes the cache warmer
+//! must not push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
 //! one can do so always, by [`ROOM_LEAVE`].
 
 use super::nodes::Nodes;
@@ -24,11 +24,12 @@ steps! {
     REGISTER = "register", "#!lua flags=allow-oom" + "register.lua";
     TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
     FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
-    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "invalidate.lua";
-    PUT = "put", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "put.lua";
-    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "clear.lua";
+    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "invalidate.lua";
+    PUT = "put", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "put.lua";
+    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "clear.lua";
     LEASE = "lease", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "lease.lua";
     FILL = "fill", "#!lua" + "numbers.lua" + "wire.lua" + "fill.lua";
+    TAGS = "read tags", "#!lua" + "numbers.lua" + "wire.lua" + "tags.lua";
     RELEASE = "release", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "release.lua";
     ROOM_CHANGE = "join", "#!lua" + "numbers.lua" + "room.lua" + "room_change.lua";
     ROOM_LEAVE = "leave", "#!lua flags=allow-oom" + "numbers.lua" + "room.lua" + "room_change.lua";

@@ -37,6 +37,7 @@ mod puts;
 mod raw;
 mod record;
 mod rooms;
+mod tags;
 
 pub use fills::*;
 pub use harness::Harness;
@@ -47,6 +48,7 @@ pub use puts::*;
 pub use raw::*;
 pub use record::*;
 pub use rooms::*;
+pub use tags::*;
 
 use crate::store::Store;
 use std::sync::Arc;
@@ -112,6 +114,14 @@ macro_rules! __store_claims {
             no_keys_are_no_answers
             unusable_bytes_are_those_of_their_own_key
             a_waiter_hears_of_its_fill_among_many
+            // Tags.
+            a_missing_tag_floor_is_set_to_where_the_log_stands
+            tag_floors_come_with_the_heads_of_their_lanes_in_order
+            an_invalidation_raises_the_floor_of_its_tag_alone
+            an_invalidation_of_a_tag_that_nobody_asked_for_leaves_no_floor
+            a_clear_raises_the_floors_of_its_name_and_of_all_tags_of_it
+            a_tag_floor_ends_with_the_longest_time_that_was_asked_for
+            a_tag_floor_comes_with_the_epoch_that_a_fence_opened
             // Hints.
             hints_carry_the_entries_of_the_log
             every_link_hears_what_is_published_after_its_connect

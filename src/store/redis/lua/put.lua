@@ -1,4 +1,4 @@
--- KEYS[3] floor, KEYS[4] value; ARGV[6] nonce, ARGV[7] hashes, ARGV[8] version, ARGV[9] epoch, ARGV[10]
+-- KEYS[3] floor, KEYS[4] value, KEYS[5..] the floors of its key as a tag; ARGV[6] nonce, ARGV[7] hashes, ARGV[8] version, ARGV[9] epoch, ARGV[10]
 -- envelope, ARGV[11] milliseconds, empty if it does not expire.
 local SEEN_AS_VERSIONED, UNTAGGED = 8, 0
 local head = open()
@@ -35,4 +35,5 @@ elseif lower(there, ARGV[8]) then
   end
 end
 local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+raise(head, 5)
 return head.epoch .. word(head.seq) .. prev
