@@ -17,11 +17,16 @@ const HITS: usize = 10_000;
 /// Reads resident keys again and again, polling the future itself: nothing but the read is counted,
 /// and a read that needs a second poll is no hit.
 async fn hits_allocate_nothing<K: Key + Debug>(keys: [K; 3]) {
+    hits_with_tags_allocate_nothing(keys, 0).await;
+}
+
+async fn hits_with_tags_allocate_nothing<K: Key + Debug>(keys: [K; 3], tags: usize) {
     let cache = Cache::builder("no-alloc").store(Memory::new()).build();
     let load = |_: K| ready(Ok::<_, Infallible>(7_u64));
     let cache = cache.await.expect("the embedded store is always there");
-    let values = cache.entity("value", load).ttl(Ttl::Forever).build();
-    let values = values.expect("the options are in range");
+    let values = cache.entity("value", load).ttl(Ttl::Forever);
+    let values = values.tags(move |_, _| (0..tags).map(|tag| format!("tag:{tag}")));
+    let values = values.build().expect("the options are in range");
     for key in &keys {
         values.get(key).await.expect("it loads");
         assert!(values.peek(key).is_some(), "{key:?} is resident");
@@ -47,6 +52,12 @@ async fn hits_allocate_nothing<K: Key + Debug>(keys: [K; 3]) {
 #[tokio::test]
 async fn a_hit_of_a_string_key_allocates_nothing() {
     hits_allocate_nothing(["a", "customer/2", "shop:eu-1:customer/3"].map(String::from)).await;
+}
+
+#[tokio::test]
+async fn a_hit_of_a_tagged_entry_allocates_nothing() {
+    hits_with_tags_allocate_nothing([1_u64, 2, 3], 1).await;
+    hits_with_tags_allocate_nothing([1_u64, 2, 3], 3).await;
 }
 
 #[tokio::test]

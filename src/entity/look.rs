@@ -49,7 +49,7 @@ pub(super) enum Look<V, E> {
     /// It is ahead of what this pod has followed.
     Sync,
     /// A value of which only its tags' floors can say whether it may be used.
-    Untold(Untold),
+    Untold(Box<Untold>),
 }
 
 impl<V, E> Standing<V, E> {
@@ -172,7 +172,7 @@ where
             Worth::Dead => return Look::Absent(Some(bytes)),
             Worth::Unknown(tags) => {
                 let left = (header.expires_ms != 0).then(|| life(Duration::MAX).left(now));
-                return Look::Untold(Untold::new(found, tags, left));
+                return Look::Untold(Untold::boxed(found, tags, left));
             }
         };
         let life = |at_most| match over {

@@ -57,8 +57,8 @@ pub(super) enum Worth {
 }
 
 impl Untold {
-    pub(super) fn new(found: Found, tags: Vec<TagHash>, life: Option<Duration>) -> Self {
-        Self { found, tags, life }
+    pub(super) fn boxed(found: Found, tags: Vec<TagHash>, life: Option<Duration>) -> Box<Self> {
+        Box::new(Self { found, tags, life })
     }
 }
 
@@ -159,8 +159,9 @@ where
             Look::Untold(untold) => untold,
             look => return Some(look),
         };
-        self.learn(link, &untold.tags, untold.life).await?;
-        Some(self.judge_again(target, began, untold))
+        // Boxed, so that the future of a read that needs none of this stays small.
+        Box::pin(self.learn(link, &untold.tags, untold.life)).await?;
+        Some(self.judge_again(target, began, *untold))
     }
 
     /// As [`told`](Self::told), by floors that are asked for now, whatever is known: for those who must see
@@ -218,7 +219,7 @@ where
         let again = judged.into_iter().map(|(target, began, look)| match look {
             Some(Look::Untold(untold)) => {
                 learnt?;
-                Some(self.judge_again(target, began, untold))
+                Some(self.judge_again(target, began, *untold))
             }
             look => look,
         });
