@@ -134,6 +134,7 @@ pub struct EntityBuilder<K, L: Loader<K>> {
     loader: L,
     capacity: Capacity,
     weigher: Option<WeightOf<K, L::Value>>,
+    max_weight: Option<u32>,
     engine: LocalEngine,
     unleased_loads: usize,
     keys: Option<KeyRing>,
@@ -181,6 +182,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             loader,
             capacity: Capacity::Entries(DEFAULT_CAPACITY),
             weigher: None,
+            max_weight: None,
             engine: LocalEngine::default(),
             unleased_loads: DEFAULT_UNLEASED_LOADS,
             batches: Batches::default(),
@@ -324,6 +326,15 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Keeps values that weigh more than this in the store alone, where each read of them costs a round
+    /// trip, rather than let one of them displace many others. In the unit of
+    /// [`weight_capacity`](Self::weight_capacity), without which it is refused. By default nothing is too
+    /// heavy but what is heavier than a [shard](LocalEngine::Quick).
+    pub fn local_max_weight(mut self, weight: u32) -> Self {
+        self.max_weight = Some(weight);
+        self
+    }
+
     /// The map that the local level is built on.
     pub fn local_engine(mut self, engine: LocalEngine) -> Self {
         self.engine = engine;
@@ -438,7 +449,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
+    /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
     /// `max_unleased_loads`, `max_batch`, `soft_tags` or the level of `compress` if out of range, or of no use with
     /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
@@ -463,7 +474,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 (Some(weigh), Ok(value)) => weigh(key, value),
                 _ => ERROR_WEIGHT,
             });
-        let map = Local::new(self.engine, self.capacity, slot_weigher);
+        let map = Local::new(self.engine, self.capacity, slot_weigher)
+            .up_to(self.max_weight.unwrap_or(u32::MAX));
         let name: Arc<str> = self.name.into();
         let telemetry = EntityTelemetry::new(&bus.telemetry, &name);
         #[cfg(feature = "testing")]
@@ -496,6 +508,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 return refuse("capacity", "must be at least 1");
             }
             _ => {}
+        }
+        if self.max_weight.is_some() && self.weigher.is_none() {
+            return refuse("local_max_weight", "is for `weight_capacity` alone");
         }
         if !(0.0..1.0).contains(&self.options.jitter) {
             return refuse(

@@ -241,6 +241,8 @@ pub(crate) struct Local<K, S> {
     map: Map<StoredKey<K>, S, Prehashed>,
     /// None if entries are counted, each as one.
     weigher: Option<Weigher<K, S>>,
+    /// What weighs more is not kept.
+    max_weight: u32,
 }
 
 impl<K, S> Local<K, S>
@@ -255,8 +257,16 @@ where
             Capacity::Entries(_) => None,
             Capacity::Weight(_) => Some(weigher),
         };
-        let map = Map::new(engine, capacity, Prehashed);
-        Self { map, weigher }
+        Self {
+            map: Map::new(engine, capacity, Prehashed),
+            weigher,
+            max_weight: u32::MAX,
+        }
+    }
+
+    /// Keeps no entry that weighs more than this.
+    pub(crate) fn up_to(self, max_weight: u32) -> Self {
+        Self { max_weight, ..self }
     }
 
     /// See [`Engine::get`].
@@ -275,12 +285,17 @@ where
         self.map.peek(&ByHash(hash))
     }
 
-    /// Adds the entry, or replaces that of the same hash. Gives how many others had to go.
+    /// Adds the entry, or replaces that of the same hash, with nothing if it is too heavy. Gives how many
+    /// others had to go.
     pub(crate) fn insert(&self, hash: u64, key: K, slot: S) -> usize {
         let weight = match &self.weigher {
             Some(weigh) => weigh(&key, &slot).max(1),
             None => 1,
         };
+        if weight > self.max_weight {
+            self.remove(hash);
+            return 0;
+        }
         let key = StoredKey { hash, weight, key };
         let displaced = self.map.insert(key, slot);
         displaced.keys().filter(|key| key.hash != hash).count()

@@ -73,6 +73,7 @@ async fn options_out_of_range_are_named() {
         |builder: tidings::EntityBuilder<u64, Source>| builder.build().unwrap_err().option();
     assert_eq!(option(named("a").capacity(0)), "capacity");
     assert_eq!(option(named("a").weight_capacity(0, |_, _| 1)), "capacity");
+    assert_eq!(option(named("a").local_max_weight(1)), "local_max_weight");
     assert_eq!(option(named("a").load_timeout(zero)), "load_timeout");
     assert_eq!(
         option(named("a").max_unleased_loads(0)),

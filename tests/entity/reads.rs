@@ -157,6 +157,23 @@ async fn the_local_level_stays_within_its_capacity(bed: Bed) {
     );
 }
 
+async fn a_value_over_the_local_weight_limit_stays_in_the_store_alone(bed: Bed) {
+    let pod = bed.pod().await;
+    let longs = pod.cache.entity("long", |key: u64| async move {
+        Ok::<_, String>("x".repeat(key as usize))
+    });
+    let longs = longs.weight_capacity(1 << 20, |_, text: &String| text.len() as u32);
+    let longs = longs.local_max_weight(100).build().unwrap();
+    for key in [100, 101] {
+        longs.get(&key).await.unwrap();
+    }
+    let there = async || longs.get_with(&101).await.unwrap().origin == Origin::Store;
+    eventually("the heavy one is in the store", there).await;
+    let light = longs.get_with(&100).await.unwrap();
+    assert_eq!(light.origin, Origin::Local);
+    assert_eq!((longs.local().len(), longs.peek(&101)), (1, None));
+}
+
 async fn loader_errors_come_back_typed(bed: Bed) {
     let source = Source::new();
     source.answer(1, Answer::Refusal(42));
@@ -191,6 +208,7 @@ on_both_stores!(
     peek_looks_here_and_nowhere_else,
     the_local_view_counts_and_forgets_this_pod_alone,
     the_local_level_stays_within_its_capacity,
+    a_value_over_the_local_weight_limit_stays_in_the_store_alone,
     loader_errors_come_back_typed,
     entities_of_one_cache_do_not_share_keys,
 );
