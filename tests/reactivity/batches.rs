@@ -26,6 +26,7 @@ async fn a_mutation_invalidates_after_success_only(bed: Bed) {
     assert_ne!(done.invalidated.unwrap(), Stamp::default());
     runs.reach(1).await;
     settle(&a, &b, "org:7").await;
+    runs.reach(2).await;
     assert_eq!(runs.count(), 2);
 }
 
