@@ -20,6 +20,15 @@ impl Fleet<RedisCluster> {
         Self::on(cluster, plan).await
     }
 
+    /// Waits for the lanes of a dead node to lapse; those of the other nodes go on meanwhile.
+    async fn notices_the_loss(&self) {
+        self.each_pod("was left with the lanes of two nodes", |pod| {
+            let health = pod.health();
+            (1..health.lanes).contains(&health.live_lanes)
+        })
+        .await;
+    }
+
     async fn is_well_again(&self) {
         self.each_pod("was fully at work again", |pod| pod.ailment().is_none())
             .await;
@@ -31,13 +40,7 @@ async fn a_node_is_killed_and_its_replica_goes_on() {
     let mut fleet = Fleet::on_a_cluster(true).await;
     fleet.work(700).await;
     fleet.server.kill(1);
-    // The lanes of the other nodes go on meanwhile.
-    fleet
-        .each_pod("was left with the lanes of two nodes", |pod| {
-            let health = pod.health();
-            (1..health.lanes).contains(&health.live_lanes)
-        })
-        .await;
+    fleet.notices_the_loss().await;
     block_in_place(|| fleet.server.wait_for_promotion(4)).unwrap();
     fleet.is_well_again().await;
     for pod in &fleet.pods {
@@ -55,6 +58,7 @@ async fn a_node_without_a_replica_is_killed_and_comes_back_empty() {
     fleet.work(500).await;
     fleet.server.kill(1);
     fleet.work(800).await;
+    fleet.notices_the_loss().await;
     block_in_place(|| fleet.server.restart(1)).unwrap();
     fleet.is_well_again().await;
     for pod in &fleet.pods {
