@@ -29,7 +29,10 @@ const JOURNAL_AFTER: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Debug)]
 enum CallState {
+    /// The first attempt is under way.
     Running,
+    /// The same, and the journal has what it is about.
+    Noted,
     Waiting(StoreError),
     Acknowledged(Position),
 }
@@ -46,14 +49,21 @@ impl CallHandle {
     async fn first_attempt(&mut self) -> Option<StoreResult<Position>> {
         let state = self
             .state
-            .wait_for(|state| !matches!(state, CallState::Running))
+            .wait_for(|state| !matches!(state, CallState::Running | CallState::Noted))
             .await
             .ok()?;
         match &*state {
             CallState::Acknowledged(position) => Some(Ok(*position)),
             CallState::Waiting(reason) => Some(Err(reason.clone())),
-            CallState::Running => None,
+            CallState::Running | CallState::Noted => None,
         }
+    }
+
+    /// Waits until the end of the process cannot make it forgotten: the journal has it, or the store.
+    async fn noted(&mut self) {
+        let kept = |state: &CallState| !matches!(state, CallState::Running);
+        // An error is the end of the cache.
+        let _ = self.state.wait_for(kept).await;
     }
 
     pub(super) async fn settled(mut self) -> Option<Position> {
@@ -240,6 +250,11 @@ impl Bus {
             match handle.first_attempt().await {
                 Some(Ok(position)) => stamp.positions.push((handle.lane, position)),
                 Some(Err(reason)) => {
+                    if self.has_journal() {
+                        for mut handle in handles.clone() {
+                            handle.noted().await;
+                        }
+                    }
                     return Err(InvalidateError::Pending(Pending { handles, reason }));
                 }
                 None => return Err(InvalidateError::Closed),
@@ -344,7 +359,10 @@ impl Bus {
     ) {
         let since = self.clock.now();
         let mut noted = Vec::new();
-        match self.first_attempt(lane, &call, put, &mut noted).await {
+        match self
+            .first_attempt(lane, &call, put, (&mut noted, &state))
+            .await
+        {
             Ok(position) => {
                 for fenced in Fenced::by(lane, &call) {
                     self.heal(fenced);
@@ -371,7 +389,7 @@ impl Bus {
                 // Nobody is told that it is pending before it is in the journal.
                 self.flush_journal().await;
                 waiter.state.send_if_modified(|state| {
-                    let waits = matches!(state, CallState::Running);
+                    let waits = matches!(state, CallState::Running | CallState::Noted);
                     if waits {
                         *state = CallState::Waiting(reason);
                     }
@@ -388,13 +406,13 @@ impl Bus {
     }
 
     /// The attempt that the caller waits for. If it takes its time, what it is about goes into the journal
-    /// meanwhile, and into `noted`.
+    /// meanwhile, and into `noted`, and `state` says so.
     async fn first_attempt(
         &self,
         lane: Lane,
         call: &Arc<Call>,
         put: Option<OwnedPut>,
-        noted: &mut Vec<Item>,
+        (noted, state): (&mut Vec<Item>, &watch::Sender<CallState>),
     ) -> StoreResult<Position> {
         let limit = self.timing.invalidate_timeout;
         let attempt = self.attempt(lane, call, put.as_ref());
@@ -408,7 +426,11 @@ impl Bus {
                     self.note(item);
                 }
                 // On disk while the attempt goes on.
-                done = Some(tokio::join!(&mut attempt, self.flush_journal()).0);
+                let flush = async {
+                    self.flush_journal().await;
+                    state.send_replace(CallState::Noted);
+                };
+                done = Some(tokio::join!(&mut attempt, flush).0);
             }
         }
         let done = match done {

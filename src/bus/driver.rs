@@ -221,9 +221,9 @@ impl Session<'_> {
     }
 
     fn on_hint(&mut self, bytes: &[u8]) {
-        self.bus.observed.hints.fetch_add(1, Ordering::Relaxed);
         let hint = Hint::decode(bytes).filter(|hint| hint.lane.0 < self.bus.namespace.lanes);
         let Some(hint) = hint else {
+            self.bus.observed.hints.fetch_add(1, Ordering::Relaxed);
             self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
             return;
         };
@@ -232,6 +232,8 @@ impl Session<'_> {
         let ((), actions) = self
             .bus
             .step(hint.lane, |state, out| state.on_hint(&hint, now, out));
+        // Whoever sees it counted sees what it did.
+        self.bus.observed.hints.fetch_add(1, Ordering::Release);
         self.ask_store(hint.lane, actions);
     }
 

@@ -60,7 +60,7 @@ pub struct Health {
     pub links: u64,
     /// Lanes whose local entries were dropped because their history was lost.
     pub flushes: u64,
-    /// Hints received.
+    /// Hints received and carried out.
     pub hints: u64,
     /// Messages on the bus that were none of ours.
     pub rubbish_hints: u64,
@@ -213,7 +213,7 @@ impl Bus {
             journal: self.journal_health(),
             links: *self.link_up.borrow(),
             flushes: self.observed.flushes.load(Ordering::Relaxed),
-            hints: self.observed.hints.load(Ordering::Relaxed),
+            hints: self.observed.hints.load(Ordering::Acquire),
             rubbish_hints: self.observed.rubbish.load(Ordering::Relaxed),
             catch_ups: self.observed.catch_ups.load(Ordering::Relaxed),
             unusable_values: self.observed.unusable.load(Ordering::Relaxed),
