@@ -219,6 +219,13 @@ fn invalidations() -> Vec<Call> {
         "invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
         "clear" => |w, _key| w.on_a.clear().await,
         "put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
+        "a write guard" => |w, key| w.on_a.begin_write(&key).await.unwrap().finish().await,
+        "a write guard of many" => |w, key| {
+            w.on_a.begin_write_many(&[key, key + HALF]).await.unwrap().finish().await
+        },
+        "a write guard that is aborted" => |w, key| {
+            w.on_a.begin_write(&key).await.unwrap().abort();
+        },
         "settled" => |w, key| w.on_a.invalidate(&key).settled().await,
         "a stamp's settled" => |w, key| {
             let stamp = w.on_b.invalidate(&key).await.unwrap();
