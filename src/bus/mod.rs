@@ -28,6 +28,8 @@ pub use breaker::CircuitState;
 pub use health::{Health, StoreState};
 pub use invalidation::{CloseReport, InvalidateError, Invalidation, Pending, Unacknowledged};
 pub(crate) use journal::Journal;
+#[cfg(feature = "testing")]
+pub(crate) use journal::read_rubbish;
 pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
 pub use pending::DEFAULT_MAX_PENDING;

@@ -182,6 +182,62 @@ fn a_call_is_logged_again_though_the_way_to_the_fork_is_lost() {
     assert_eq!(replay(&config, &events), None);
 }
 
+/// Some deployment with a replica, for failovers.
+fn replicated() -> Config {
+    Config {
+        replicas: 1,
+        budget: Budget {
+            replications: 9,
+            promotions: 9,
+            splits: 9,
+            cuts: 9,
+            ..anything().budget
+        },
+        ..anything()
+    }
+}
+
+/// A pod commits, and has the invalidation acknowledged.
+fn acknowledged(pod: u8) -> [E; 4] {
+    let step = E::Invalidation(pod, 0);
+    [E::Commit(pod, 0), step, step, step]
+}
+
+/// Nothing is broken by `events`, and without logging again what was lost something is.
+fn is_logged_again(events: &[E]) {
+    assert_eq!(replay(&replicated(), events), None);
+    let off = replicated().without(Mechanism::Reissue);
+    assert!(replay(&off, events).is_some());
+}
+
+/// Scenario 24.
+#[test]
+fn what_a_minority_acknowledged_is_logged_again_when_it_heals() {
+    let takes_to_the_new_primary = [E::Disconnect(1), E::Connect(1), E::AtStore(1, 0)];
+    let events = [
+        &[E::Split(0, 500)][..],
+        &takes_to_the_new_primary,
+        &acknowledged(0),
+        &[E::Advance(120), E::Miss(1, 0), E::Heal],
+    ];
+    is_logged_again(&events.concat());
+}
+
+/// Scenario 26: for the pod that was away the epoch has no known past.
+#[test]
+fn a_pod_that_was_away_for_two_failovers_logs_again_what_they_lost() {
+    let joins = [E::Connect(0), E::AtStore(0, 0), E::Answer(0, 0)];
+    let events = [
+        &acknowledged(2)[..],
+        &[E::Cut(2), E::Promote(0)],
+        &joins,
+        &[E::Advance(120), E::Replicate(0), E::Promote(0)],
+        &joins,
+        &[E::Mend(2)],
+    ];
+    is_logged_again(&events.concat());
+}
+
 /// The primary came back empty, and pods took to its new epoch. Then a replica was promoted that had
 /// never heard of that, and lacked calls of the epoch before.
 #[test]
