@@ -96,6 +96,7 @@ async fn an_overtaken_refresh_leaves_nothing_in_either_level(bed: Bed) {
     let pod = bed.pod().await;
     let numbers = pod.numbers(&source);
     warm(&pod, &numbers, &source).await;
+    let at = pod.wire.last_place();
     source.hold();
     let refresh = refresher(&numbers);
     loading(&source).await;
@@ -103,7 +104,6 @@ async fn an_overtaken_refresh_leaves_nothing_in_either_level(bed: Bed) {
     source.let_go();
     assert_eq!(refresh.await.unwrap().unwrap(), 2);
     pod.done("fill", 2).await;
-    let at = pod.wire.last_place();
     assert_eq!(bed.hand().await.look(&at).await, None);
     assert_eq!(numbers.peek(&1), None);
 }
