@@ -119,6 +119,10 @@ async fn what_is_no_answer_of_the_source_is_kept_nowhere(bed: Bed) {
     source.hold();
     let read = on_a.get(&3);
     dropped_after(1, read).await;
+    eventually("the load is dropped", async || {
+        (source.running(), a.cache.under_way().flights) == (0, 0)
+    })
+    .await;
     source.let_go();
     source.commit(3, 33);
     for numbers in [&on_a, &on_b] {
