@@ -374,6 +374,8 @@ async fn dropped_at_every_poll(world: &World, calls: Vec<Call>, after: impl Asyn
             let ended = dropped_after(polls, soon(&what, run(world, key))).await;
             world.is_quiet(&what).await;
             after(&what, key).await;
+            // Or the next call might cut off what still goes on behind.
+            world.is_quiet(&what).await;
             if ended {
                 break;
             }

@@ -66,7 +66,8 @@ async fn forever_has_no_end_in_the_store_and_one_here(bed: Bed) {
     assert_eq!(source.loads(), 1);
 }
 
-/// What lived 20 s when it was stored has 19 s at most a second later, wherever it is read.
+/// What lived 20 s when it was stored has 17 s at most three seconds later, wherever it is read; a pod
+/// knows the time of the server as of its last poll.
 async fn nothing_lives_longer_here_than_what_is_left_of_it_in_the_store(bed: Bed) {
     let source = Source::new();
     let a = bed.pod().await;
@@ -77,7 +78,7 @@ async fn nothing_lives_longer_here_than_what_is_left_of_it_in_the_store(bed: Bed
     fill(&a, &plain(&a, "brief", 20 * SECOND), 1).await;
     let filled = Instant::now();
     fill_also(&a, &plain(&a, "long", HOUR)).await;
-    eventually("a second", async || filled.elapsed() > SECOND).await;
+    eventually("a while", async || filled.elapsed() > 3 * SECOND).await;
     let b = Timed::on(&bed).await;
     let (brief, long) = (plain(&b.pod, "brief", HOUR), plain(&b.pod, "long", HOUR));
     for numbers in [&brief, &long] {
@@ -131,7 +132,7 @@ async fn long_lives_are_spread_in_the_store_unless_told_otherwise(bed: Bed) {
     let half = b.here(&spread, KEYS);
     assert!(0 < half && half < KEYS, "{half}");
     assert_eq!(b.here(&exact, KEYS), KEYS);
-    b.pass(minutes).await;
+    b.pass(2 * minutes).await;
     assert_eq!(b.here(&exact, KEYS), 0);
     b.pass(HOUR).await;
     assert_eq!(b.here(&spread, KEYS), 0);

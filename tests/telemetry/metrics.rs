@@ -180,12 +180,14 @@ async fn a_recorder_is_given_what_stats_gives(bed: Bed) {
         ),
         Some(1.0)
     );
-    assert_eq!(value(&bed, "tidings_lanes", "state=\"live\""), Some(16.0));
+    let live = async || value(&bed, "tidings_lanes", "state=\"live\"") == Some(16.0);
+    eventually("all lanes are live", live).await;
     assert_eq!(
         value(&bed, "tidings_bound_seconds", ""),
         Some(cache.health().bound.as_secs_f64())
     );
-    assert_eq!(value(&bed, "tidings_store_up", ""), Some(1.0));
+    let up = async || value(&bed, "tidings_store_up", "") == Some(1.0);
+    eventually("the store is up", up).await;
     drop(numbers);
     let gone = async || value(&bed, "tidings_entity_entries", entity) == Some(0.0);
     eventually("what is gone leaves no size behind", gone).await;
