@@ -100,7 +100,6 @@ impl Export {
         };
         sheet.cache(counts, lost, health);
         sheet.presence(presence);
-        drop(sheet);
         self.set(now);
     }
 
