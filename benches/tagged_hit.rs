@@ -119,7 +119,7 @@ fn trace(scale: &Scale, thread: u64) -> Vec<String> {
 fn nanos_per_read(side: &Values, traces: &[Vec<String>]) -> f64 {
     let start = Barrier::new(traces.len());
     let run = |trace: &[String]| {
-        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let runtime = common::reader();
         start.wait();
         let begin = Instant::now();
         runtime.block_on(async {

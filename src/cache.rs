@@ -23,6 +23,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// A cache keeps one connection for commands, one for the bus, and one background task. They end with
 /// [`close`](Self::close), or when the last handle is dropped (entities hold one).
 ///
+/// It lives in the Tokio runtime it was built in. Its futures may be polled in another, if that has
+/// timers (`enable_time`): limits are kept by them, and Tokio panics where there are none.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::convert::Infallible;

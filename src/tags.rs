@@ -121,12 +121,8 @@ impl Registry {
     }
 
     fn dependency(&self, cells: impl Iterator<Item = Arc<Cell>>, since: Millis) -> Dependency {
-        Dependency {
-            cells: cells.map(|cell| (cell.count(), cell)).collect(),
-            soft: Counts::default(),
-            since,
-            liveness: Arc::clone(&self.liveness),
-        }
+        let counted = cells.map(|cell| (cell.count(), cell));
+        Dependency::new(counted, [], since, Arc::clone(&self.liveness))
     }
 
     /// Watches `tags` from now on.
@@ -285,37 +281,37 @@ impl Listener for Registry {
     }
 }
 
-/// Cells, and their counts when it began. Those of one tag lie in it: each step from one place in memory
-/// to the next is a part of what a hit costs.
+/// Cells, and the sum of their counts when it began. Counts only grow: the sum is the same as long as each
+/// of them is.
 #[derive(Clone, Debug, Default)]
 struct Counts {
-    first: Option<[(u64, Arc<Cell>); 2]>,
-    rest: Box<[(u64, Arc<Cell>)]>,
+    sum: u64,
+    cells: Box<[Arc<Cell>]>,
 }
 
 impl Counts {
     #[inline]
     fn are_unchanged(&self) -> bool {
-        let first = self.first.iter().flatten();
-        let mut all = first.chain(&self.rest);
-        all.all(|(count, cell)| cell.count() == *count)
+        sum(&self.cells) == self.sum
     }
 }
 
 impl FromIterator<(u64, Arc<Cell>)> for Counts {
-    fn from_iter<T: IntoIterator<Item = (u64, Arc<Cell>)>>(cells: T) -> Self {
-        let mut cells = cells.into_iter();
-        match (cells.next(), cells.next()) {
-            (Some(one), Some(other)) => Self {
-                first: Some([one, other]),
-                rest: cells.collect(),
-            },
-            (one, _) => Self {
-                first: None,
-                rest: one.into_iter().collect(),
-            },
-        }
+    fn from_iter<T: IntoIterator<Item = (u64, Arc<Cell>)>>(counted: T) -> Self {
+        let mut sum = 0_u64;
+        let counted = counted.into_iter().map(|(count, cell)| {
+            sum = sum.wrapping_add(count);
+            cell
+        });
+        let cells = counted.collect();
+        Self { sum, cells }
     }
+}
+
+#[inline]
+fn sum(cells: &[Arc<Cell>]) -> u64 {
+    let counts = cells.iter().map(|cell| cell.count());
+    counts.fold(0, u64::wrapping_add)
 }
 
 /// What becomes of an entry by its tags.
@@ -330,16 +326,58 @@ pub(crate) enum Standing {
 }
 
 /// That some tags were not invalidated since a moment.
+///
+/// A hit on an entry with tags fetches this from a place of its own, which is most of what tags cost it:
+/// so that of one tag, or of one and its name, is 48 bytes, and with the counts of its `Arc` one line of
+/// a core's cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Dependency {
-    cells: Counts,
-    /// Those of soft tags.
-    soft: Counts,
+    /// The sum of the counts of `first` when it began.
+    sum: u64,
+    /// The cells of the first tag.
+    first: Option<[Arc<Cell>; 2]>,
+    more: Option<Box<More>>,
     since: Millis,
     liveness: Arc<Liveness>,
 }
 
+/// What few entries have.
+#[derive(Clone, Debug)]
+struct More {
+    /// Those of other tags.
+    hard: Counts,
+    soft: Counts,
+}
+
 impl Dependency {
+    fn new(
+        hard: impl IntoIterator<Item = (u64, Arc<Cell>)>,
+        soft: impl IntoIterator<Item = (u64, Arc<Cell>)>,
+        since: Millis,
+        liveness: Arc<Liveness>,
+    ) -> Self {
+        let mut hard = hard.into_iter();
+        let (sum, first, rest) = match (hard.next(), hard.next()) {
+            (Some((count, cell)), Some((other_count, other))) => {
+                let sum = count.wrapping_add(other_count);
+                (sum, Some([cell, other]), None)
+            }
+            (one, _) => (0, None, one),
+        };
+        let (hard, soft): (Counts, Counts) = (
+            rest.into_iter().chain(hard).collect(),
+            soft.into_iter().collect(),
+        );
+        let is_all = hard.cells.is_empty() && soft.cells.is_empty();
+        Self {
+            sum,
+            first,
+            more: (!is_all).then(|| Box::new(More { hard, soft })),
+            since,
+            liveness,
+        }
+    }
+
     /// Whether what began when this was made, and depends on nothing but the tags, may be used: none of
     /// them was invalidated as far as this pod knows, and what it knows, or else the beginning, is
     /// younger than L. Once a tag was invalidated it may never be used again.
@@ -357,7 +395,7 @@ impl Dependency {
     #[inline]
     pub(crate) fn standing(&self, clock: &Clock) -> (Standing, Millis) {
         let until = self.liveness.until();
-        let (unchanged, softened) = (self.is_unchanged(), !self.soft.are_unchanged());
+        let (unchanged, softened) = (self.is_unchanged(), self.is_softened());
         let now = clock.now();
         let standing = match unchanged && self.liveness.vouches_at(now, until, self.since) {
             false => Standing::Gone,
@@ -370,7 +408,15 @@ impl Dependency {
     /// Whether this pod knows of no invalidation of one of the tags, other than soft ones.
     #[inline]
     pub(crate) fn is_unchanged(&self) -> bool {
-        self.cells.are_unchanged()
+        let first = self.first.as_ref().map_or(0, |cells| sum(cells));
+        let more = self.more.as_ref();
+        first == self.sum && more.is_none_or(|more| more.hard.are_unchanged())
+    }
+
+    #[inline]
+    fn is_softened(&self) -> bool {
+        let more = self.more.as_ref();
+        more.is_some_and(|more| !more.soft.are_unchanged())
     }
 
     /// What it is said of reflects every invalidation of the tags that was acknowledged before this.
@@ -453,6 +499,13 @@ mod tests {
         );
         let registry = Registry::new(&bus);
         (bus, registry)
+    }
+
+    /// See there for why.
+    #[test]
+    fn what_an_entry_with_one_tag_keeps_of_it_fits_a_line() {
+        const COUNTS_OF_AN_ARC: usize = 16;
+        assert_eq!(size_of::<Dependency>() + COUNTS_OF_AN_ARC, 64);
     }
 
     /// Streams that come and go leave nothing behind for good.

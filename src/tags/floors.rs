@@ -146,13 +146,9 @@ impl Registry {
         since: Millis,
     ) -> Dependency {
         let (soft, hard): (Vec<_>, Vec<_>) = cells.partition(|(soft, _)| *soft);
-        let counted = |cells: Vec<(bool, _)>| cells.into_iter().map(|(_, cell)| cell).collect();
-        Dependency {
-            cells: counted(hard),
-            soft: counted(soft),
-            since,
-            liveness: Arc::clone(&self.liveness),
-        }
+        let counted = |cells: Vec<(bool, _)>| cells.into_iter().map(|(_, cell)| cell);
+        let liveness = Arc::clone(&self.liveness);
+        Dependency::new(counted(hard), counted(soft), since, liveness)
     }
 
     /// What depends on `tags` and began at `since`, unless one of them was invalidated since the moment
