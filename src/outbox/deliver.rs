@@ -38,7 +38,10 @@ impl fmt::Debug for Delivery {
 
 impl Delivery {
     pub(super) fn begin(outbox: &Outbox, cache: &Cache, connect: Connect) -> Self {
-        let (progress, stop) = (Arc::new(Progress::new()), CancellationToken::new());
+        let (progress, stop) = (
+            Arc::new(Progress::new(&cache.0.bus.telemetry.outbox)),
+            CancellationToken::new(),
+        );
         let deliverer = Deliverer {
             outbox: outbox.clone(),
             cache: cache.clone(),

@@ -3,7 +3,8 @@
 use super::OutboxError;
 use super::row::Waiting;
 use crate::bus::lock;
-use std::sync::Mutex;
+use crate::telemetry::{OutboxCounts, Wait};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What a pod does about the outbox.
@@ -46,19 +47,17 @@ pub struct DeliveryHealth {
 }
 
 #[derive(Debug)]
-pub(super) struct Progress(Mutex<Noted>);
-
-#[derive(Debug)]
-struct Noted {
-    health: DeliveryHealth,
-    /// When [`DeliveryHealth::lag`] was what it is, while rows wait.
-    looked: Option<Instant>,
+pub(super) struct Progress {
+    health: Mutex<DeliveryHealth>,
+    wait: Arc<Wait>,
+    /// Of the cache.
+    counts: Arc<OutboxCounts>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
-        Self(Mutex::new(Noted {
-            health: DeliveryHealth {
+    pub(super) fn new(counts: &Arc<OutboxCounts>) -> Self {
+        Self {
+            health: Mutex::new(DeliveryHealth {
                 state: DeliveryState::Connecting,
                 delivered: 0,
                 refused: 0,
@@ -66,35 +65,37 @@ impl Progress {
                 last_failure: None,
                 waiting: None,
                 lag: None,
-            },
-            looked: None,
-        }))
+            }),
+            wait: counts.add(),
+            counts: Arc::clone(counts),
+        }
     }
 
     pub(super) fn health(&self) -> DeliveryHealth {
-        let noted = lock(&self.0);
-        let mut health = noted.health.clone();
-        let since = noted.looked.map(|looked| looked.elapsed());
-        health.lag = health.lag.map(|lag| lag + since.unwrap_or_default());
+        let mut health = lock(&self.health).clone();
+        health.lag = health.waiting.map(|_| self.wait.lag());
         health
     }
 
     pub(super) fn enter(&self, state: DeliveryState) {
-        let mut noted = lock(&self.0);
-        noted.health.state = state;
-        (noted.health.waiting, noted.health.lag, noted.looked) = (None, None, None);
+        let mut health = lock(&self.health);
+        (health.state, health.waiting) = (state, None);
+        self.wait.set(None);
     }
 
     pub(super) fn looked(&self, rows: &[Waiting]) {
-        let mut noted = lock(&self.0);
         let oldest = rows.iter().map(|row| row.age).fold(0.0, f64::max);
-        noted.health.waiting = Some(rows.len());
-        noted.health.lag = Some(Duration::try_from_secs_f64(oldest).unwrap_or_default());
-        noted.looked = (!rows.is_empty()).then(Instant::now);
+        let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        let since = Instant::now().checked_sub(age);
+        let waits = !rows.is_empty();
+        lock(&self.health).waiting = Some(rows.len());
+        self.wait.set(since.filter(|_| waits));
     }
 
     pub(super) fn done(&self, delivered: usize, refused: usize) {
-        let health = &mut lock(&self.0).health;
+        self.counts.delivered.add(delivered as u64);
+        self.counts.refused.add(refused as u64);
+        let mut health = lock(&self.health);
         health.delivered += delivered as u64;
         health.refused += refused as u64;
         let left = |waiting: usize| waiting.saturating_sub(delivered + refused);
@@ -102,7 +103,8 @@ impl Progress {
     }
 
     pub(super) fn failed(&self, error: OutboxError) {
-        let health = &mut lock(&self.0).health;
+        self.counts.failures.add(1);
+        let mut health = lock(&self.health);
         health.failures += 1;
         health.last_failure = Some(error);
     }

@@ -6,6 +6,7 @@
 
 use super::catalogue::*;
 use super::counts::BusCounts;
+use super::outbox::OutboxCounts;
 use super::parts::{Part, PartStats};
 use super::stats::{EntityStats, MemoStats};
 use crate::bus::{CircuitState, Health, StoreState, lock};
@@ -71,6 +72,7 @@ impl Export {
     pub(super) fn sample(
         &self,
         counts: &BusCounts,
+        outbox: &OutboxCounts,
         lost: u64,
         health: &Health,
         parts: &[Arc<Part>],
@@ -91,13 +93,14 @@ impl Export {
                 PartStats::Memo(stats) => sheet.memo(&name, &stats),
             }
         }
-        Sheet {
+        let mut sheet = Sheet {
             cache: &self.cache,
             exported: &mut lock(&self.exported),
             next: 0,
             gauges: &mut now,
-        }
-        .cache(counts, lost, health);
+        };
+        sheet.cache(counts, lost, health);
+        sheet.outbox(outbox);
         self.set(now);
     }
 
@@ -277,5 +280,12 @@ impl Sheet<'_> {
         self.gauge(&INVALIDATIONS_PENDING, &[], health.pending as f64);
         let age = health.oldest_pending.unwrap_or_default();
         self.gauge(&INVALIDATIONS_PENDING_AGE, &[], age.as_secs_f64());
+    }
+
+    fn outbox(&mut self, counts: &OutboxCounts) {
+        self.counter(&OUTBOX_DELIVERED, &[], counts.delivered.get());
+        self.counter(&OUTBOX_REFUSED, &[], counts.refused.get());
+        self.counter(&OUTBOX_FAILURES, &[], counts.failures.get());
+        self.gauge(&OUTBOX_LAG, &[], counts.lag().as_secs_f64());
     }
 }

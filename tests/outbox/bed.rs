@@ -105,12 +105,12 @@ impl Bed {
     }
 
     pub(crate) async fn pod(&self) -> Pod {
-        self.pod_of(self.builder()).await
+        self.pod_of(|| self.builder()).await
     }
 
     /// A pod whose users are those of the database.
-    pub(crate) async fn pod_of(&self, builder: CacheBuilder) -> Pod {
-        let cache = builder.build().await.unwrap();
+    pub(crate) async fn pod_of(&self, builder: impl Fn() -> CacheBuilder) -> Pod {
+        let cache = built(builder).await;
         let (client, loads) = (Arc::new(self.client().await), Arc::<AtomicU64>::default());
         let (counted, table) = (Arc::clone(&loads), self.table.clone());
         let load = move |id: u64| {
@@ -165,6 +165,17 @@ impl Bed {
         let empty = async || self.rows(client, "refused IS NULL").await == 0;
         eventually("every row is delivered", empty).await;
     }
+}
+
+/// On a loaded machine a store may take longer to answer than a pod waits for it.
+pub(crate) async fn built(builder: impl Fn() -> CacheBuilder) -> Cache {
+    let mut built = None;
+    let build = async || {
+        built = builder().build().await.ok();
+        built.is_some()
+    };
+    eventually("a pod starts", build).await;
+    built.unwrap()
 }
 
 pub(crate) struct Pod {

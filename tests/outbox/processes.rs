@@ -3,8 +3,8 @@
 //! Such a process is this very program, run again for the one test [`another_process`] with its part in
 //! the environment.
 
-use crate::bed::{Backing, Bed, Heard, eventually, soon};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::bed::{Backing, Bed, Heard, built, eventually, soon};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -43,8 +43,7 @@ fn another_process() {
 
 /// Delivers until it is killed.
 async fn deliver() {
-    let cache = Cache::builder(variable(TABLE)).store_url(variable(STORE));
-    let cache = cache.build().await.unwrap();
+    let cache = built(|| Cache::builder(variable(TABLE)).store_url(variable(STORE))).await;
     let outbox = Outbox::builder(&variable(TABLE)).build().unwrap();
     let delivery = outbox.deliver(&cache, variable(DATABASE).parse().unwrap());
     while delivery.health().state != DeliveryState::Delivering {
@@ -98,8 +97,16 @@ impl Process {
         soon("the process is ready", ready).await.unwrap()
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    /// Returns when it has stopped, which is a moment after the signal.
+    fn stop(&self) {
+        let pid = Pid::from_child(&self.0);
+        kill_process(pid, Signal::STOP).unwrap();
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), stopped).unwrap();
+    }
+
+    fn go_on(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::CONT).unwrap();
     }
 }
 
@@ -171,13 +178,13 @@ async fn a_pod_that_is_stopped_while_it_delivers_is_replaced() {
     let client = bed.set_up().await;
     let pod = bed.pod().await;
     let stopped = Process::start("deliver", &bed).ready().await;
-    stopped.signal(Signal::STOP);
+    stopped.stop();
     let second = bed.deliver(&pod);
     let heard = Heard::default();
     let _on = heard.on(&pod.cache, "org:7");
     bed.insert(&client, &["org:7"]).await;
     heard.hears("org:7").await;
-    stopped.signal(Signal::CONT);
+    stopped.go_on();
     bed.all_delivered(&client).await;
-    assert_eq!(second.health().state, DeliveryState::Delivering);
+    eventually("it is counted", async || second.health().delivered == 1).await;
 }

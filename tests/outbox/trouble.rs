@@ -68,7 +68,7 @@ async fn a_pod_that_cannot_reach_the_store_leaves_the_table_to_one_that_can() {
     let proxy = Proxy::start(redis.addr()).unwrap();
     let bed = Bed::on(Backing::Redis(redis));
     let client = bed.set_up().await;
-    let cut_off = bed.pod_of(bed.builder().store_url(proxy.url())).await;
+    let cut_off = bed.pod_of(|| bed.builder().store_url(proxy.url())).await;
     let first = bed.deliver(&cut_off);
     let delivers = async || first.health().state == DeliveryState::Delivering;
     eventually("the first delivers", delivers).await;
