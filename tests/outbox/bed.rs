@@ -4,7 +4,7 @@
 pub(crate) use crate::support::{eventually, soon};
 
 use crate::support::server;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use tidings::outbox::{Delivery, Outbox};
 use tidings::store::Memory;
@@ -111,10 +111,8 @@ impl Bed {
     /// A pod whose users are those of the database.
     pub(crate) async fn pod_of(&self, builder: impl Fn() -> CacheBuilder) -> Pod {
         let cache = built(builder).await;
-        let (client, loads) = (Arc::new(self.client().await), Arc::<AtomicU64>::default());
-        let (counted, table) = (Arc::clone(&loads), self.table.clone());
+        let (client, table) = (Arc::new(self.client().await), self.table.clone());
         let load = move |id: u64| {
-            counted.fetch_add(1, SeqCst);
             let (client, table) = (Arc::clone(&client), table.clone());
             async move {
                 let query = format!("SELECT name FROM {table}_users WHERE id = {id}");
@@ -122,11 +120,7 @@ impl Bed {
             }
         };
         let users = cache.entity("user", load).build().unwrap();
-        Pod {
-            cache,
-            users,
-            loads,
-        }
+        Pod { cache, users }
     }
 
     /// Changes a user and writes the row, without the commit.
@@ -181,16 +175,11 @@ pub(crate) async fn built(builder: impl Fn() -> CacheBuilder) -> Cache {
 pub(crate) struct Pod {
     pub(crate) cache: Cache,
     pub(crate) users: Users,
-    loads: Arc<AtomicU64>,
 }
 
 impl Pod {
     pub(crate) async fn name(&self, id: u64) -> String {
         (*self.users.get(&id).await.unwrap()).clone()
-    }
-
-    pub(crate) fn loads(&self) -> u64 {
-        self.loads.load(SeqCst)
     }
 
     pub(crate) async fn sees(&self, id: u64, name: &str) {
@@ -214,6 +203,17 @@ impl Heard {
 
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
+    }
+
+    /// Each once, in the order of their first time: a store that is slow to answer has rows delivered again.
+    pub(crate) fn tags(&self) -> Vec<String> {
+        let mut tags = Vec::new();
+        for tag in self.all() {
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        tags
     }
 
     pub(crate) async fn hears(&self, tag: &str) {

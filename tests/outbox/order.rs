@@ -35,10 +35,10 @@ async fn an_open_transaction_with_a_smaller_id_neither_delays_others_nor_is_pass
         .unwrap();
     second.commit().await.unwrap();
     heard.hears("org:2").await;
-    assert_eq!(heard.all(), ["org:2"], "the first has not committed");
+    assert_eq!(heard.tags(), ["org:2"], "the first has not committed");
     first.commit().await.unwrap();
     heard.hears("org:1").await;
-    assert_eq!(heard.all(), ["org:2", "org:1"]);
+    assert_eq!(heard.tags(), ["org:2", "org:1"]);
 }
 
 /// 1. More rows than are carried out at once wait.

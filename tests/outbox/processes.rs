@@ -184,7 +184,8 @@ async fn a_pod_that_is_stopped_while_it_delivers_is_replaced() {
     let _on = heard.on(&pod.cache, "org:7");
     bed.insert(&client, &["org:7"]).await;
     heard.hears("org:7").await;
-    stopped.go_on();
-    bed.all_delivered(&client).await;
     eventually("it is counted", async || second.health().delivered == 1).await;
+    stopped.go_on();
+    bed.insert(&client, &["org:8"]).await;
+    bed.all_delivered(&client).await;
 }
