@@ -24,6 +24,8 @@ pub mod rooms;
 
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
+#[cfg(all(feature = "redis", feature = "testing"))]
+pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
 
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};

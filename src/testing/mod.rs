@@ -23,6 +23,8 @@ mod redis_cluster;
 mod redis_replicas;
 mod redis_server;
 mod resp;
+#[doc(hidden)]
+pub mod rubbish;
 mod server_error;
 
 pub use crate::bus::UnderWay;

@@ -37,6 +37,8 @@ mod nodes;
 mod raw;
 mod reply;
 mod rooms;
+#[cfg(feature = "testing")]
+mod rubbish;
 mod scripts;
 mod sentinel;
 mod server;
@@ -48,6 +50,8 @@ use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
 use self::nodes::{Elsewhere, Node, Nodes};
+#[cfg(feature = "testing")]
+pub(crate) use self::rubbish::{read_rubbish, read_rubbish_info};
 use self::server::Mode;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
