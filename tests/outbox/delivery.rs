@@ -13,7 +13,7 @@ on_both_stores! {
     what_was_acknowledged_and_not_deleted_is_delivered_again,
 }
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 async fn a_transaction_that_commits_invalidates_in_every_pod(bed: Bed) {
     let mut client = bed.set_up().await;
     let (a, b) = (bed.pod().await, bed.pod().await);
@@ -32,7 +32,7 @@ async fn a_transaction_that_commits_invalidates_in_every_pod(bed: Bed) {
     eventually("it is counted", async || delivery.health().delivered == 1).await;
 }
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 async fn a_transaction_that_is_rolled_back_invalidates_nothing(bed: Bed) {
     let mut client = bed.set_up().await;
     let pod = bed.pod().await;

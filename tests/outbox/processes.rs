@@ -117,7 +117,7 @@ impl Drop for Process {
     }
 }
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_is_killed_right_after_its_commit_loses_nothing() {
     let bed = Bed::redis();
@@ -137,7 +137,7 @@ async fn a_writer_that_is_killed_right_after_its_commit_loses_nothing() {
     }
 }
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_killed_while_it_delivers_is_replaced_and_loses_nothing() {
     let bed = Bed::on(Backing::Redis(Arc::new(RedisServer::start().unwrap())));

@@ -6,7 +6,7 @@ use tidings::outbox::DeliveryState;
 use tidings::store::Memory;
 use tidings::testing::{Fault, PostgresServer, Proxy, RedisServer};
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_committed_before_the_database_died_is_delivered_after_it() {
     let mut postgres = PostgresServer::start().unwrap();
@@ -36,7 +36,7 @@ async fn what_was_committed_before_the_database_died_is_delivered_after_it() {
     assert!(delivery.health().last_failure.is_some());
 }
 
-/// Guards G9 of `docs/guarantees.md`.
+/// Guards G11 of `docs/guarantees.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_wait_for_a_store_that_is_away() {
     let store = Memory::new();
