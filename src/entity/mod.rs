@@ -109,6 +109,13 @@ impl<K, V, E> Clone for Entity<K, V, E> {
     }
 }
 
+#[cfg(feature = "postgres")]
+impl<K, V, E> Entity<K, V, E> {
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.0.name)
+    }
+}
+
 impl<K, V, E> fmt::Debug for Entity<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entity")

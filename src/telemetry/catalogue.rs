@@ -154,6 +154,14 @@ instruments! {
         "Times that it opened, because several reads in a row got no answer.";
     STORE_DURATION = Histogram "tidings.store.duration" ["s"] (OPERATION, CALL_OUTCOME)
         "Round trips to the store, by operation.";
+    OUTBOX_DELIVERED = Counter "tidings.outbox.delivered" ["{row}"] ()
+        "Rows of outboxes that this pod delivered.";
+    OUTBOX_REFUSED = Counter "tidings.outbox.refused" ["{row}"] ()
+        "Rows of outboxes that name nothing, and were set aside.";
+    OUTBOX_FAILURES = Counter "tidings.outbox.failures" ["{failure}"] ()
+        "Times that delivering ended in an error of the database or of the store.";
+    OUTBOX_LAG = Gauge "tidings.outbox.lag" ["s"] ()
+        "How long the oldest row has waited that this pod has found; 0 without any, and in pods that do not deliver.";
     EVENTS_LOST = Counter "tidings.events.lost" ["{event}"] ()
         "Events that those who follow them were too slow for.";
 }
