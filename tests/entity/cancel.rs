@@ -262,7 +262,7 @@ fn invalidations() -> Vec<Call> {
         "WriteGuard::finish of many" => |w, key| {
             w.on_a.begin_write_many(&[key, key + HALF]).await.unwrap().finish().await
         },
-        "WriteGuard::abort" => |w, key| {
+        "WriteGuard::finish given up for abort" => |w, key| {
             w.on_a.begin_write(&key).await.unwrap().abort();
         },
         "Invalidation::settled" => |w, key| w.on_a.invalidate(&key).settled().await,
