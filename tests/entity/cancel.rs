@@ -262,8 +262,11 @@ fn invalidations() -> Vec<Call> {
         "WriteGuard::finish of many" => |w, key| {
             w.on_a.begin_write_many(&[key, key + HALF]).await.unwrap().finish().await
         },
-        "WriteGuard::abort" => |w, key| {
+        "Entity::begin_write" => |w, key| {
             w.on_a.begin_write(&key).await.unwrap().abort();
+        },
+        "Entity::begin_write_many" => |w, key| {
+            w.on_a.begin_write_many(&[key, key + HALF]).await.unwrap().abort();
         },
         "Invalidation::settled" => |w, key| w.on_a.invalidate(&key).settled().await,
         "Pending::settled" => |w, key| {

@@ -48,7 +48,12 @@ fn functions_of(code: &str) -> BTreeSet<String> {
         while !signature.ends_with('{') {
             signature += lines.next().unwrap_or("{");
         }
-        let waits = ["async fn ", "-> impl Future", "-> Invalidation"];
+        let waits = [
+            "async fn ",
+            "-> impl Future",
+            "-> Invalidation",
+            "-> BeginWrite",
+        ];
         if waits.iter().any(|wait| signature.contains(wait))
             && let Some((_, rest)) = signature.split_once("fn ")
             && let Some(name) = rest.split(['(', '<']).next()
