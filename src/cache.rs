@@ -99,7 +99,7 @@ impl Cache {
     /// moment, so it is for every second rather than for every read.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.0.bus.telemetry.stats()
+        self.0.bus.stats()
     }
 
     /// What happens to the cache from now on: invalidations, gaps and their healing, lanes, the link, loads

@@ -191,7 +191,7 @@ pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 pub use script::{RedisCommands, Script};
 pub use telemetry::{
     CacheStats, EVENTS_KEPT, EntityStats, Event, Events, InvalidationStats, LoadFailure, MemoStats,
-    StoreCallStats,
+    PresenceStats, StoreCallStats,
 };
 pub use time::{Clock, Millis};
 pub use ttl::Ttl;
@@ -212,6 +212,8 @@ mod pages {
     mod coming_from {}
     #[doc = include_str!("../docs/from-moka-and-redis.md")]
     mod from_moka_and_redis {}
+    #[doc = include_str!("../docs/semantics.md")]
+    mod semantics {}
     #[doc = include_str!("../docs/guarantees.md")]
     mod guarantees {}
     #[doc = include_str!("../docs/reads.md")]

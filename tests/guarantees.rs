@@ -1,14 +1,22 @@
-//! `docs/guarantees.md` is true to the tests: each promise names one, and each that is named exists.
+//! The pages that name tests are true to them: each promise names one, each that is named exists, and what
+//! an entity does is tested on both stores.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Pages whose tables name tests.
+const PAGES: [&str; 2] = ["docs/guarantees.md", SEMANTICS];
+const SEMANTICS: &str = "docs/semantics.md";
+/// What a row says that is not for both stores.
+const EXEMPT: [&str; 2] = ["in the pod alone", "On Redis."];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn page() -> String {
-    fs::read_to_string(root().join("docs/guarantees.md")).expect("the page is there")
+fn page(path: &str) -> String {
+    fs::read_to_string(root().join(path)).expect("the page is there")
 }
 
 /// Every `path::test` in backticks.
@@ -16,6 +24,33 @@ fn named_tests(text: &str) -> Vec<(&str, &str)> {
     let spans = text.split('`').skip(1).step_by(2);
     let tests = spans.filter(|span| span.starts_with("tests/") || span.starts_with("src/"));
     tests.filter_map(|test| test.rsplit_once("::")).collect()
+}
+
+/// Rows of tables whose last column names tests.
+fn rows(page: &str) -> Vec<&str> {
+    let mut guarded = false;
+    let mut rows = Vec::new();
+    for line in page.lines() {
+        if !line.starts_with('|') {
+            guarded = false;
+        } else if line.ends_with("| guarded by |") {
+            guarded = true;
+        } else if guarded && !line.starts_with("|---") {
+            rows.push(line);
+        }
+    }
+    assert!(
+        rows.len() > 20,
+        "only {} promises found: has the form changed?",
+        rows.len()
+    );
+    rows
+}
+
+/// The tests that a row names in its last cell.
+fn tests_of(row: &str) -> Vec<(&str, &str)> {
+    let cell = row.trim_end_matches('|').rsplit('|').next();
+    named_tests(cell.unwrap_or_default())
 }
 
 /// The Rust files that `path` means: a file, or everything in a folder and in the file of its name.
@@ -41,54 +76,78 @@ fn files(path: &str) -> Vec<PathBuf> {
     found
 }
 
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).expect("files can be read")
+}
+
 fn has_function(path: &str, name: &str) -> bool {
     files(path).iter().any(|file| {
-        let code = fs::read_to_string(file).expect("files can be read");
+        let code = read(file);
         [format!("fn {name}("), format!("fn {name}<")]
             .iter()
             .any(|function| code.contains(function))
     })
 }
 
+/// Tests that run on the embedded store and on Redis: those that `on_both_stores!` names, and the suite
+/// that every store runs.
+fn on_both_stores() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in files("tests") {
+        let code = read(&file);
+        for listed in code.split("on_both_stores!(").skip(1) {
+            let list = listed.split(");").next().unwrap_or_default();
+            names.extend(list.split(',').map(|name| name.trim().to_owned()));
+        }
+    }
+    for file in files("src/testing/conformance") {
+        let code = read(&file);
+        let functions = code.split("fn ").skip(1);
+        names.extend(functions.filter_map(|rest| rest.split(['(', '<']).next().map(str::to_owned)));
+    }
+    names
+}
+
 #[test]
-fn every_test_that_the_guarantees_name_exists() {
-    let page = page();
-    let named = named_tests(&page);
-    assert!(
-        named.len() > 20,
-        "only {} tests found: has the form changed?",
-        named.len()
-    );
-    let missing: Vec<_> = named
-        .iter()
-        .filter(|(path, name)| !has_function(path, name))
-        .map(|(path, name)| format!("{path}::{name}"))
-        .collect();
-    assert!(missing.is_empty(), "not in the tree: {missing:#?}");
+fn every_test_that_is_named_exists() {
+    for path in PAGES {
+        let page = page(path);
+        let named = named_tests(&page);
+        assert!(
+            named.len() > 20,
+            "only {} tests found in {path}: has the form changed?",
+            named.len()
+        );
+        let missing: Vec<_> = named
+            .iter()
+            .filter(|(path, name)| !has_function(path, name))
+            .map(|(path, name)| format!("{path}::{name}"))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "in {path}, not in the tree: {missing:#?}"
+        );
+    }
 }
 
 #[test]
 fn every_promise_names_a_test() {
-    let page = page();
-    let mut guarded = false;
-    let mut rows = 0;
-    for line in page.lines() {
-        if !line.starts_with('|') {
-            guarded = false;
-        } else if line.ends_with("| guarded by |") {
-            guarded = true;
-        } else if guarded && !line.starts_with("|---") {
-            let cell = line
-                .trim_end_matches('|')
-                .rsplit('|')
-                .next()
-                .unwrap_or_default();
-            assert!(!named_tests(cell).is_empty(), "names no test: {line}");
-            rows += 1;
+    for path in PAGES {
+        for row in rows(&page(path)) {
+            assert!(!tests_of(row).is_empty(), "{path} names no test: {row}");
         }
     }
-    assert!(
-        rows > 20,
-        "only {rows} promises found: has the form changed?"
-    );
+}
+
+#[test]
+fn what_an_entity_does_is_tested_on_both_stores() {
+    let page = page(SEMANTICS);
+    let both = on_both_stores();
+    assert!(both.len() > 200, "only {} found", both.len());
+    for row in rows(&page) {
+        let exempt = EXEMPT.iter().any(|why| row.contains(why));
+        let tests = tests_of(row);
+        let on_both = tests.iter().any(|(_, name)| both.contains(*name));
+        assert!(exempt || on_both, "on one store alone: {row}");
+    }
 }

@@ -8,7 +8,7 @@
 use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
-use crate::coherence::{Action, Head, Hint, Incarnation, Lane, LinkState, LogEntry};
+use crate::coherence::{Action, Head, Hint, Incarnation, Kind, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
 use crate::store::rooms::RoomEvent;
@@ -227,6 +227,9 @@ impl Session<'_> {
             self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        if matches!(hint.entry.kind, Kind::Unknown(_)) {
+            self.bus.observed.unknown.fetch_add(1, Ordering::Relaxed);
+        }
         self.bus.note_lag(&hint);
         let now = self.bus.clock.now();
         let ((), actions) = self

@@ -64,6 +64,8 @@ pub struct Health {
     pub hints: u64,
     /// Messages on the bus that were none of ours.
     pub rubbish_hints: u64,
+    /// Messages of a kind that this version does not know, from pods of a later one. They do nothing.
+    pub unknown_hints: u64,
     /// Times the log was read because hints were missing.
     pub catch_ups: u64,
     /// Stored values that could not be used and were taken for a miss.
@@ -92,6 +94,7 @@ pub(super) struct Observed {
     circuit_openings: AtomicU64,
     pub(super) hints: AtomicU64,
     pub(super) rubbish: AtomicU64,
+    pub(super) unknown: AtomicU64,
     pub(super) catch_ups: AtomicU64,
     pub(super) unusable: AtomicU64,
 }
@@ -214,6 +217,7 @@ impl Bus {
             links: *self.link_up.borrow(),
             flushes: self.observed.flushes.load(Ordering::Relaxed),
             hints: self.observed.hints.load(Ordering::Acquire),
+            unknown_hints: self.observed.unknown.load(Ordering::Relaxed),
             rubbish_hints: self.observed.rubbish.load(Ordering::Relaxed),
             catch_ups: self.observed.catch_ups.load(Ordering::Relaxed),
             unusable_values: self.observed.unusable.load(Ordering::Relaxed),

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-/// Entries remembered as told. One comes again within the time that a hint and a read of the log are
-/// apart; should more than this come in between, some are told twice.
+/// Entries remembered as met. One comes again within the time that a hint and a read of the log are
+/// apart; should more than this come in between, some are told and counted twice.
 const REMEMBERED: usize = 4096;
 
 /// Who watches tags, as the bus sees it. Called with a lane's lock held.
@@ -130,16 +130,20 @@ impl Bus {
         if nonce.0.wrapping_sub(self.nonce_base) < drawn {
             return;
         }
-        self.telemetry.received(change);
+        // One that came out of its turn is met again as the log is read.
+        let is_new = lock(&self.listening.told).note(nonce);
+        if is_new {
+            self.telemetry.received(change);
+        }
         if change.keys.is_empty() {
             // Keys were noticed as they were evicted; a name is in nobody's way but a tag's.
             self.stripe(lane, change.entity).noticed = self.next_moment();
         }
-        self.with_listener(|listener| {
-            if lock(&self.listening.told).note(nonce) {
+        if is_new {
+            self.with_listener(|listener| {
                 listener.changed(&mut std::iter::once(change.clone()));
-            }
-        });
+            });
+        }
     }
 
     /// Tells of this pod's own invalidation, all of it at once.

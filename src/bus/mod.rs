@@ -42,7 +42,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::random::random;
 use crate::store::{Link, Namespace, Opening, Store, StoreResult};
-use crate::telemetry::{Event, Telemetry, spanned};
+use crate::telemetry::{CacheStats, Event, PresenceStats, Telemetry, spanned};
 use crate::time::{Clock, Millis};
 use bytes::Bytes;
 use health::Observed;
@@ -144,6 +144,8 @@ pub(crate) trait Member: Send + Sync {
 pub(crate) trait RoomListener: Send + Sync {
     /// A message that came on the link in use, or on the one that is about to be.
     fn heard(&self, message: Bytes);
+    /// What is done there, and was.
+    fn stats(&self) -> PresenceStats;
 }
 
 /// What a cache has under way; see [`Cache::under_way`](crate::Cache::under_way).
@@ -319,6 +321,16 @@ impl Bus {
     /// Hands messages that are no hints to `listener`, the first that is given.
     pub(crate) fn listen_to_rooms(&self, listener: Weak<dyn RoomListener>) {
         self.room_listener.get_or_init(|| listener);
+    }
+
+    /// What was counted so far.
+    pub(crate) fn stats(&self) -> CacheStats {
+        self.telemetry.stats(self.presence())
+    }
+
+    fn presence(&self) -> PresenceStats {
+        let listener = self.room_listener.get().and_then(Weak::upgrade);
+        listener.map_or_else(PresenceStats::default, |rooms| rooms.stats())
     }
 
     /// Changes as links come and go, and with every life of the server behind a link: whoever keeps

@@ -20,9 +20,9 @@ pub(super) async fn sample(bus: Arc<Bus>) {
             () = sleep(SAMPLE_EVERY) => {}
         }
         bus.look_at_lanes(&mut was_live);
-        bus.telemetry.sample(|| bus.health());
+        bus.telemetry.sample(|| bus.health(), || bus.presence());
     }
-    bus.telemetry.sample(|| bus.health());
+    bus.telemetry.sample(|| bus.health(), || bus.presence());
     bus.telemetry.close();
 }
 

@@ -145,6 +145,11 @@ impl Holding {
         self.state().is_kept
     }
 
+    /// How many members this pod holds.
+    pub(super) fn members(&self) -> usize {
+        self.state().members.len()
+    }
+
     /// The hold that a heartbeat renews.
     pub(super) fn standing(&self) -> Option<Hold> {
         self.state().id.map(|id| self.hold(id))

@@ -7,6 +7,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::random::random_part;
 use crate::store::rooms::{Beat, RoomEvent};
 use crate::store::{BoxFuture, Link, StoreResult};
+use crate::telemetry::{PresenceStats, RoomCounts};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,6 +30,7 @@ pub(crate) struct Rooms {
     /// When the heart looks at its rooms next; `None` while it has none.
     next_look: Mutex<Option<Instant>>,
     sooner: Notify,
+    counts: RoomCounts,
 }
 
 impl Rooms {
@@ -39,6 +41,7 @@ impl Rooms {
             rooms: Mutex::default(),
             next_look: Mutex::new(None),
             sooner: Notify::new(),
+            counts: RoomCounts::default(),
         });
         let listener: Weak<dyn RoomListener> =
             Arc::downgrade(&(Arc::clone(&rooms) as Arc<dyn RoomListener>));
@@ -137,9 +140,13 @@ impl Rooms {
     }
 
     fn in_use(&self) -> Vec<Arc<Room>> {
-        let rooms = lock(&self.rooms);
-        let rooms = rooms.values().filter_map(Weak::upgrade);
-        rooms.filter(|room| room.is_in_use()).collect()
+        // Let go of after the lock: the last to let go of a room takes it off the list.
+        let rooms: Vec<_> = {
+            let rooms = lock(&self.rooms);
+            rooms.values().filter_map(Weak::upgrade).collect()
+        };
+        let in_use = rooms.into_iter().filter(|room| room.is_in_use());
+        in_use.collect()
     }
 
     /// Beats until nothing is left to be removed in these rooms.
@@ -150,8 +157,13 @@ impl Rooms {
             let Ok(link) = self.bus.link() else {
                 return; // the next link begins with a beat
             };
-            match timeout_at(limit, self.beat_once(&*link, &rooms)).await {
-                Ok(Ok(again)) => rooms = again,
+            let beaten = timeout_at(limit, self.beat_once(&*link, &rooms)).await;
+            self.counts.beats.add(1);
+            match beaten {
+                Ok(Ok(again)) => {
+                    self.counts.sweeps.add(again.len() as u64);
+                    rooms = again;
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(namespace = %self.bus.namespace.name, %error, "heartbeat lost");
                     return self.retry(&rooms);
@@ -178,6 +190,7 @@ impl Rooms {
             if let Some(hold) = hold
                 && !beaten.stood
             {
+                self.counts.losses.add(1);
                 room.hold.lost(hold.id);
             }
             room.view.seen(beaten.at);
@@ -190,6 +203,7 @@ impl Rooms {
 
     /// Beats again soon: a quarter of the interval is far from the end of the lease.
     fn retry(&self, rooms: &[Arc<Room>]) {
+        self.counts.lost.add(1);
         for room in rooms {
             let soon = Instant::now() + room.interval() / 4;
             room.set_next_beat(soon);
@@ -199,6 +213,12 @@ impl Rooms {
 }
 
 impl RoomListener for Rooms {
+    fn stats(&self) -> PresenceStats {
+        let rooms = self.in_use();
+        let members = rooms.iter().map(|room| room.hold.members()).sum();
+        self.counts.stats(rooms.len(), members)
+    }
+
     fn heard(&self, message: Bytes) {
         if let Some(event) = RoomEvent::decode(&message) {
             let room = lock(&self.rooms).get(&event.room).and_then(Weak::upgrade);

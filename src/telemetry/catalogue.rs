@@ -52,6 +52,7 @@ const CAUSE: Label = ("cause", &["evicted", "invalidated"]);
 const OPERATION: Label = ("operation", &[]);
 const CALL_OUTCOME: Label = ("outcome", &["ok", "failed"]);
 const CIRCUIT_STATE: Label = ("state", &["closed", "open", "half_open"]);
+const BEAT_OUTCOME: Label = ("outcome", &["ok", "lost"]);
 const LANE_STATE: Label = ("state", &["live", "lapsed"]);
 
 instruments! {
@@ -101,6 +102,14 @@ instruments! {
         "Invalidations of this pod that are not acknowledged.";
     INVALIDATIONS_PENDING_AGE = Gauge "tidings.invalidations.pending.age" ["s"] ()
         "How long the oldest of them has waited; 0 without any.";
+    INVALIDATIONS_MERGED = Counter "tidings.invalidations.merged" ["{invalidation}"] ()
+        "Pending ones that were merged into coarser ones, because there were too many.";
+    JOURNAL_HELD = Gauge "tidings.journal.held" ["{invalidation}"] ()
+        "Invalidations that the journal holds; absent without one, as all of its kind.";
+    JOURNAL_SIZE = Gauge "tidings.journal.size" ["By"] ()
+        "The size of its file.";
+    JOURNAL_FAILURES = Counter "tidings.journal.failures" ["{write}"] ()
+        "Times that it could not be written.";
     INVALIDATION_DURATION = Histogram "tidings.invalidation.duration" ["s"] ()
         "How long it took from the call until the store had acknowledged.";
     INVALIDATION_LAG = Histogram "tidings.invalidation.lag" ["s"] ()
@@ -121,6 +130,18 @@ instruments! {
         "Messages that came on the subscription.";
     RUBBISH = Counter "tidings.hints.rubbish" ["{message}"] ()
         "Those of them that were none of ours.";
+    UNKNOWN_HINTS = Counter "tidings.hints.unknown" ["{message}"] ()
+        "Those of a kind that this version does not know, from pods of a later one. They do nothing.";
+    PRESENCE_ROOMS = Gauge "tidings.presence.rooms" ["{room}"] ()
+        "Rooms that this pod has members in, or watches.";
+    PRESENCE_MEMBERS = Gauge "tidings.presence.members" ["{member}"] ()
+        "Members that this pod holds there.";
+    PRESENCE_BEATS = Counter "tidings.presence.heartbeats" ["{heartbeat}"] (BEAT_OUTCOME)
+        "Heartbeats: one renews this pod's members in all rooms that are due.";
+    PRESENCE_SWEEPS = Counter "tidings.presence.sweeps" ["{room}"] ()
+        "Rooms that a heartbeat had to come back to at once, because so many members had ended there.";
+    PRESENCE_LOSSES = Counter "tidings.presence.losses" ["{room}"] ()
+        "Rooms in which the store did not have this pod's members any more; they were brought again.";
     STORE_UP = Gauge "tidings.store.up" ["1"] ()
         "1 while the store is in use, else 0.";
     STORE_LINKS = Counter "tidings.store.links" ["{link}"] ()

@@ -1,7 +1,7 @@
 //! Numbers that only grow, and cost next to nothing to move.
 
 use super::parts::Kept;
-use super::stats::{EntityStats, InvalidationStats, MemoStats};
+use super::stats::{EntityStats, InvalidationStats, MemoStats, PresenceStats};
 use crate::StaleReason;
 use crate::bus::lock;
 use std::cell::Cell;
@@ -83,6 +83,30 @@ impl BusCounts {
             received: self.received.get(),
             gaps: self.gaps.get(),
             last_lag: self.lag.get(),
+        }
+    }
+}
+
+// --- what rooms count ----------------------------------------------------------------------------
+
+#[derive(Debug, Default)]
+pub(crate) struct RoomCounts {
+    pub(crate) beats: Count,
+    pub(crate) lost: Count,
+    pub(crate) sweeps: Count,
+    pub(crate) losses: Count,
+}
+
+impl RoomCounts {
+    /// What was counted, in `rooms` with so many `members` now.
+    pub(crate) fn stats(&self, rooms: usize, members: usize) -> PresenceStats {
+        PresenceStats {
+            rooms: rooms as u64,
+            members: members as u64,
+            heartbeats: self.beats.get(),
+            heartbeats_lost: self.lost.get(),
+            sweeps: self.sweeps.get(),
+            losses: self.losses.get(),
         }
     }
 }

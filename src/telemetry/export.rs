@@ -7,7 +7,7 @@
 use super::catalogue::*;
 use super::counts::BusCounts;
 use super::parts::{Part, PartStats};
-use super::stats::{EntityStats, MemoStats};
+use super::stats::{EntityStats, MemoStats, PresenceStats};
 use crate::bus::{CircuitState, Health, StoreState, lock};
 use metrics::{Key, Label, Level, Metadata, SharedString, Unit, with_recorder};
 use std::collections::HashMap;
@@ -73,6 +73,7 @@ impl Export {
         counts: &BusCounts,
         lost: u64,
         health: &Health,
+        presence: &PresenceStats,
         parts: &[Arc<Part>],
     ) {
         describe();
@@ -91,13 +92,14 @@ impl Export {
                 PartStats::Memo(stats) => sheet.memo(&name, &stats),
             }
         }
-        Sheet {
+        let mut sheet = Sheet {
             cache: &self.cache,
             exported: &mut lock(&self.exported),
             next: 0,
             gauges: &mut now,
-        }
-        .cache(counts, lost, health);
+        };
+        sheet.cache(counts, lost, health);
+        sheet.presence(presence);
         self.set(now);
     }
 
@@ -139,6 +141,7 @@ fn describe() {
             let (name, help) = (instrument.name.into(), instrument.help.into());
             let unit = Some(match instrument.unit {
                 "s" => Unit::Seconds,
+                "By" => Unit::Bytes,
                 _ => Unit::Count,
             });
             match instrument.kind {
@@ -253,6 +256,8 @@ impl Sheet<'_> {
         self.counter(&FLUSHES, &[], health.flushes);
         self.counter(&HINTS, &[], health.hints);
         self.counter(&RUBBISH, &[], health.rubbish_hints);
+        self.counter(&UNKNOWN_HINTS, &[], health.unknown_hints);
+        self.counter(&INVALIDATIONS_MERGED, &[], health.merged_pending);
         self.counter(&STORE_LINKS, &[], health.links);
         self.counter(&EVENTS_LOST, &[], lost);
         self.counter(&CIRCUIT_OPENINGS, &[], health.circuit_openings);
@@ -277,5 +282,23 @@ impl Sheet<'_> {
         self.gauge(&INVALIDATIONS_PENDING, &[], health.pending as f64);
         let age = health.oldest_pending.unwrap_or_default();
         self.gauge(&INVALIDATIONS_PENDING_AGE, &[], age.as_secs_f64());
+        // A cache has one for good, or never.
+        if let Some(journal) = &health.journal {
+            self.gauge(&JOURNAL_HELD, &[], journal.held as f64);
+            self.gauge(&JOURNAL_SIZE, &[], journal.bytes as f64);
+            self.counter(&JOURNAL_FAILURES, &[], journal.failures);
+        }
+    }
+
+    fn presence(&mut self, stats: &PresenceStats) {
+        let outcome = |outcome| [("outcome", SharedString::const_str(outcome))];
+        let lost = stats.heartbeats_lost;
+        let kept = stats.heartbeats.saturating_sub(lost);
+        self.counter(&PRESENCE_BEATS, &outcome("ok"), kept);
+        self.counter(&PRESENCE_BEATS, &outcome("lost"), lost);
+        self.counter(&PRESENCE_SWEEPS, &[], stats.sweeps);
+        self.counter(&PRESENCE_LOSSES, &[], stats.losses);
+        self.gauge(&PRESENCE_ROOMS, &[], stats.rooms as f64);
+        self.gauge(&PRESENCE_MEMBERS, &[], stats.members as f64);
     }
 }

@@ -21,12 +21,14 @@ mod parts;
 mod span;
 mod stats;
 
-pub(crate) use counts::MemoCounts;
+pub(crate) use counts::{MemoCounts, RoomCounts};
 pub(crate) use entity::EntityTelemetry;
 pub use events::{EVENTS_KEPT, Event, Events, LoadFailure};
 pub(crate) use parts::{Kept, PartCounts};
 pub(crate) use span::spanned;
-pub use stats::{CacheStats, EntityStats, InvalidationStats, MemoStats, StoreCallStats};
+pub use stats::{
+    CacheStats, EntityStats, InvalidationStats, MemoStats, PresenceStats, StoreCallStats,
+};
 
 use crate::bus::{Health, lock};
 use crate::coherence::{Call, Change, Lane};
@@ -149,24 +151,34 @@ impl Telemetry {
     }
 
     /// Buries parts that are gone, and exports what was counted.
-    pub(crate) fn sample(&self, health: impl FnOnce() -> Health) {
+    pub(crate) fn sample(
+        &self,
+        health: impl FnOnce() -> Health,
+        presence: impl FnOnce() -> PresenceStats,
+    ) {
         let living = self.parts.living();
         // Those whose last word is in what is exported now.
         let gone: Vec<_> = living.iter().filter(|part| part.is_gone()).collect();
         #[cfg(feature = "metrics")]
-        self.export
-            .sample(&self.counts, self.feed.lost(), &health(), &living);
+        self.export.sample(
+            &self.counts,
+            self.feed.lost(),
+            &health(),
+            &presence(),
+            &living,
+        );
         #[cfg(not(feature = "metrics"))]
-        drop(health);
+        drop((health, presence));
         gone.into_iter().for_each(|part| self.parts.bury(part));
     }
 
-    pub(crate) fn stats(&self) -> CacheStats {
+    pub(crate) fn stats(&self, presence: PresenceStats) -> CacheStats {
         let (entities, memos) = self.parts.totals();
         CacheStats {
             entities,
             memos,
             invalidations: self.counts.read(),
+            presence,
             store: lock(&self.store).clone(),
             events_lost: self.feed.lost(),
         }

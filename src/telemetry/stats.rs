@@ -14,6 +14,8 @@ pub struct CacheStats {
     pub memos: MemoStats,
     /// Invalidations.
     pub invalidations: InvalidationStats,
+    /// Rooms, and this pod's members of them.
+    pub presence: PresenceStats,
     /// Calls of the backing store, by operation.
     pub store: BTreeMap<&'static str, StoreCallStats>,
     /// Events that those who [follow](crate::Cache::events) them were too slow for, together.
@@ -157,14 +159,31 @@ pub struct InvalidationStats {
     /// Those of them that the store has acknowledged; the others are
     /// [pending](crate::Health::pending).
     pub acknowledged: u64,
-    /// Of other pods, carried out here. One that came out of its turn is counted again as the log is
-    /// read.
+    /// Of other pods, carried out here.
     pub received: u64,
     /// Times that an invalidation was found to be missing before those that had come.
     pub gaps: u64,
     /// How long ago the message that came last had been published, by the server's clock; its error is a
     /// round trip and a tick of the kernel.
     pub last_lag: Option<Duration>,
+}
+
+/// This pod's part in the [presence](crate::presence) of rooms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PresenceStats {
+    /// Rooms that this pod has members in, or watches.
+    pub rooms: u64,
+    /// Members that it holds there, each room's its own.
+    pub members: u64,
+    /// Heartbeats, each for all rooms that were due.
+    pub heartbeats: u64,
+    /// Those of them that were not answered in time, or with an error; each is repeated.
+    pub heartbeats_lost: u64,
+    /// Rooms that a heartbeat had to come back to at once, because so many members had ended there.
+    pub sweeps: u64,
+    /// Rooms in which the store did not have this pod's members any more: they were brought again.
+    pub losses: u64,
 }
 
 /// Calls of one operation of the backing store.

@@ -3,6 +3,9 @@
 use crate::bed::{Bed, Numbers, PATIENCE, Pod, eventually, soon};
 use crate::lab::{MS, SECOND};
 use crate::source::{Refused, Source};
+use crate::surface;
+use crate::wire::Wire;
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,7 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tidings::presence::{self, Presence};
-use tidings::{Cache, CacheError, Memo, MemoOnce, Origin, Raw, ReadOptions, Refresh};
+use tidings::script::{self, Script};
+use tidings::{
+    Cache, CacheError, InvalidateError, LoadContext, Loaded, Memo, MemoOnce, Origin, Raw,
+    ReadOptions, Refresh, StoreState,
+};
 
 /// Longer than any test, so that nothing goes by itself.
 const LONG: Duration = Duration::from_secs(3600);
@@ -37,7 +44,8 @@ pub(crate) async fn dropped_after(polls: usize, future: impl Future) -> bool {
 
 type Called<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
 
-/// A call of the public interface, for a key of its own.
+/// A call of the public interface, for a key of its own: `Type::function`, and what there is to say of it.
+#[derive(Clone)]
 struct Call {
     name: &'static str,
     run: for<'w> fn(&'w World, u64) -> Called<'w>,
@@ -64,7 +72,10 @@ struct World {
     listed: Numbers,
     /// Its values are stale as soon as they are there.
     stale: Numbers,
+    /// Its loader listens for its own end.
+    told: Numbers,
     memo: Memo<u64, u64, Refused>,
+    script: Script<(script::Key,), i64>,
     once: MemoOnce<u64, Refused>,
     raw: Raw,
     room: Presence<u64>,
@@ -91,12 +102,15 @@ impl World {
             let once = once.clone();
             async move { once.ask(0).await }
         });
+        let told = a.cache.entity_with("told", listening);
         let room = a.cache.presence("room").ttl(LONG).build().unwrap();
         let world = Self {
             on_a: a.numbers(&source),
             on_b: b.numbers(&source),
             listed: listed.build().unwrap(),
             stale: stale.soft_timeout(SECOND).build().unwrap(),
+            told: told.build().unwrap(),
+            script: Script::new("exists", "return redis.call('EXISTS', KEYS[1])"),
             memo: a.cache.memo("memo", source.clone()).build().unwrap(),
             once: once.ttl(MS).build().unwrap(),
             raw: a.cache.raw("raw").unwrap(),
@@ -122,7 +136,10 @@ impl World {
                     now.flights,
                     now.invalidations,
                 );
-                if (left, leases) == ((0, 0, 0), 0) {
+                let health = pod.cache.health();
+                let up =
+                    matches!(health.store, StoreState::Up) && health.live_lanes == health.lanes;
+                if up && (left, leases) == ((0, 0, 0), 0) {
                     break;
                 }
                 assert!(
@@ -132,6 +149,18 @@ impl World {
                 tokio::time::sleep(MS).await;
             }
         }
+    }
+
+    /// Nothing reaches the store from the first pod until this is dropped.
+    fn cut_off_a(&self) -> impl Drop + use<> {
+        struct Cut(Wire);
+        impl Drop for Cut {
+            fn drop(&mut self) {
+                self.0.cut(false);
+            }
+        }
+        self.a.wire.cut(true);
+        Cut(self.a.wire.clone())
     }
 
     /// Everything answers, and of `key` what was loaded is stored.
@@ -167,65 +196,91 @@ impl World {
     }
 }
 
+/// Loads a key, and listens meanwhile whether it is still wanted.
+async fn listening(load: LoadContext<u64, u64>) -> Result<Loaded<u64>, Refused> {
+    let unwanted = load.cancellation();
+    tokio::select! {
+        () = unwanted.cancelled() => unreachable!("then this is dropped"),
+        () = tokio::task::yield_now() => Ok(Loaded::new(*load.key())),
+    }
+}
+
 fn reads() -> Vec<Call> {
     calls![
-        "get" => |w, key| w.on_a.get(&key).await,
-        "get_with" => |w, key| w.on_a.get_with(&key).await,
-        "get_or_load" => |w, key| w.on_a.get_or_load(&key, async || {
+        "Entity::get" => |w, key| w.on_a.get(&key).await,
+        "Entity::get_with" => |w, key| w.on_a.get_with(&key).await,
+        "Entity::get_or_load" => |w, key| w.on_a.get_or_load(&key, async || {
             tokio::task::yield_now().await;
             Ok::<_, Refused>(0)
         }).await,
-        "get_strict" => |w, key| w.on_a.get_strict(&key).await,
-        "get_at_least" => |w, key| {
+        "Entity::get_strict" => |w, key| w.on_a.get_strict(&key).await,
+        "Entity::get_at_least" => |w, key| {
             let stamp = w.on_b.invalidate(&key).await.unwrap();
             w.on_a.get_at_least(&key, &stamp).await
         },
-        "get_many" => |w, key| w.on_a.get_many(&[key, key + HALF, key + 2 * HALF]).await,
-        "get_many by a batch" => |w, key| w.listed.get_many(&[key, key + HALF]).await,
-        "get of what is stale" => |w, key| {
+        "Entity::get_many" => |w, key| w.on_a.get_many(&[key, key + HALF, key + 2 * HALF]).await,
+        "Entity::get_many by a batch" => |w, key| w.listed.get_many(&[key, key + HALF]).await,
+        "Entity::get of what is stale" => |w, key| {
             w.stale.get(&key).await.unwrap();
             w.stale.get(&key).await
         },
-        "get_many of what is stale" => |w, key| {
+        "Entity::get_many of what is stale" => |w, key| {
             w.stale.get_many(&[key, key + HALF]).await;
             w.stale.get_many(&[key, key + HALF]).await
         },
-        "refresh" => |w, key| w.on_a.refresh(&key).await,
-        "refresh of what is there" => |w, key| {
+        "Entity::refresh" => |w, key| w.on_a.refresh(&key).await,
+        "Entity::refresh of what is there" => |w, key| {
             w.on_a.get(&key).await.unwrap();
             w.on_a.refresh(&key).await
         },
-        "a view's get" => |w, key| w.on_a.with(ReadOptions::new().skip_local()).get(&key).await,
-        "a view's get_with" => |w, key| {
+        "EntityView::get" => |w, key| w.on_a.with(ReadOptions::new().skip_local()).get(&key).await,
+        "EntityView::get_with" => |w, key| {
             w.on_a.with(ReadOptions::new().skip_store()).get_with(&key).await
         },
-        "a view's get with a deadline" => |w, key| {
+        "EntityView::get with a deadline" => |w, key| {
             w.on_a.with(ReadOptions::new().deadline(LONG).max_stale(MS)).get(&key).await
         },
-        "a view's get_many" => |w, key| {
+        "EntityView::get_many" => |w, key| {
             let options = ReadOptions::new().skip_local().deadline(LONG);
             w.listed.with(options).get_many(&[key, key + HALF]).await
         },
-        "memo.get" => |w, key| w.memo.get(&key).await,
-        "memo.refresh" => |w, key| w.memo.refresh(&key).await,
-        "memo_once.get" => |w, _key| w.once.get().await,
-        "memo_once.refresh" => |w, _key| w.once.refresh().await,
+        "Memo::get" => |w, key| w.memo.get(&key).await,
+        "Memo::refresh" => |w, key| w.memo.refresh(&key).await,
+        "MemoOnce::get" => |w, _key| w.once.get().await,
+        "MemoOnce::refresh" => |w, _key| w.once.refresh().await,
+        "Cancellation::cancelled" => |w, key| w.told.get(&key).await,
     ]
 }
 
 fn invalidations() -> Vec<Call> {
     calls![
-        "invalidate" => |w, key| w.on_a.invalidate(&key).await,
-        "invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
-        "clear" => |w, _key| w.on_a.clear().await,
-        "put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
-        "settled" => |w, key| w.on_a.invalidate(&key).settled().await,
-        "a stamp's settled" => |w, key| {
+        "Entity::invalidate" => |w, key| w.on_a.invalidate(&key).await,
+        "Entity::invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
+        "Entity::clear" => |w, _key| w.on_a.clear().await,
+        "Entity::put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
+        "Invalidation::settled" => |w, key| w.on_a.invalidate(&key).settled().await,
+        "Pending::settled" => |w, key| {
+            let cut = w.cut_off_a();
+            let failed = w.on_a.invalidate(&key).await;
+            drop(cut);
+            match failed {
+                Err(InvalidateError::Pending(pending)) => pending.settled().await.is_ok(),
+                other => panic!("it is cut off: {other:?}"),
+            }
+        },
+        "Reactivity::invalidate" => |w, key| {
+            w.a.cache.reactivity().invalidate([w.on_a.tag(&key)]).await
+        },
+        "Events::next" => |w, key| {
+            let mut events = w.a.cache.events();
+            tokio::join!(w.on_a.invalidate(&key), events.next())
+        },
+        "Stamp::settled" => |w, key| {
             let stamp = w.on_b.invalidate(&key).await.unwrap();
             stamp.settled(&w.a.cache).await;
         },
-        "cache.invalidate" => |w, key| w.a.cache.invalidate([w.on_a.tag(&key)]).await,
-        "batch" => |w, key| {
+        "Cache::invalidate" => |w, key| w.a.cache.invalidate([w.on_a.tag(&key)]).await,
+        "Reactivity::batch" => |w, key| {
             let tag = w.on_a.tag(&key);
             let inside = async {
                 w.a.cache.invalidate([tag]).await.unwrap();
@@ -233,14 +288,14 @@ fn invalidations() -> Vec<Call> {
             };
             w.a.cache.reactivity().batch(inside).await
         },
-        "mutation" => |w, key| {
+        "Reactivity::mutation" => |w, key| {
             let change = async {
                 tokio::task::yield_now().await;
                 Ok::<_, Refused>(key)
             };
             w.a.cache.reactivity().mutation([w.on_a.tag(&key)], change).await
         },
-        "a query's next" => |w, key| {
+        "Query::next" => |w, key| {
             let memo = w.memo.clone();
             let compute = move || {
                 let memo = memo.clone();
@@ -248,7 +303,7 @@ fn invalidations() -> Vec<Call> {
             };
             w.a.cache.reactivity().query([w.on_a.tag(&key)], compute).next().await
         },
-        "a stream's next" => |w, key| {
+        "Live::next" => |w, key| {
             let compute = || w.on_a.get(&key);
             w.a.cache.reactivity().stream([w.on_a.tag(&key)], compute).next().await
         },
@@ -257,23 +312,27 @@ fn invalidations() -> Vec<Call> {
 
 fn raw_calls() -> Vec<Call> {
     calls![
-        "set" => |w, key| w.raw.set(name(key), "v", LONG).await,
-        "set_many" => |w, key| w.raw.set_many([(name(key), "v"), (name(key + 1), "v")], LONG).await,
-        "get" => |w, key| w.raw.get(name(key)).await,
-        "get_many" => |w, key| w.raw.get_many([name(key), name(key + 1)]).await,
-        "expire" => |w, key| w.raw.expire(name(key), LONG).await,
-        "scan" => |w, _key| w.raw.scan().next().await,
-        "remove" => |w, key| w.raw.remove(name(key)).await,
-        "remove_many" => |w, key| w.raw.remove_many([name(key), name(key + 1)]).await,
-        "hset" => |w, key| w.raw.hset(hash(key), "f", "v").await,
-        "hset_many" => |w, key| w.raw.hset_many(hash(key), [("f", "v"), ("g", "v")]).await,
-        "hget" => |w, key| w.raw.hget(hash(key), "f").await,
-        "hgetall" => |w, key| w.raw.hgetall(hash(key)).await,
-        "hlen" => |w, key| w.raw.hlen(hash(key)).await,
-        "hdel" => |w, key| w.raw.hdel(hash(key), "f").await,
-        "clear" => |w, _key| w.raw.clear().await,
-        "a command" => |w, key| match w.a.cache.redis() {
+        "Raw::set" => |w, key| w.raw.set(name(key), "v", LONG).await,
+        "Raw::set_many" => |w, key| w.raw.set_many([(name(key), "v"), (name(key + 1), "v")], LONG).await,
+        "Raw::get" => |w, key| w.raw.get(name(key)).await,
+        "Raw::get_many" => |w, key| w.raw.get_many([name(key), name(key + 1)]).await,
+        "Raw::expire" => |w, key| w.raw.expire(name(key), LONG).await,
+        "RawKeys::next" => |w, _key| w.raw.scan().next().await,
+        "Raw::remove" => |w, key| w.raw.remove(name(key)).await,
+        "Raw::remove_many" => |w, key| w.raw.remove_many([name(key), name(key + 1)]).await,
+        "Raw::hset" => |w, key| w.raw.hset(hash(key), "f", "v").await,
+        "Raw::hset_many" => |w, key| w.raw.hset_many(hash(key), [("f", "v"), ("g", "v")]).await,
+        "Raw::hget" => |w, key| w.raw.hget(hash(key), "f").await,
+        "Raw::hgetall" => |w, key| w.raw.hgetall(hash(key)).await,
+        "Raw::hlen" => |w, key| w.raw.hlen(hash(key)).await,
+        "Raw::hdel" => |w, key| w.raw.hdel(hash(key), "f").await,
+        "Raw::clear" => |w, _key| w.raw.clear().await,
+        "RedisCommands::send" => |w, key| match w.a.cache.redis() {
             Some(redis) => redis.send::<i64>("EXISTS", [name(key)]).await.map(drop).is_ok(),
+            None => true,
+        },
+        "Call::run" => |w, key| match w.a.cache.redis() {
+            Some(redis) => redis.script(&w.script).run((name(key),)).await.map(drop).is_ok(),
             None => true,
         },
     ]
@@ -281,18 +340,18 @@ fn raw_calls() -> Vec<Call> {
 
 fn room_calls() -> Vec<Call> {
     calls![
-        "join" => |w, key| w.room.join(&name(key), &key).await,
-        "join_many" => |w, key| {
+        "Presence::join" => |w, key| w.room.join(&name(key), &key).await,
+        "Presence::join_many" => |w, key| {
             let names = [name(key), name(key + HALF)];
             w.room.join_many(names.iter().map(|name| (&**name, &key))).await
         },
-        "leave" => |w, key| w.room.join(&name(key), &key).await.unwrap().leave().await,
-        "update" => |w, key| w.held.update(&key).await,
-        "get" => |w, _key| w.room.get("held").await,
-        "page" => |w, _key| w.room.page(None, 10).await,
-        "list" => |w, _key| w.room.list().await,
-        "count" => |w, _key| w.room.count().await,
-        "watch" => |w, _key| w.room.watch().next().await,
+        "Lease::leave" => |w, key| w.room.join(&name(key), &key).await.unwrap().leave().await,
+        "Lease::update" => |w, key| w.held.update(&key).await,
+        "Presence::get" => |w, _key| w.room.get("held").await,
+        "Presence::page" => |w, _key| w.room.page(None, 10).await,
+        "Presence::list" => |w, _key| w.room.list().await,
+        "Presence::count" => |w, _key| w.room.count().await,
+        "Watch::next" => |w, _key| w.room.watch().next().await,
     ]
 }
 
@@ -315,11 +374,29 @@ async fn dropped_at_every_poll(world: &World, calls: Vec<Call>, after: impl Asyn
             let ended = dropped_after(polls, soon(&what, run(world, key))).await;
             world.is_quiet(&what).await;
             after(&what, key).await;
+            // Or the next call might cut off what still goes on behind.
+            world.is_quiet(&what).await;
             if ended {
                 break;
             }
         }
     }
+}
+
+/// What has a test of its own, and which.
+const BY_THEMSELVES: [&str; 2] = [
+    "CacheBuilder::build", // a_build_that_is_dropped_leaves_nothing_behind
+    "Cache::close",        // a_close_that_is_dropped_at_any_poll_can_be_made_up_for
+];
+
+#[test]
+fn every_public_async_function_is_among_the_calls_that_are_dropped() {
+    let calls = [reads(), invalidations(), raw_calls(), room_calls()].concat();
+    let names = calls.iter().map(|call| call.name);
+    // What comes after a space is said of the call.
+    let names = names.map(|name| name.split(' ').next().unwrap_or(name));
+    let dropped: BTreeSet<_> = names.chain(BY_THEMSELVES).map(str::to_owned).collect();
+    assert_eq!(dropped, surface::asynchronous());
 }
 
 async fn a_read_that_is_dropped_at_any_poll_leaves_nothing_behind(bed: Bed) {
@@ -394,6 +471,45 @@ async fn a_loader_that_hangs_for_ever_keeps_its_key_from_nobody_and_leaves_nothi
     }
 }
 
+/// 1. a load runs, somebody waits for it, an invalidation is pending, and a member is in a room;
+/// 2. closing is given up after any number of polls;
+/// 3. whoever closes again is told that it is closed, and nothing is left then.
+async fn a_close_that_is_dropped_at_any_poll_can_be_made_up_for(bed: Bed) {
+    let source = Source::new();
+    let other = bed.pod().await;
+    let seen = other.cache.presence::<u64>("room").build().unwrap();
+    for polls in 0.. {
+        let pod = bed.pod().await;
+        let numbers = pod.numbers(&source);
+        let room = pod.cache.presence("room").ttl(LONG).build().unwrap();
+        let lease = room.join("ada", &0).await.unwrap();
+        source.hold();
+        let waiting = tokio::spawn({
+            let numbers = numbers.clone();
+            async move { numbers.get(&polls).await.map(drop) }
+        });
+        eventually("a load runs", async || source.running() == 1).await;
+        let ended = dropped_after(polls as usize, pod.cache.close()).await;
+        soon("closing again", pod.cache.close()).await;
+        source.let_go();
+        let waited = soon("who waits", waiting).await.unwrap();
+        assert!(matches!(waited, Err(CacheError::Closed)), "{waited:?}");
+        assert!(matches!(numbers.get(&1).await, Err(CacheError::Closed)));
+        let left = pod.cache.under_way();
+        assert_eq!((left.tasks, left.flights, pod.wire.leases()), (0, 0, 0));
+        assert_eq!(source.running(), 0);
+        drop((numbers, room, lease));
+        eventually("no link is left", async || pod.wire.links() == 0).await;
+        eventually("the room is empty", async || {
+            seen.count().await.unwrap() == 0
+        })
+        .await;
+        if ended {
+            return;
+        }
+    }
+}
+
 async fn an_invalidation_that_was_polled_once_happens(bed: Bed) {
     let source = Source::new();
     let (a, b) = (bed.pod().await, bed.pod().await);
@@ -422,7 +538,7 @@ async fn an_invalidation_that_was_never_polled_does_nothing(bed: Bed) {
 
 async fn a_build_that_is_dropped_leaves_nothing_behind(bed: Bed) {
     for polls in 0..20 {
-        let wire = crate::wire::Wire::new(Arc::clone(&bed.store));
+        let wire = Wire::new(Arc::clone(&bed.store));
         let build = Cache::builder(&*bed.namespace).store(wire.clone()).build();
         let ended = dropped_after(polls, build).await;
         eventually("no link is left", async || wire.links() == 0).await;
@@ -439,6 +555,7 @@ on_both_stores!(
     a_raw_call_that_is_dropped_at_any_poll_mixes_up_no_answers,
     a_room_s_call_that_is_dropped_at_any_poll_leaves_nobody_behind,
     a_loader_that_hangs_for_ever_keeps_its_key_from_nobody_and_leaves_nothing,
+    a_close_that_is_dropped_at_any_poll_can_be_made_up_for,
     an_invalidation_that_was_polled_once_happens,
     an_invalidation_that_was_never_polled_does_nothing,
     a_build_that_is_dropped_leaves_nothing_behind,

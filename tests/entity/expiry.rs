@@ -34,11 +34,9 @@ async fn a_value_lives_here_no_longer_than_what_is_left_of_it_in_the_store() {
     let lab = Lab::new();
     let (a, b) = (lab.pod().await, lab.pod().await);
     let on_a = a.builder(&lab.source).ttl(5 * SECOND).build().unwrap();
-    let on_b = b
-        .builder(&lab.source)
-        .local_ttl(3 * SECOND)
-        .build()
-        .unwrap();
+    // As above: it is read just before its end.
+    let on_b = b.builder(&lab.source).early_refresh(EarlyRefresh::Off);
+    let on_b = on_b.local_ttl(3 * SECOND).build().unwrap();
     on_a.get(&1).await.unwrap();
     a.done("fill", 1).await;
     lab.pass(4 * SECOND, &[&a, &b]).await;

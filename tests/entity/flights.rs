@@ -177,6 +177,33 @@ async fn a_load_that_hangs_does_not_hold_its_key_for_ever(bed: Bed) {
     assert_eq!(*soon("the other pod", on_b.get(&1)).await.unwrap(), 11);
 }
 
+/// 1. a pod loads under a lease of half a minute, and takes its time;
+/// 2. another pod, whose loads are quick, waits for it as long as it may be worth;
+/// 3. then it loads by itself, and leaves the fill to the one with the lease.
+async fn who_waits_for_another_pod_loads_by_itself_in_the_end_and_stores_nothing(bed: Bed) {
+    let source = Source::new();
+    source.commit(1, 11);
+    let [a, b, c] = [bed.pod().await, bed.pod().await, bed.pod().await];
+    let minutes = Duration::from_secs(600);
+    let on_a = a.builder(&source).load_timeout(minutes).build().unwrap();
+    let on_b = b.builder(&source).load_timeout(minutes).build().unwrap();
+    for key in 100..110 {
+        on_b.get(&key).await.unwrap();
+    }
+    b.done("fill", 10).await;
+    source.hold();
+    let slow = reader(&on_a, 1);
+    eventually("the load runs", async || source.running() == 1).await;
+    let own = on_b.get_or_load(&1, async || Ok(22));
+    assert_eq!(*soon("the other pod", own).await.unwrap(), 22);
+    assert_eq!(b.wire.calls("fill"), 10);
+    source.let_go();
+    assert_eq!(soon("the first pod", slow).await.unwrap().unwrap(), 11);
+    a.done("fill", 1).await;
+    let served = c.numbers(&source).get_with(&1).await.unwrap();
+    assert_eq!((*served.value, served.origin), (11, Origin::Store));
+}
+
 async fn a_loader_of_the_call_may_borrow(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
@@ -259,6 +286,7 @@ async fn a_dropped_call_with_its_own_loader_returns_its_lease(bed: Bed) {
 }
 
 on_both_stores!(
+    who_waits_for_another_pod_loads_by_itself_in_the_end_and_stores_nothing,
     a_thousand_readers_of_one_pod_cause_one_load,
     many_pods_that_meet_a_cold_key_cause_one_load,
     the_load_goes_on_for_the_others_when_its_leader_is_dropped,

@@ -163,6 +163,7 @@ async fn a_refresh_that_raced_an_invalidation_is_thrown_away(bed: Bed) {
         let numbers = |pod: &Pod| brief(pod, &source).build().unwrap();
         let (on_a, on_b) = (numbers(&a), numbers(&b));
         age(&a, &on_a, &source).await;
+        let at = a.wire.last_place();
         source.commit(1, 1);
         source.hold();
         assert_eq!(look(&on_a).await, (1, Some(StaleReason::Refreshing)));
@@ -175,7 +176,6 @@ async fn a_refresh_that_raced_an_invalidation_is_thrown_away(bed: Bed) {
         hears(&a, heard).await;
         source.let_go();
         a.done("fill", fills + 1).await;
-        let at = a.wire.last_place();
         assert_eq!(bed.hand().await.look(&at).await, None, "not in the store");
         assert_eq!(*on_b.get(&1).await.unwrap(), 2);
         assert_eq!(*on_a.get(&1).await.unwrap(), 2, "nor in the process");

@@ -261,6 +261,24 @@ async fn a_remote_invalidation_takes_nothing_from_the_store(bed: Bed) {
     assert_eq!((source.loads(), b.wire.calls("invalidate")), (2, 0));
 }
 
+async fn an_invalidation_holds_here_before_the_store_has_heard_of_it(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let numbers = pod.numbers(&source);
+    numbers.get(&1).await.unwrap();
+    pod.done("fill", 1).await;
+    pod.wire.hang("invalidate");
+    source.commit(1, 1);
+    let mut call = std::pin::pin!(numbers.invalidate(&1));
+    crate::bed::poll_once(&mut call).await;
+    assert_eq!(pod.wire.done("invalidate"), 0);
+    assert_eq!(numbers.peek(&1), None);
+    assert_eq!(*numbers.get(&1).await.unwrap(), 1, "not what the store has");
+    pod.wire.heal();
+    let _ = crate::bed::soon("the answer", call).await;
+    assert_eq!(*numbers.get(&1).await.unwrap(), 1);
+}
+
 async fn an_invalidation_of_what_nobody_has_is_logged_all_the_same(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
@@ -307,6 +325,7 @@ async fn an_invalidation_reaches_every_entity_of_its_name(bed: Bed) {
 }
 
 on_both_stores!(
+    an_invalidation_holds_here_before_the_store_has_heard_of_it,
     another_pod_follows_within_the_bound,
     another_pod_follows_within_the_bound_when_every_hint_is_lost,
     a_pod_that_is_cut_off_stops_serving_old_values_within_the_bound,

@@ -381,7 +381,8 @@ async fn a_store_that_fails_at_any_step_costs_a_batch_nothing_but_the_store(bed:
     }
 }
 
-#[tokio::test]
+/// Time stands still: the next poll is refused as well, and with it the link is given up.
+#[tokio::test(start_paused = true)]
 async fn a_store_that_takes_no_writes_costs_a_batch_nothing_but_the_leases() {
     for kind in [StoreErrorKind::Full, StoreErrorKind::ReadOnly] {
         let store = Memory::new();

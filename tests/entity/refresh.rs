@@ -96,6 +96,7 @@ async fn an_overtaken_refresh_leaves_nothing_in_either_level(bed: Bed) {
     let pod = bed.pod().await;
     let numbers = pod.numbers(&source);
     warm(&pod, &numbers, &source).await;
+    let at = pod.wire.last_place();
     source.hold();
     let refresh = refresher(&numbers);
     loading(&source).await;
@@ -103,7 +104,6 @@ async fn an_overtaken_refresh_leaves_nothing_in_either_level(bed: Bed) {
     source.let_go();
     assert_eq!(refresh.await.unwrap().unwrap(), 2);
     pod.done("fill", 2).await;
-    let at = pod.wire.last_place();
     assert_eq!(bed.hand().await.look(&at).await, None);
     assert_eq!(numbers.peek(&1), None);
 }
@@ -241,17 +241,15 @@ async fn after_close_a_refresh_says_so(bed: Bed) {
 async fn slowly_loaded(lab: &Lab, pod: &Pod, numbers: &Numbers, took: Duration) {
     lab.source.commit(1, 1);
     lab.source.hold();
-    let begun = Instant::now();
     let mut reader = pin!(numbers.get(&1));
     poll_once(&mut reader).await;
-    let slow = eventually("it takes its time", async || begun.elapsed() > took);
-    tokio::join!(
-        async {
-            slow.await;
-            lab.source.let_go();
-        },
-        async { reader.await.unwrap() }
-    );
+    let hold_up = async {
+        loading(&lab.source).await;
+        // Loads are timed by the clock on the wall.
+        std::thread::sleep(took);
+        lab.source.let_go();
+    };
+    tokio::join!(hold_up, async { reader.await.unwrap() });
     pod.done("fill", 1).await;
 }
 
@@ -264,7 +262,7 @@ async fn read_often(numbers: &Numbers) {
     tokio::task::yield_now().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_read_often_is_loaded_anew_shortly_before_its_life_ends() {
     let lab = Lab::new();
     let pod = lab.pod().await;
@@ -293,7 +291,7 @@ async fn what_is_read_often_is_loaded_anew_shortly_before_its_life_ends() {
     assert_eq!((lab.source.loads(), lab.source.peak()), (2, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_pod_loads_early_for_all() {
     let lab = Lab::new();
     let mut pods = Vec::new();
@@ -335,7 +333,7 @@ async fn one_pod_loads_early_for_all() {
     assert_eq!(lab.source.loads(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slow_load_is_repeated_in_the_last_fifth_of_a_life_alone() {
     let lab = Lab::new();
     let pod = lab.pod().await;
@@ -353,7 +351,7 @@ async fn a_slow_load_is_repeated_in_the_last_fifth_of_a_life_alone() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lives_under_a_second_and_those_who_say_so_are_not_refreshed_early() {
     for (ttl, early) in [
         (SECOND - MS, EarlyRefresh::On),
@@ -370,7 +368,7 @@ async fn lives_under_a_second_and_those_who_say_so_are_not_refreshed_early() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_early_refresh_that_fails_leaves_the_value_and_its_key_alone_for_a_while() {
     let lab = Lab::new();
     let pod = lab.pod().await;

@@ -148,7 +148,8 @@ async fn without_own_age_an_outage_costs_a_load_for_each_read(bed: Bed) {
     assert_eq!(loads, 1000);
 }
 
-#[tokio::test]
+/// Time stands still: the next poll is refused as well, and with it the link is given up.
+#[tokio::test(start_paused = true)]
 async fn a_store_that_takes_no_writes_costs_nobody_a_value() {
     for kind in [StoreErrorKind::Full, StoreErrorKind::ReadOnly] {
         let store = Memory::new();
@@ -235,8 +236,8 @@ async fn a_list_is_one_call_to_the_breaker(bed: Bed) {
     assert!(asked <= 5 + probes, "{asked} lists asked");
 }
 
-/// A store that refuses what is asked of it is there, and costs nobody any time.
-#[tokio::test]
+/// A store that refuses what is asked of it is there, and costs nobody any time. As above, time stands still.
+#[tokio::test(start_paused = true)]
 async fn a_store_that_refuses_is_asked_again_and_again() {
     let store = Memory::new();
     let (bed, source) = (Bed::on(store.clone()), Source::new());

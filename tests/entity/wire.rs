@@ -49,6 +49,8 @@ struct State {
     /// Where the newest read, lease or fill went.
     place: Mutex<Option<OwnedPlace>>,
     links: AtomicU64,
+    /// Messages that nobody has sent, to be heard.
+    invented: Mutex<Vec<Bytes>>,
     /// Leases that were asked for and neither refused, nor given back, nor filled.
     leases: Mutex<BTreeSet<u64>>,
 }
@@ -91,6 +93,7 @@ impl Wire {
             done: Mutex::default(),
             place: Mutex::default(),
             links: AtomicU64::new(0),
+            invented: Mutex::default(),
             leases: Mutex::default(),
         }))
     }
@@ -110,6 +113,11 @@ impl Wire {
     /// Holds hints up; they arrive when it is over, at the next heartbeat at the latest.
     pub(crate) fn delay_hints(&self, slow: bool) {
         self.change(|now| now.slow = slow);
+    }
+
+    /// Has the pod hear `message`, which nobody sent, with the next one or at the next heartbeat.
+    pub(crate) fn invent(&self, message: impl Into<Bytes>) {
+        self.0.invented.lock().unwrap().push(message.into());
     }
 
     /// Holds up `operation` on its way to the store.
@@ -246,6 +254,9 @@ impl Hints for WireHints {
             }
             if slow {
                 return Poll::Pending;
+            }
+            if let Some(message) = self.state.invented.lock().unwrap().pop() {
+                return Poll::Ready(Some(message));
             }
             match self.hints.poll_next(cx) {
                 Poll::Ready(Some(_)) if deaf => {}

@@ -1,6 +1,9 @@
 //! How a cache leaves its rooms.
 
 use crate::bed::{Account, Bed, Pod, eventually, soon};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
 use tidings::StoreErrorKind;
 use tidings::presence::PresenceError;
 use tokio::runtime::Handle;
@@ -124,3 +127,34 @@ on_both_stores!(
     nothing_is_left_after_the_last_handle_is_dropped,
     dropping_everything_at_once_leaves_too,
 );
+
+/// 1. somebody looks at all rooms, and takes hold of one that only its handle keeps;
+/// 2. the handle is dropped: the one who looks has the last hold of the room now;
+/// 3. it lets go of it, and must not wait for itself.
+#[tokio::test]
+async fn rooms_may_go_while_they_are_looked_at() {
+    let pod = Bed::memory().pod().await;
+    let (cache, looking) = (pod.cache.clone(), pod.cache.clone());
+    let (gone, looked) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    // Threads of their own: what waits for itself keeps no runtime from its end.
+    let (comes_and_goes, runtime) = (Arc::clone(&gone), Handle::current());
+    thread::spawn(move || {
+        let _inside = runtime.enter();
+        for _ in 0..200_000 {
+            drop(cache.presence::<u8>("room").build().unwrap());
+        }
+        comes_and_goes.store(true, SeqCst);
+    });
+    let (until, looks) = (Arc::clone(&gone), Arc::clone(&looked));
+    thread::spawn(move || {
+        while !until.load(SeqCst) {
+            assert_eq!(looking.stats().presence.rooms, 0);
+        }
+        looks.store(true, SeqCst);
+    });
+    eventually("rooms come and go", async || gone.load(SeqCst)).await;
+    eventually("the last look", async || looked.load(SeqCst)).await;
+}

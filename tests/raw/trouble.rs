@@ -97,7 +97,8 @@ async fn a_store_that_hangs_ends_reads_after_a_quarter_of_a_second_and_writes_af
     assert!(limits.contains(&took), "{took:?}");
 }
 
-#[tokio::test]
+/// Time stands still: the next poll is refused as well, and with it the link is given up.
+#[tokio::test(start_paused = true)]
 async fn faults_of_writes_befall_raw_writes_and_leave_reads_alone() {
     let store = Memory::new();
     let raw = Bed::on(store.clone(), None).raw("p").await;

@@ -165,9 +165,11 @@ async fn a_dropped_registration_runs_no_more(bed: Bed) {
     let registration = dropped.on(&pod, ["org:7"]);
     let _kept = kept.on(&pod, ["org:7"]);
     drop(registration);
+    // A busy pod may have thought before that it had missed something.
+    let (ran, runs) = (dropped.count(), kept.count());
     pod.invalidate(["org:7"]).await.unwrap();
-    kept.reach(1).await;
-    assert_eq!(dropped.count(), 0);
+    kept.reach(runs + 1).await;
+    assert_eq!(dropped.count(), ran);
 }
 
 /// Whatever comes while a handler runs is one more run, and nobody waits for it.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 use tidings::store::{Memory, Redis, Store};
 use tidings::testing::RedisServer;
-use tidings::{Cache, Entity, EntityBuilder, Event, Events};
+use tidings::{Cache, CacheBuilder, Entity, EntityBuilder, Event, Events};
 use tokio::sync::watch;
 
 /// One store, and one namespace of it that no other test uses.
@@ -42,12 +42,13 @@ impl Bed {
 
     /// One more pod.
     pub(crate) async fn pod(&self) -> Cache {
+        self.pod_with(|builder| builder).await
+    }
+
+    pub(crate) async fn pod_with(&self, with: impl FnOnce(CacheBuilder) -> CacheBuilder) -> Cache {
         let builder = Cache::builder(&*self.namespace);
-        builder
-            .store(Shared(Arc::clone(&self.store)))
-            .build()
-            .await
-            .unwrap()
+        let builder = builder.store(Shared(Arc::clone(&self.store)));
+        with(builder).build().await.unwrap()
     }
 }
 

@@ -4,7 +4,11 @@ use crate::bed::{Bed, Source, eventually};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{fs, process};
+use tidings::presence::MIN_TTL;
 
 /// The recorder of this process: there can be one.
 fn recorder() -> &'static PrometheusHandle {
@@ -40,8 +44,10 @@ fn declared() -> Vec<String> {
             .map(|cell| cell.trim_matches(['|', ' ', '`']))
             .collect();
         let mut name = cells[0].replace('.', "_");
-        if cells[2] == "s" {
-            name += "_seconds";
+        match cells[2] {
+            "s" => name += "_seconds",
+            "By" => name += "_bytes",
+            _ => {}
         }
         if cells[1] == "counter" {
             name += "_total";
@@ -51,7 +57,31 @@ fn declared() -> Vec<String> {
     names.collect()
 }
 
+/// A folder of the test's own, until it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!(
+            "tidings-metrics-{}-{}",
+            process::id(),
+            NEXT.fetch_add(1, Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 on_both_stores!(
+    rooms_are_exported_and_counted,
     every_metric_of_the_table_is_exported,
     a_recorder_is_given_what_stats_gives,
 );
@@ -59,7 +89,11 @@ on_both_stores!(
 async fn every_metric_of_the_table_is_exported(bed: Bed) {
     recorder();
     let source = Source::of(1);
-    let (a, b) = (bed.pod().await, bed.pod().await);
+    let journal = Folder::new();
+    let a = bed
+        .pod_with(|builder| builder.journal(journal.0.join("a")))
+        .await;
+    let b = bed.pod().await;
     let (one, _other) = (source.numbers(&a), source.numbers(&b));
     let memo = a.memo("twice", |n: u64| async move { Ok::<_, Infallible>(n * 2) });
     let memo = memo.build().unwrap();
@@ -90,6 +124,34 @@ async fn every_metric_of_the_table_is_exported(bed: Bed) {
     eventually("all are there", all).await;
 }
 
+async fn rooms_are_exported_and_counted(bed: Bed) {
+    recorder();
+    let cache = bed.pod().await;
+    let room = |name: &str| {
+        let room = cache.presence::<u8>(name).ttl(MIN_TTL);
+        room.build().unwrap()
+    };
+    let (one, other) = (room("one"), room("other"));
+    let _members = [
+        one.join("ada", &1).await.unwrap(),
+        one.join("bob", &1).await.unwrap(),
+        other.join("ada", &1).await.unwrap(),
+    ];
+    let now = cache.stats().presence;
+    assert_eq!((now.rooms, now.members, now.losses), (2, 3, 0));
+    let exported = async || {
+        let gauges = ["rooms", "members"].map(|of| format!("tidings_presence_{of}"));
+        gauges.map(|name| value(&bed, &name, "")) == [Some(2.0), Some(3.0)]
+    };
+    eventually("both are told", exported).await;
+    let beats = async || {
+        let beats = "tidings_presence_heartbeats_total";
+        value(&bed, beats, "outcome=\"ok\"").is_some_and(|beats| beats >= 2.0)
+    };
+    eventually("heartbeats are told", beats).await;
+    assert!(cache.stats().presence.heartbeats >= 2);
+}
+
 async fn a_recorder_is_given_what_stats_gives(bed: Bed) {
     let cache = bed.pod().await;
     let numbers = Source::of(1).numbers(&cache);
@@ -118,12 +180,14 @@ async fn a_recorder_is_given_what_stats_gives(bed: Bed) {
         ),
         Some(1.0)
     );
-    assert_eq!(value(&bed, "tidings_lanes", "state=\"live\""), Some(16.0));
+    let live = async || value(&bed, "tidings_lanes", "state=\"live\"") == Some(16.0);
+    eventually("all lanes are live", live).await;
     assert_eq!(
         value(&bed, "tidings_bound_seconds", ""),
         Some(cache.health().bound.as_secs_f64())
     );
-    assert_eq!(value(&bed, "tidings_store_up", ""), Some(1.0));
+    let up = async || value(&bed, "tidings_store_up", "") == Some(1.0);
+    eventually("the store is up", up).await;
     drop(numbers);
     let gone = async || value(&bed, "tidings_entity_entries", entity) == Some(0.0);
     eventually("what is gone leaves no size behind", gone).await;

@@ -1,10 +1,10 @@
 //! Counts.
 
-use crate::bed::{Bed, Source, eventually};
+use crate::bed::{Bed, Source, comes, eventually};
 use std::convert::Infallible;
 use std::time::Duration;
 use tidings::store::Memory;
-use tidings::{Cache, LocalEngine};
+use tidings::{Cache, Event, LocalEngine};
 
 on_both_stores!(
     every_read_is_a_hit_or_a_miss_of_each_level_that_it_asked,
@@ -112,6 +112,28 @@ async fn invalidations_are_counted_where_they_are_made_and_where_they_arrive(bed
     eventually("both arrive", received).await;
     assert_eq!(b.stats().invalidations.sent, 0);
     assert_eq!(other.stats().invalidated, 1, "the second found nothing");
+}
+
+/// 1. a message is lost, and the next one comes out of its turn;
+/// 2. the log brings both.
+#[tokio::test]
+async fn an_invalidation_that_came_out_of_its_turn_is_counted_once() {
+    let store = Memory::new();
+    let faults = store.faults();
+    let bed = Bed::on(store);
+    let (a, b) = (bed.pod().await, bed.pod().await);
+    let one = Source::of(1).numbers(&a);
+    let mut events = b.events();
+    faults.drop_hints(true);
+    one.invalidate(&1).await.unwrap();
+    faults.drop_hints(false);
+    one.invalidate(&1).await.unwrap();
+    let caught_up = |event: &Event| matches!(event, Event::CatchUp { entries, .. } if *entries > 0);
+    comes(&mut events, "the log is read", caught_up).await;
+    one.invalidate(&1).await.unwrap();
+    let all = async || b.stats().invalidations.received >= 3;
+    eventually("all have come", all).await;
+    assert_eq!(b.stats().invalidations.received, 3);
 }
 
 async fn store_calls_are_counted_by_operation(bed: Bed) {

@@ -540,3 +540,14 @@ fn who_watches_tags_is_told_after_the_removals() {
         ]
     );
 }
+
+#[test]
+fn an_entry_of_a_later_version_moves_the_chain_and_does_nothing_else() {
+    let mut bench = Bench::at(4);
+    let mut unknown = hint(E, 5);
+    unknown.entry.kind = Kind::Unknown(200);
+    let actions = bench.run(|lane, out| lane.on_hint(&unknown, Millis(1), out));
+    assert_eq!(actions, []);
+    let actions = bench.hint(E, 6, 2);
+    assert_eq!(actions, [evict(6, 1)], "in its turn");
+}
