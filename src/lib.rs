@@ -160,9 +160,10 @@ mod ttl;
 
 pub use builder::{CacheBuilder, DEFAULT_LANES, MAX_LANES, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{
-    CircuitState, CloseReport, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING,
-    DEFAULT_READ_TIMEOUT, Health, InvalidateError, Invalidation, JournalDamage, JournalHealth,
-    ParseStampError, Pending, Stamp, StoreState, Unacknowledged,
+    BeginWrite, BeginWriteError, CircuitState, CloseReport, DEFAULT_GUARD_TTL,
+    DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING, DEFAULT_READ_TIMEOUT, Finished, Health,
+    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL, ParseStampError,
+    Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
 };
 pub use cache::Cache;
 pub use codec::CodecError;
@@ -245,4 +246,6 @@ mod pages {
     mod testing {}
     #[doc = include_str!("../docs/topologies.md")]
     mod topologies {}
+    #[doc = include_str!("../docs/write-guard.md")]
+    mod write_guard {}
 }

@@ -114,6 +114,8 @@ instruments! {
         "How long it took from the call until the store had acknowledged.";
     INVALIDATION_LAG = Histogram "tidings.invalidation.lag" ["s"] ()
         "How long ago an invalidation that came as a message had been published, by the server's clock. In error by a round trip and a tick of the kernel.";
+    GUARDS_LAPSED = Counter "tidings.guards.lapsed" ["{guard}"] ()
+        "Write guards that had ended before they were finished: what was committed under them was not guarded.";
     BOUND = Gauge "tidings.bound" ["s"] ()
         "Δ: no read that is served as fresh misses an invalidation acknowledged longer ago.";
     CONFIRMED_AGE = Gauge "tidings.confirmed.age" ["s"] ()

@@ -261,6 +261,7 @@ impl Sheet<'_> {
         self.counter(&STORE_LINKS, &[], health.links);
         self.counter(&EVENTS_LOST, &[], lost);
         self.counter(&CIRCUIT_OPENINGS, &[], health.circuit_openings);
+        self.counter(&GUARDS_LAPSED, &[], health.lapsed_guards);
         for (name, state) in [
             ("closed", CircuitState::Closed),
             ("open", CircuitState::Open),
