@@ -345,6 +345,11 @@ impl<K, T, M> Guard<K, T, M> {
         self.0.state().detached
     }
 
+    /// Changes what the flight counts as having started from, for those who board from now on.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut M)) {
+        change(&mut self.0.state().meta);
+    }
+
     /// Resolves once every waiter is gone; never after one [left the load
     /// running](Waiter::leave_running).
     ///

@@ -101,6 +101,7 @@
 //! | [`Entity`], [`EntityBuilder`], [`Loader`] | the two-level cache of one kind of record |
 //! | [`Memo`], [`MemoOnce`] | one computation per argument, remembered in this process |
 //! | [`presence`] | who is in a room, and a live feed of it |
+//! | `outbox` | invalidations that are part of a PostgreSQL transaction |
 //! | [`Reactivity`], [`Tag`] | what runs again when tags are invalidated, by any pod |
 //! | [`Raw`], `script` | bytes and hashes under a prefix; commands and scripts on the same connection |
 //! | [`Key`], [`KeyBuf`] | what values are kept under |
@@ -109,7 +110,7 @@
 //! | [`CacheStats`], [`EntityStats`], [`Events`] | what was counted, and what happens |
 //! | [`store`] | the port to the backing store, [`Redis`](store::Redis) and [`Memory`](store::Memory) |
 //! | [`coherence`] | the pure core: for authors of stores and of tests |
-//! | `testing` | a Redis to kill, a network to break, the suite for stores |
+//! | `testing` | a Redis and a PostgreSQL to kill, a network to break, the suite for stores |
 //!
 //! # Features
 //!
@@ -121,6 +122,7 @@
 //! | `lz4` | | `Compression::Lz4`: long values are stored smaller, at next to no cost |
 //! | `zstd` | | `Compression::Zstd`: smaller still, for more work (builds C code) |
 //! | `seal` | | `KeyRing`: values are encrypted and authenticated in the store |
+//! | `postgres` | | the `outbox`: invalidations that commit with the change, in PostgreSQL 14 or later |
 //! | `metrics` | | what is counted, given to the `metrics` facade: names, kinds and units in `docs/metrics.md` |
 //! | `tracing` | | spans of reads that leave the process, calls of the store, loads, invalidations |
 //! | `testing` | | the `testing` module, and switches and faults to test with |
@@ -143,6 +145,8 @@ mod golden;
 mod key;
 mod local;
 mod memo;
+#[cfg(feature = "postgres")]
+pub mod outbox;
 pub mod presence;
 mod random;
 mod raw;
@@ -160,9 +164,10 @@ mod ttl;
 
 pub use builder::{CacheBuilder, DEFAULT_LANES, MAX_LANES, OnStoreAbsent, STORE_VARIABLE};
 pub use bus::{
-    CircuitState, CloseReport, DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING,
-    DEFAULT_READ_TIMEOUT, Health, InvalidateError, Invalidation, JournalDamage, JournalHealth,
-    ParseStampError, Pending, Stamp, StoreState, Unacknowledged,
+    BeginWrite, BeginWriteError, CircuitState, CloseReport, DEFAULT_GUARD_TTL,
+    DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING, DEFAULT_READ_TIMEOUT, Finished, Health,
+    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL, ParseStampError,
+    Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
 };
 pub use cache::Cache;
 pub use codec::CodecError;
@@ -235,6 +240,9 @@ mod pages {
     mod seal {}
     #[doc = include_str!("../docs/pending.md")]
     mod pending {}
+    #[cfg(feature = "postgres")]
+    #[doc = include_str!("../docs/outbox.md")]
+    mod outbox {}
     #[doc = include_str!("../docs/presence.md")]
     mod presence {}
     #[doc = include_str!("../docs/stores.md")]
@@ -245,4 +253,6 @@ mod pages {
     mod testing {}
     #[doc = include_str!("../docs/topologies.md")]
     mod topologies {}
+    #[doc = include_str!("../docs/write-guard.md")]
+    mod write_guard {}
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs all tests. Installs what they need (redis-server; chromium and its driver for the example with a
-# page; prometheus for the dashboard) where that is one known command; elsewhere says what to install.
+# Runs all tests. Installs what they need (redis-server; postgresql for the outbox; chromium and its driver for
+# the example with a page; prometheus for the dashboard) where that is one known command; elsewhere says what to install.
 #
 #   sh tests/run.sh [what cargo test takes]
 #
@@ -51,6 +51,16 @@ if ! command -v "$server" >/dev/null; then
         fail "TIDINGS_REDIS_SERVER names '$server', which cannot be run"
     missing="redis-server"
 fi
+# As `src/testing/postgres.rs` looks for it.
+has_postgres() {
+    if [ -n "${TIDINGS_POSTGRES_BIN:-}" ]; then
+        [ -x "$TIDINGS_POSTGRES_BIN/initdb" ] ||
+            fail "TIDINGS_POSTGRES_BIN names '$TIDINGS_POSTGRES_BIN', where there is no initdb"
+    else
+        command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1
+    fi
+}
+has_postgres || missing="$missing postgresql"
 command -v chromedriver >/dev/null || missing="$missing chromium chromium-driver"
 command -v prometheus >/dev/null || missing="$missing prometheus"
 
@@ -59,12 +69,12 @@ if [ -n "$missing" ]; then
         echo "tests/run.sh: installing $missing"
         (install_on_debian)
     else
-        fail "needs redis-server $oldest_major or later, chromedriver (with its browser) and prometheus in PATH; missing: $missing.
+        fail "needs redis-server $oldest_major or later, postgresql 14 or later, chromedriver (with its browser) and prometheus in PATH; missing: $missing.
 Install it and run this again:
-    macOS          brew install redis chromedriver prometheus; brew install --cask chromium
-    Fedora, RHEL   dnf install redis chromium chromedriver golang-github-prometheus
-    Arch           pacman -S valkey chromium prometheus, with TIDINGS_REDIS_SERVER=valkey-server
-    Alpine         apk add redis chromium chromium-chromedriver prometheus"
+    macOS          brew install redis postgresql chromedriver prometheus; brew install --cask chromium
+    Fedora, RHEL   dnf install redis postgresql-server chromium chromedriver golang-github-prometheus
+    Arch           pacman -S valkey postgresql chromium prometheus, with TIDINGS_REDIS_SERVER=valkey-server
+    Alpine         apk add redis postgresql chromium chromium-chromedriver prometheus"
     fi
 fi
 

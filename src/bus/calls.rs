@@ -2,6 +2,7 @@
 //! acknowledge at once is [pending](super::pending), and repeated until it is acknowledged on the timeline
 //! that this pod follows.
 
+use super::guard::OwnedMarkers;
 use super::pending::{Fenced, Item, TURNS, Table};
 use super::{Bus, InvalidateError, OwnedPut, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
@@ -35,6 +36,18 @@ enum CallState {
     Noted,
     Waiting(StoreError),
     Acknowledged(Position),
+}
+
+/// What goes with the first attempt at a call, and with that alone: what is repeated is the invalidation,
+/// which is never wrong.
+#[derive(Debug, Default)]
+pub(super) enum Extra {
+    #[default]
+    Nothing,
+    /// A value for its only key.
+    Put(OwnedPut),
+    /// Markers for its keys.
+    Markers(OwnedMarkers),
 }
 
 /// A call under way.
@@ -231,7 +244,7 @@ impl Bus {
         self: &Arc<Self>,
         calls: Vec<(Lane, Call)>,
     ) -> Result<Stamp, InvalidateError> {
-        self.announce_put(calls, None).await
+        self.announce_with(calls, || Extra::Nothing).await
     }
 
     /// As [`announce_all`](Self::announce_all), with a value for the key of the first call.
@@ -240,10 +253,21 @@ impl Bus {
         calls: Vec<(Lane, Call)>,
         put: Option<OwnedPut>,
     ) -> Result<Stamp, InvalidateError> {
+        let mut first = put.map(Extra::Put);
+        let extra = || first.take().unwrap_or_default();
+        self.announce_with(calls, extra).await
+    }
+
+    /// As [`announce_all`](Self::announce_all), with something for each call.
+    pub(super) async fn announce_with(
+        self: &Arc<Self>,
+        calls: Vec<(Lane, Call)>,
+        extra: impl FnMut() -> Extra,
+    ) -> Result<Stamp, InvalidateError> {
         if self.closing.is_cancelled() {
             return Err(InvalidateError::Closed);
         }
-        let handles = self.begin_put(calls, put);
+        let handles = self.begin_with(calls, extra);
         let mut stamp = Stamp::default();
         for mut handle in handles.clone() {
             // No limit here: a first attempt has its own, and all of them are under way.
@@ -265,18 +289,18 @@ impl Bus {
 
     /// Begins `calls`, and tells those who watch in this process once all of them are carried out here.
     pub(crate) fn begin_all(self: &Arc<Self>, calls: Vec<(Lane, Call)>) -> Vec<CallHandle> {
-        self.begin_put(calls, None)
+        self.begin_with(calls, || Extra::Nothing)
     }
 
-    fn begin_put(
+    pub(super) fn begin_with(
         self: &Arc<Self>,
         calls: Vec<(Lane, Call)>,
-        mut put: Option<OwnedPut>,
+        mut extra: impl FnMut() -> Extra,
     ) -> Vec<CallHandle> {
         let shared = calls.into_iter().map(|(lane, call)| (lane, Arc::new(call)));
         let calls: Vec<_> = shared.collect();
         let announce =
-            |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call), put.take());
+            |(lane, call): &(Lane, Arc<Call>)| self.announce(*lane, Arc::clone(call), extra());
         let handles = calls.iter().map(announce).collect();
         self.tell_own(calls.iter().map(|(_, call)| call.change()));
         handles
@@ -319,7 +343,7 @@ impl Bus {
         self: &Arc<Self>,
         lane: Lane,
         call: Arc<Call>,
-        put: Option<OwnedPut>,
+        extra: Extra,
     ) -> CallHandle {
         let id = self.calls.begin(self.clock.now(), lane, &call);
         self.telemetry.invalidating(&call);
@@ -330,7 +354,7 @@ impl Bus {
         let bus = Arc::clone(self);
         #[cfg(feature = "tracing")]
         let entity = Arc::clone(&call.entity);
-        let task = async move { bus.see_through(lane, call, put, (id, state)).await };
+        let task = async move { bus.see_through(lane, call, extra, (id, state)).await };
         let task = spanned!("tidings.invalidate", { cache = %self.namespace.name, %entity }, task);
         self.spawn_until_shutdown(task);
         CallHandle {
@@ -354,13 +378,13 @@ impl Bus {
         self: Arc<Self>,
         lane: Lane,
         call: Arc<Call>,
-        put: Option<OwnedPut>,
+        extra: Extra,
         (id, state): (u64, watch::Sender<CallState>),
     ) {
         let since = self.clock.now();
         let mut noted = Vec::new();
         match self
-            .first_attempt(lane, &call, put, (&mut noted, &state))
+            .first_attempt(lane, &call, extra, (&mut noted, &state))
             .await
         {
             Ok(position) => {
@@ -411,11 +435,11 @@ impl Bus {
         &self,
         lane: Lane,
         call: &Arc<Call>,
-        put: Option<OwnedPut>,
+        extra: Extra,
         (noted, state): (&mut Vec<Item>, &watch::Sender<CallState>),
     ) -> StoreResult<Position> {
         let limit = self.timing.invalidate_timeout;
-        let attempt = self.attempt(lane, call, put.as_ref());
+        let attempt = self.attempt(lane, call, &extra);
         let mut attempt = pin!(tokio::time::timeout(limit, attempt));
         let mut done = None;
         if self.has_journal() {
@@ -445,10 +469,10 @@ impl Bus {
         &self,
         lane: Lane,
         call: &Arc<Call>,
-        put: Option<&OwnedPut>,
+        extra: &Extra,
     ) -> StoreResult<Position> {
         for _ in 0..EPOCHS_PER_ATTEMPT {
-            let (entry, at) = self.log(lane, call, put).await?;
+            let (entry, at) = self.log(lane, call, extra).await?;
             for _ in 0..2 {
                 let now = self.clock.now();
                 let (ack, actions) = self.step(lane, |state, out| {
@@ -476,14 +500,14 @@ impl Bus {
         &self,
         lane: Lane,
         call: &Call,
-        put: Option<&OwnedPut>,
+        extra: &Extra,
     ) -> StoreResult<(LogEntry, Position)> {
         let (nonce, logged) = loop {
             let mut link_up = self.link_up.subscribe();
             let (link, nonce) = (self.link()?, self.nonce());
             tokio::select! {
                 biased;
-                logged = self.log_on(&*link, lane, (call, put), nonce) => break (nonce, logged?),
+                logged = self.log_on(&*link, lane, (call, extra), nonce) => break (nonce, logged?),
                 // A half-open connection never answers, and by now there is another one.
                 _ = link_up.changed() => {}
             }
@@ -502,11 +526,11 @@ impl Bus {
         &self,
         link: &dyn Link,
         lane: Lane,
-        (call, put): (&Call, Option<&OwnedPut>),
+        (call, extra): (&Call, &Extra),
         nonce: Nonce,
     ) -> StoreResult<Logged> {
         let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
-        if let Some(put) = put {
+        if let Extra::Put(put) = extra {
             let place = put.place(lane, &call.entity);
             let call = link.put(place, put.put(), &call.hashes, nonce, opening);
             let logged = self.within(limit, "put", call).await;
@@ -518,6 +542,13 @@ impl Bus {
         if call.kind == Kind::Clear {
             let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
             self.within(limit, "clear", call).await
+        } else if let Some(markers) = self.markers_for(call, extra) {
+            let call = link.guard(lane, &call.keys, &call.hashes, markers, nonce, opening);
+            let guarded = self.within(limit, "guard", call).await?;
+            if let Extra::Markers(markers) = extra {
+                markers.found(guarded.stood);
+            }
+            Ok(guarded.logged)
         } else {
             let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
             self.within(limit, "invalidate", call).await

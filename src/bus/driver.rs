@@ -5,6 +5,7 @@
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
+use super::calls::Extra;
 use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
@@ -335,7 +336,7 @@ impl Session<'_> {
                 Action::Touch => self.touch(vec![lane]),
                 Action::Reissue(call) => {
                     // Nobody waits for it: it sees itself through.
-                    drop(self.bus.announce(lane, call, None));
+                    drop(self.bus.announce(lane, call, Extra::Nothing));
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);

@@ -70,6 +70,9 @@ pub struct Health {
     pub catch_ups: u64,
     /// Stored values that could not be used and were taken for a miss.
     pub unusable_values: u64,
+    /// Write guards of this pod that had ended before they were finished: see
+    /// [`Finished::Lapsed`](crate::Finished::Lapsed).
+    pub lapsed_guards: u64,
 }
 
 impl Health {
@@ -97,6 +100,7 @@ pub(super) struct Observed {
     pub(super) unknown: AtomicU64,
     pub(super) catch_ups: AtomicU64,
     pub(super) unusable: AtomicU64,
+    lapsed_guards: AtomicU64,
 }
 
 /// How far the server's clock is ahead of the local one, in wrapping milliseconds: one word, because
@@ -189,6 +193,10 @@ impl Bus {
         self.observed.unusable.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn count_lapsed_guard(&self) {
+        self.observed.lapsed_guards.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn health(&self) -> Health {
         let now = self.clock.now();
         let untils: Vec<_> = self
@@ -221,6 +229,7 @@ impl Bus {
             rubbish_hints: self.observed.rubbish.load(Ordering::Relaxed),
             catch_ups: self.observed.catch_ups.load(Ordering::Relaxed),
             unusable_values: self.observed.unusable.load(Ordering::Relaxed),
+            lapsed_guards: self.observed.lapsed_guards.load(Ordering::Relaxed),
         }
     }
 

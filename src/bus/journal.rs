@@ -388,6 +388,18 @@ fn take_record(mut body: Bytes, space: &KeySpace) -> Option<(u8, Item)> {
     (body.is_empty() && matches!(mark, NOTED | STRUCK)).then_some((mark, item))
 }
 
+/// Reads any bytes, as a journal and as one of its records.
+#[cfg(feature = "testing")]
+pub(crate) fn read_rubbish(bytes: &[u8]) {
+    let namespace = Namespace {
+        name: "rubbish".to_owned(),
+        lanes: 1,
+    };
+    let space = KeySpace::new(&namespace.name, std::num::NonZeroU16::MIN, None);
+    let _ = read(bytes, &namespace, &space);
+    let _ = take_record(Bytes::copy_from_slice(bytes), &space);
+}
+
 /// What the bytes of a journal say is pending.
 ///
 /// # Errors

@@ -14,6 +14,7 @@
 mod breaker;
 mod calls;
 mod driver;
+mod guard;
 mod health;
 mod invalidation;
 mod join;
@@ -25,9 +26,14 @@ mod sample;
 mod stamp;
 
 pub use breaker::CircuitState;
+pub use guard::{
+    BeginWrite, BeginWriteError, DEFAULT_GUARD_TTL, Finished, MAX_GUARD_TTL, WriteGuard,
+};
 pub use health::{Health, StoreState};
 pub use invalidation::{CloseReport, InvalidateError, Invalidation, Pending, Unacknowledged};
 pub(crate) use journal::Journal;
+#[cfg(feature = "testing")]
+pub(crate) use journal::read_rubbish;
 pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
 pub use pending::DEFAULT_MAX_PENDING;
@@ -170,6 +176,8 @@ pub(crate) struct Stripe {
     poisoned: Vec<u64>,
     /// When this pod last came to know of an invalidation of one of its keys or names.
     noticed: Moment,
+    /// The same by the clock.
+    disturbed: Millis,
 }
 
 /// A moment in the order in which this pod comes to know of invalidations.
@@ -189,6 +197,8 @@ struct LaneCell {
     flushed: AtomicU64,
     /// The lane is live until then; what new members start from.
     until: AtomicU64,
+    /// Since when, by the clock, every entry of its log was applied.
+    followed_since: AtomicU64,
 }
 
 /// The shared part of one cache.
@@ -222,6 +232,7 @@ pub(crate) struct Bus {
     nudge: Notify,
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
+    hold_offs: guard::HoldOffs,
     breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -258,11 +269,13 @@ impl Bus {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             flushed: AtomicU64::new(0),
             until: AtomicU64::new(0),
+            followed_since: AtomicU64::new(clock.now().0),
         };
         Arc::new(Self {
             lanes: namespace.lanes().map(|_| lane()).collect(),
             telemetry: Arc::new(Telemetry::new(&namespace.name)),
             calls: calls::Calls::new(namespace.lanes, pending.max),
+            hold_offs: guard::HoldOffs::default(),
             namespace,
             space,
             rules,
@@ -473,6 +486,7 @@ impl Bus {
             Action::Drop { hash } => {
                 let mut stripe = self.stripe(lane, hash);
                 stripe.noticed = self.next_moment();
+                stripe.disturbed = self.clock.now();
                 self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
             }
             Action::Clear { entity, rank } => self.each_member(|member| {
@@ -508,6 +522,7 @@ impl Bus {
         if stripe.last < rank {
             stripe.last = rank;
             stripe.noticed = self.next_moment();
+            stripe.disturbed = self.clock.now();
         }
     }
 
@@ -534,10 +549,24 @@ impl Bus {
         noticed.max(flushed) > then
     }
 
+    /// Whether a marker may stand for `hash` as far as this pod knows by itself: one that was left longer
+    /// ago than any lasts has ended, and one that was left since was logged as an invalidation. To be asked
+    /// after a [`view`](Self::view) was taken: what is logged behind that outranks what is loaded by it.
+    /// Keys that share a stripe are taken for one.
+    pub(crate) fn may_be_guarded(&self, lane: Lane, hash: u64) -> bool {
+        let followed_since = Millis(self.cell(lane).followed_since.load(Ordering::Acquire));
+        let disturbed = self.stripe(lane, hash).disturbed.max(followed_since);
+        self.clock.now() < disturbed + MAX_GUARD_TTL
+    }
+
     /// 1. The generations move on: nothing older is served, or inserted any more.
     /// 2. Only then may ranks start again from nothing.
     fn flush(&self, lane: Lane) {
         self.notice_all(lane);
+        let now = self.clock.now();
+        self.cell(lane)
+            .followed_since
+            .fetch_max(now.0, Ordering::AcqRel);
         self.each_member(|member| member.flush(lane));
         for stripe in &self.cell(lane).stripes {
             lock(stripe).last = Rank::default();

@@ -492,7 +492,8 @@ impl LaneState {
         let shared = self
             .past
             .is_some_and(|past| at.epoch == past.epoch && at.seq <= past.seq);
-        if shared || self.is_current(at.epoch) {
+        let late = !self.mechanisms.on(Mechanism::LateAcks);
+        if shared || self.is_current(at.epoch) || (late && self.is_over(at.epoch)) {
             Ack::Acknowledged(at)
         } else if self.is_over(at.epoch) {
             Ack::Lost
@@ -572,10 +573,16 @@ impl LaneState {
     /// 1. Epoch A is fenced, because what it holds is not to be believed. B follows it.
     /// 2. The store dies before a replica has heard of B.
     /// 3. The replica is promoted, and opens C, which continues A.
+    ///
+    /// Calls of all earlier epochs are forgotten at a fence, and a replica may have slept through more than
+    /// one of them; and where the whole store was lost, B does not name A.
     fn fence_again(&mut self, head: &Head, out: &mut Vec<Action>) {
         if !head.fork {
-            remember(&mut self.fenced, head.prev_epoch);
-        } else if self.fenced.contains(&head.prev_epoch) {
+            let over = self.dead.iter().chain([&head.prev_epoch]);
+            over.for_each(|&epoch| remember(&mut self.fenced, epoch));
+        } else if self.fenced.contains(&head.prev_epoch)
+            && self.mechanisms.on(Mechanism::FenceAgain)
+        {
             out.push(Action::Fence {
                 epoch: head.at.epoch,
             });
@@ -598,7 +605,10 @@ impl LaneState {
         let doubted = head.fork && self.mechanisms.on(Mechanism::DoubtForks);
         self.doubted_until = doubted.then(|| now + Self::DOUBT);
         match self.ring.take_lost(head) {
-            Some(lost) => out.extend(lost.into_iter().map(Action::Reissue)),
+            Some(lost) if self.mechanisms.on(Mechanism::Reissue) => {
+                out.extend(lost.into_iter().map(Action::Reissue));
+            }
+            Some(_) => {}
             None => out.push(Action::Fence {
                 epoch: head.at.epoch,
             }),
@@ -645,7 +655,7 @@ impl LaneState {
 
 /// Puts `epoch` last in a list of the newest few.
 fn remember(epochs: &mut Vec<Epoch>, epoch: Epoch) {
-    const KEPT: usize = 4;
+    const KEPT: usize = 8;
     epochs.retain(|&known| known != epoch);
     if epochs.len() == KEPT {
         epochs.remove(0);

@@ -30,8 +30,14 @@ pub enum Mechanism {
     NonceChain,
     /// H18: a new life of the server opens a new epoch; off: its data is believed.
     FenceOnRestart,
+    /// H15: a pod logs again what a promoted replica lacks of its calls.
+    Reissue,
     /// H15: a fork is believed only after every pod had the time to log again what it lost; off: at once.
     DoubtForks,
+    /// H16: an answer whose epoch is over acknowledges nothing; off: every answer acknowledges.
+    LateAcks,
+    /// A fence that a promoted replica lacks is repeated.
+    FenceAgain,
     /// H19: epochs are random; off: a lane without a head starts again in epoch 1.
     RandomEpoch,
     /// The local level is served only while the lane is live; off: a classic pub/sub cache.

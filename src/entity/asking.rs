@@ -132,6 +132,7 @@ where
             lease: Some(held.granted(head.at, server_ms, self.bus().clock.now(), ask.over)),
             queued: false,
             previous: None,
+            guarded: false,
         };
         match state {
             LeaseState::Granted => {
@@ -144,6 +145,20 @@ where
                 // A load without the lease is of use only where the fill proves itself.
                 let run = run(held.disarmed());
                 Asked::Held(ask.over.map(|_| run))
+            }
+            LeaseState::Guarded => {
+                held.forget();
+                Asked::Next(match want {
+                    Want::Renewed => Next::Leave, // there is nothing to be renewed any more
+                    _ => Next::Load(LoadRun {
+                        rank,
+                        generation: began.generation,
+                        lease: None,
+                        queued: true,
+                        previous: None,
+                        guarded: true,
+                    }),
+                })
             }
             LeaseState::Present(_) if ask.over.is_some() => {
                 held.forget();

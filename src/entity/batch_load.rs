@@ -88,6 +88,9 @@ where
                 Some(permit)
             }
         };
+        for Load { guard, run, .. } in &batch {
+            run.tell_flight(guard);
+        }
         let keys = each_once(
             batch
                 .iter()

@@ -9,6 +9,7 @@ use super::outcome::{EarlyRefresh, Kept, Refresh};
 use super::tagging::TagsOf;
 use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
+use crate::bus::MAX_GUARD_TTL;
 use crate::cache::{Cache, check_name};
 use crate::codec::{self, CodecError};
 use crate::envelope::{Compression, KeyRing, Packing, Seal};
@@ -73,6 +74,7 @@ pub(super) struct Options<K, V, E> {
     pub(super) early_refresh: EarlyRefresh,
     pub(super) schema: u32,
     pub(super) packing: Packing,
+    pub(super) hold_off: Duration,
 }
 
 impl Cache {
@@ -200,6 +202,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 retry_after: DEFAULT_RETRY_AFTER,
                 early_refresh: EarlyRefresh::default(),
                 schema: 0,
+                hold_off: Duration::ZERO,
                 packing: Packing {
                     compress_above: DEFAULT_COMPRESS_ABOVE,
                     ..Packing::default()
@@ -401,6 +404,19 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Keeps a key from being cached for so long after its invalidation: not at all if not set, at most
+    /// [`MAX_GUARD_TTL`](crate::MAX_GUARD_TTL). For loaders that read from a replica which may lag behind
+    /// the primary by less than this; each read in that time goes to the loader, about once a second in
+    /// each pod.
+    ///
+    /// With it, what is loaded longer than that after an invalidation of its key is what is kept. It holds for invalidations
+    /// of keys by pods that have this option, not for those of tags or of the whole entity, and
+    /// [`put_versioned`](crate::Entity::put_versioned) only invalidates. No round trip.
+    pub fn hold_off(mut self, hold: Duration) -> Self {
+        self.options.hold_off = hold;
+        self
+    }
+
     /// A number for the shape of the value: raise it when stored values of the old shape must not be
     /// read any more. Values of another schema are a miss.
     pub fn schema(mut self, schema: u32) -> Self {
@@ -450,7 +466,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
     /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
-    /// `max_unleased_loads`, `max_batch`, `soft_tags` or the level of `compress` if out of range, or of no use with
+    /// `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress` if out of range, or of no use with
     /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
@@ -483,6 +499,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         let level = Arc::new(Level::new(bus, keys.entity_hash(), map, telemetry));
         level.telemetry.begin(&level);
         bus.register(&level);
+        if !self.options.hold_off.is_zero() {
+            bus.hold_off(keys.entity_hash(), self.options.hold_off);
+        }
         let loader: SharedLoader<K, L::Value, L::Error> = Arc::new(self.loader);
         Ok(Entity(Arc::new(Inner {
             name,
@@ -544,6 +563,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         }
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
             return refuse("max_unleased_loads", "must be at least 1");
+        }
+        if self.options.hold_off > MAX_GUARD_TTL {
+            return refuse("hold_off", "must be at most a minute");
         }
         if self.batches.max == 0 {
             return refuse("max_batch", "must be at least 1");

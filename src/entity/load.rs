@@ -50,6 +50,19 @@ pub(super) struct LoadRun<V> {
     pub(super) queued: bool,
     /// What was found that is to be replaced.
     pub(super) previous: Option<Previous<V>>,
+    /// The key is being written, or may be: whatever the lane says, the outcome is served by its youth
+    /// alone.
+    pub(super) guarded: bool,
+}
+
+impl<V> LoadRun<V> {
+    /// Keeps readers from joining on the lane's word what is to be served by its youth (hole H28). To be
+    /// called before the load begins: those who joined before that asked before.
+    pub(super) fn tell_flight<K, E>(&self, guard: &Guard<K, V, E>) {
+        if self.guarded {
+            guard.change(|course| course.meta.uncovered = true);
+        }
+    }
 }
 
 /// An outcome that was loaded under a lease, to be stored.
@@ -233,6 +246,7 @@ where
                 Some(permit)
             }
         };
+        run.tell_flight(&guard);
         let moment = self.bus().moment();
         let (start, precise) = (self.bus().clock.now(), Instant::now());
         let load = spanned!("tidings.load", { cache = %self.bus().namespace.name, entity = %self.name }, load);
@@ -263,6 +277,7 @@ where
         if run.lease.is_none() {
             let began = self.began(target.lane);
             (run.rank, run.generation) = (began.rank(), began.generation);
+            run.guarded |= self.bus().may_be_guarded(target.lane, target.hash);
         }
     }
 
@@ -334,9 +349,24 @@ where
     }
 
     /// The life that an outcome has here from now on.
-    fn life_of(&self, outcome: &Outcome<V, E>, ttl: Ttl, took: Duration) -> Life {
+    ///
+    /// What was `guarded` has to go with its youth, lest the lane should bear it out later:
+    ///
+    /// 1. A writer begins, and the lane has followed it.
+    /// 2. A load reads the old value.
+    /// 3. The writer commits, and dies. Nothing more is logged.
+    fn life_of(
+        &self,
+        outcome: &Outcome<V, E>,
+        ttl: Ttl,
+        took: Duration,
+        guarded: Option<Millis>,
+    ) -> Life {
         let now = self.bus().clock.now();
-        let local_end = now + self.options.local_ttl;
+        let mut local_end = now + self.options.local_ttl;
+        if let Some(start) = guarded {
+            local_end = local_end.min(start + self.bus().rules.lease);
+        }
         let Ttl::For(life) = ttl else {
             return Life::new(Millis::NEVER, Duration::ZERO, local_end);
         };
@@ -389,7 +419,7 @@ where
             load_start: start,
             loaded: start,
             load_ms: whole_millis(took),
-            life: self.life_of(outcome, ttl, took),
+            life: self.life_of(outcome, ttl, took, run.guarded.then_some(start)),
         };
         self.level
             .insert(self.bus(), target.hash, target.key.clone(), slot, |_| {

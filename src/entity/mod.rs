@@ -32,6 +32,7 @@ mod target;
 mod usual;
 mod view;
 mod waiting;
+mod write;
 
 pub use batch::DEFAULT_MAX_BATCH;
 pub use builder::{
@@ -45,6 +46,7 @@ pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason}
 
 use crate::bus::{Bus, Invalidation, Stamp};
 use crate::cache::Cache;
+use crate::coherence::{Call, Lane};
 use crate::error::CacheError;
 use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use crate::telemetry::{EntityStats, spanned};
@@ -104,6 +106,13 @@ impl<K, V, E> Inner<K, V, E> {
 impl<K, V, E> Clone for Entity<K, V, E> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl<K, V, E> Entity<K, V, E> {
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.0.name)
     }
 }
 
@@ -352,14 +361,21 @@ where
     where
         K: 'k,
     {
+        Invalidation::of(self.0.bus(), self.calls(keys))
+    }
+
+    /// The calls that invalidate `keys`.
+    fn calls<'k>(&self, keys: impl IntoIterator<Item = &'k K>) -> Vec<(Lane, Call)>
+    where
+        K: 'k,
+    {
         let named = keys.into_iter().map(|key| {
             let hash = self.hash(key);
             let name = key.with_bytes(|bytes| self.0.keys.name(HashedKey { hash, bytes }));
             (hash, name)
         });
         let (bus, entity) = (self.0.bus(), self.0.keys.entity_hash());
-        let calls = bus.invalidations(&self.0.name, entity, named);
-        Invalidation::of(bus, calls)
+        bus.invalidations(&self.0.name, entity, named)
     }
 
     /// Makes every pod forget every key of this entity. One round trip for each of 16 lanes, all at the

@@ -79,8 +79,9 @@ where
             let bus = inner.bus();
             let calls = bus.invalidations(&inner.name, inner.keys.entity_hash(), named);
             // In a migration others read it elsewhere, and there is one value to leave: it is invalidated.
+            // Nor is anything left of what is to be held off.
             let put = match calls.len() {
-                1 => inner.put(&target, value, version),
+                1 if inner.options.hold_off.is_zero() => inner.put(&target, value, version),
                 _ => None,
             };
             bus.announce_put(calls, put).await

@@ -306,7 +306,7 @@ where
             return guard.land(landed);
         }
         let next = match skips.store {
-            true => Next::Load(self.uncovered_run(target.lane)),
+            true => Next::Load(self.uncovered_run(target)),
             false => self.seek(target, seen, Want::Read).await,
         };
         match next {

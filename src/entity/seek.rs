@@ -23,7 +23,6 @@ use super::look::{Look, Standing};
 use super::outcome::Landed;
 use super::target::{Began, Target};
 use super::waiting::{Waiting, pause};
-use crate::coherence::Lane;
 use crate::key::Key;
 use crate::store::Link;
 use bytes::Bytes;
@@ -115,20 +114,21 @@ where
             Ok(link) => Seek::new(self, target, link, want).run(seen).await,
             Err(_) => match self.refreshed(target, want).await {
                 Some(landed) => Next::Land(landed),
-                None => Next::Load(self.uncovered_run(target.lane)),
+                None => Next::Load(self.uncovered_run(target)),
             },
         }
     }
 
     /// A load without a lease: its outcome is not for the store.
-    pub(super) fn uncovered_run(&self, lane: Lane) -> LoadRun<V> {
-        let began = self.began(lane);
+    pub(super) fn uncovered_run(&self, target: &Target<K>) -> LoadRun<V> {
+        let began = self.began(target.lane);
         LoadRun {
             rank: began.rank(),
             generation: began.generation,
             lease: None,
             queued: true,
             previous: None,
+            guarded: self.bus().may_be_guarded(target.lane, target.hash),
         }
     }
 
@@ -194,7 +194,7 @@ where
             self.inner.pause(self.target.hash).await;
         }
         let besides = self.besides.take();
-        let run = besides.unwrap_or_else(|| self.inner.uncovered_run(self.target.lane));
+        let run = besides.unwrap_or_else(|| self.inner.uncovered_run(self.target));
         self.load(run)
     }
 

@@ -84,7 +84,7 @@ where
 
     /// A load that the store is of no help with.
     pub(super) fn uncovered(&self, lead: Lead<K, V, E>) -> Load<K, V, E> {
-        let run = self.uncovered_run(lead.target.lane);
+        let run = self.uncovered_run(&lead.target);
         lead.load(run)
     }
 
@@ -217,7 +217,7 @@ where
     /// had.
     async fn read_only(&mut self, refused: Leads<K, V, E>) {
         for Wanted { lead, previous, .. } in self.read(refused).await {
-            let run = self.inner.uncovered_run(lead.target.lane);
+            let run = self.inner.uncovered_run(&lead.target);
             self.loads.push(lead.load(LoadRun { previous, ..run }));
         }
     }

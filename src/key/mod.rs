@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub(crate) use space::{DATA_LANES, EntityKeys, HashedKey, KeySpace, RawKeys};
+#[cfg(feature = "redis")]
+pub(crate) use space::DATA_LANES;
+pub(crate) use space::{EntityKeys, HashedKey, KeySpace, RawKeys};
 pub use tag::Tag;
 pub(crate) use tag::{Carried, TagHash};
 

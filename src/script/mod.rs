@@ -8,6 +8,8 @@ mod refused;
 mod reply;
 
 pub use args::{Args, ArgsFor, Key, ToArgs};
+#[cfg(feature = "testing")]
+pub(crate) use reply::read_rubbish;
 pub use reply::{FromReply, Reply};
 
 use crate::cache::Cache;

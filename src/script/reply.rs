@@ -207,6 +207,18 @@ tuples! {
     A B C D E F G H;
 }
 
+/// Reads any answer as everything that an answer can be read as.
+#[cfg(feature = "testing")]
+pub(crate) fn read_rubbish(value: Value) {
+    let Some(reply) = Reply::of(value) else {
+        return;
+    };
+    let _ = <Vec<Option<String>>>::from_reply(reply.clone());
+    let _ = <Option<i64>>::from_reply(reply.clone());
+    let _ = <(Vec<u8>, u64)>::from_reply(reply.clone());
+    let _ = bool::from_reply(reply);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,8 @@
 //! that it reads may be believed. The driver in `bus` does that, once for every link.
 //!
 //! Four steps must each be atomic in the store, and each is one method: [`Link::lease`],
-//! [`Link::fill`], [`Link::invalidate`] (and its siblings [`Link::clear`], [`Link::fence`]) and
+//! [`Link::fill`], [`Link::invalidate`] (and its siblings [`Link::guard`], [`Link::clear`],
+//! [`Link::fence`]) and
 //! [`Link::touch`]. Everything else is plain reading. Hints may be lost, late, repeated or reordered;
 //! a backend that cannot push may never give one.
 
@@ -24,10 +25,12 @@ pub mod rooms;
 
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
+#[cfg(all(feature = "redis", feature = "testing"))]
+pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
 
 use crate::coherence::{Epoch, Head, Incarnation, Lane, LogEntry, Nonce, Position};
-use crate::error::StoreError;
+use crate::error::{StoreError, StoreErrorKind};
 use bytes::Bytes;
 use std::any::Any;
 use std::fmt;
@@ -215,6 +218,9 @@ pub enum LeaseState {
     Held,
     /// It has been filled meanwhile.
     Present(Bytes),
+    /// Nobody: a [marker](Link::guard) stands for the key, so that what is loaded now may be out of date
+    /// before anything says so.
+    Guarded,
 }
 
 /// What a fill takes the place of.
@@ -254,6 +260,25 @@ pub struct Put<'a> {
     pub envelope: &'a [u8],
     /// How long it lives; `None` for ever.
     pub ttl: Option<Duration>,
+}
+
+/// What becomes of the markers of the keys that a [`Link::guard`] names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Markers {
+    /// Those of this guard go.
+    pub lift: Option<u64>,
+    /// One of this guard is left for each, and ends after so long. It takes the place of an earlier one
+    /// of the same guard.
+    pub leave: Option<(u64, Duration)>,
+}
+
+/// The answer to [`Link::guard`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Guarded {
+    /// Where it was logged.
+    pub logged: Logged,
+    /// How many of the keys had a marker of the guard that was to be lifted, which had not ended.
+    pub stood: usize,
 }
 
 /// Where a call was logged.
@@ -427,6 +452,29 @@ pub trait Link: Any + Send + Sync + 'static {
             let logged = self.invalidate(place.lane, &key, hashes, nonce, opening);
             logged.await
         })
+    }
+
+    /// [`invalidate`](Self::invalidate), and in the same atomic step lifts or leaves markers for `keys`,
+    /// each under its hash in `hashes`. Works without free memory.
+    ///
+    /// While a marker stands, no [lease](Self::lease) of the key's hash is granted, whatever physical key
+    /// it is for, and so nothing is stored: what could be [filled](Self::fill) was removed with what it
+    /// would replace. A key may have markers of many guards. Nothing but [`Markers::lift`] and the end of
+    /// its time removes one; an `invalidate`, a `clear` or a `fence` leaves it. The store keeps markers no
+    /// less than it keeps heads, and floors of entities: they are not the first to be evicted.
+    ///
+    /// The provided method refuses with `Unsupported`: a store that knows no markers takes no write guards.
+    fn guard<'a>(
+        &'a self,
+        _lane: Lane,
+        _keys: &'a [Bytes],
+        _hashes: &'a [u64],
+        _markers: Markers,
+        _nonce: Nonce,
+        _opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Guarded>> {
+        let refused = StoreError::new(StoreErrorKind::Unsupported, "guard");
+        Box::pin(async { Err(refused) })
     }
 
     /// Raises the floor of `entity` on `lane`, and that of its name as a tag, if there are any, above

@@ -114,6 +114,8 @@ instruments! {
         "How long it took from the call until the store had acknowledged.";
     INVALIDATION_LAG = Histogram "tidings.invalidation.lag" ["s"] ()
         "How long ago an invalidation that came as a message had been published, by the server's clock. In error by a round trip and a tick of the kernel.";
+    GUARDS_LAPSED = Counter "tidings.guards.lapsed" ["{guard}"] ()
+        "Write guards that had ended before they were finished: what was committed under them was not guarded.";
     BOUND = Gauge "tidings.bound" ["s"] ()
         "Δ: no read that is served as fresh misses an invalidation acknowledged longer ago.";
     CONFIRMED_AGE = Gauge "tidings.confirmed.age" ["s"] ()
@@ -152,6 +154,14 @@ instruments! {
         "Times that it opened, because several reads in a row got no answer.";
     STORE_DURATION = Histogram "tidings.store.duration" ["s"] (OPERATION, CALL_OUTCOME)
         "Round trips to the store, by operation.";
+    OUTBOX_DELIVERED = Counter "tidings.outbox.delivered" ["{row}"] ()
+        "Rows of outboxes that this pod delivered.";
+    OUTBOX_REFUSED = Counter "tidings.outbox.refused" ["{row}"] ()
+        "Rows of outboxes that name nothing, and were set aside.";
+    OUTBOX_FAILURES = Counter "tidings.outbox.failures" ["{failure}"] ()
+        "Times that delivering ended in an error of the database or of the store.";
+    OUTBOX_LAG = Gauge "tidings.outbox.lag" ["s"] ()
+        "How long the oldest row has waited that this pod has found; 0 without any, and in pods that do not deliver.";
     EVENTS_LOST = Counter "tidings.events.lost" ["{event}"] ()
         "Events that those who follow them were too slow for.";
 }

@@ -6,6 +6,7 @@
 
 use super::catalogue::*;
 use super::counts::BusCounts;
+use super::outbox::OutboxCounts;
 use super::parts::{Part, PartStats};
 use super::stats::{EntityStats, MemoStats, PresenceStats};
 use crate::bus::{CircuitState, Health, StoreState, lock};
@@ -71,6 +72,7 @@ impl Export {
     pub(super) fn sample(
         &self,
         counts: &BusCounts,
+        outbox: &OutboxCounts,
         lost: u64,
         health: &Health,
         presence: &PresenceStats,
@@ -100,6 +102,7 @@ impl Export {
         };
         sheet.cache(counts, lost, health);
         sheet.presence(presence);
+        sheet.outbox(outbox);
         self.set(now);
     }
 
@@ -261,6 +264,7 @@ impl Sheet<'_> {
         self.counter(&STORE_LINKS, &[], health.links);
         self.counter(&EVENTS_LOST, &[], lost);
         self.counter(&CIRCUIT_OPENINGS, &[], health.circuit_openings);
+        self.counter(&GUARDS_LAPSED, &[], health.lapsed_guards);
         for (name, state) in [
             ("closed", CircuitState::Closed),
             ("open", CircuitState::Open),
@@ -300,5 +304,12 @@ impl Sheet<'_> {
         self.counter(&PRESENCE_LOSSES, &[], stats.losses);
         self.gauge(&PRESENCE_ROOMS, &[], stats.rooms as f64);
         self.gauge(&PRESENCE_MEMBERS, &[], stats.members as f64);
+    }
+
+    fn outbox(&mut self, counts: &OutboxCounts) {
+        self.counter(&OUTBOX_DELIVERED, &[], counts.delivered.get());
+        self.counter(&OUTBOX_REFUSED, &[], counts.refused.get());
+        self.counter(&OUTBOX_FAILURES, &[], counts.failures.get());
+        self.gauge(&OUTBOX_LAG, &[], counts.lag().as_secs_f64());
     }
 }

@@ -17,6 +17,8 @@ mod entity;
 mod events;
 #[cfg(feature = "metrics")]
 mod export;
+#[cfg(any(feature = "postgres", feature = "metrics"))]
+mod outbox;
 mod parts;
 mod span;
 mod stats;
@@ -24,6 +26,10 @@ mod stats;
 pub(crate) use counts::{MemoCounts, RoomCounts};
 pub(crate) use entity::EntityTelemetry;
 pub use events::{EVENTS_KEPT, Event, Events, LoadFailure};
+#[cfg(any(feature = "postgres", feature = "metrics"))]
+pub(crate) use outbox::OutboxCounts;
+#[cfg(feature = "postgres")]
+pub(crate) use outbox::Wait;
 pub(crate) use parts::{Kept, PartCounts};
 pub(crate) use span::spanned;
 pub use stats::{
@@ -45,6 +51,8 @@ use std::time::Duration;
 pub(crate) struct Telemetry {
     feed: Arc<Feed>,
     pub(crate) counts: BusCounts,
+    #[cfg(any(feature = "postgres", feature = "metrics"))]
+    pub(crate) outbox: Arc<OutboxCounts>,
     /// Calls of the store that have ended, by operation.
     store: Mutex<BTreeMap<&'static str, StoreCallStats>>,
     parts: Parts,
@@ -58,6 +66,8 @@ impl Telemetry {
         Self {
             feed: Arc::default(),
             counts: BusCounts::default(),
+            #[cfg(any(feature = "postgres", feature = "metrics"))]
+            outbox: Arc::default(),
             store: Mutex::default(),
             parts: Parts::default(),
             #[cfg(feature = "metrics")]
@@ -162,6 +172,7 @@ impl Telemetry {
         #[cfg(feature = "metrics")]
         self.export.sample(
             &self.counts,
+            &self.outbox,
             self.feed.lost(),
             &health(),
             &presence(),

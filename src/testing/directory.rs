@@ -7,16 +7,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::server_error::{ServerError, failed};
 
+/// How much of the end of a server's log goes into an error.
+const LOG_TAIL_BYTES: usize = 2048;
+
 /// A directory that is removed on drop.
 #[derive(Debug)]
 pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    pub(crate) fn create() -> Result<Self, ServerError> {
+    /// `server` is part of its name.
+    pub(crate) fn create(server: &str) -> Result<Self, ServerError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let name = format!("tidings-redis-{}-{number}", std::process::id());
+            let name = format!("tidings-{server}-{}-{number}", std::process::id());
             let path = std::env::temp_dir().join(name);
             match fs::create_dir(&path) {
                 Ok(()) => {
@@ -42,7 +46,14 @@ impl Directory {
     }
 
     pub(crate) fn log(&self) -> PathBuf {
-        self.0.join("redis.log")
+        self.0.join("server.log")
+    }
+
+    /// The end of the log, for an error.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
+        String::from_utf8_lossy(tail).into_owned()
     }
 
     /// Leaves an empty data directory.

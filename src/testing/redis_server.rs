@@ -25,8 +25,6 @@ const START_POLL: Duration = Duration::from_millis(5);
 const CLI_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many free ports are tried: another program can take one between finding and using it.
 const PORT_ATTEMPTS: usize = 5;
-/// How much of the end of the server's log goes into an error.
-const LOG_TAIL_BYTES: usize = 2048;
 
 /// A Redis server process that belongs to this value: started on a free loopback port with a directory
 /// of its own, killed and removed on drop.
@@ -386,12 +384,8 @@ impl RedisServer {
     }
 
     fn start_error(&self, reason: String) -> ServerError {
-        let log = fs::read(self.dir.log()).unwrap_or_default();
-        let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
-        ServerError::Start {
-            reason,
-            log: String::from_utf8_lossy(tail).into_owned(),
-        }
+        let log = self.dir.log_tail();
+        ServerError::Start { reason, log }
     }
 }
 
@@ -440,7 +434,7 @@ impl RedisServerBuilder {
         let mut server = RedisServer {
             settings: self,
             port: 0,
-            dir: Directory::create()?,
+            dir: Directory::create("redis")?,
             process: None,
         };
         for attempt in 1.. {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a [`RedisServer`](super::RedisServer) could not do what it was asked to.
+/// Why a [`RedisServer`](super::RedisServer) or [`PostgresServer`](super::PostgresServer) could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -16,7 +16,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// The process ended, or did not answer in time.
-    #[error("redis-server did not start: {reason}; end of its log:\n{log}")]
+    #[error("the server did not start: {reason}; end of its log:\n{log}")]
     Start {
         /// What was seen last.
         reason: String,
@@ -24,10 +24,10 @@ pub enum ServerError {
         log: String,
     },
     /// The server was killed and not started again.
-    #[error("redis-server is not running")]
+    #[error("the server is not running")]
     NotRunning,
     /// The server refused a command.
-    #[error("redis-server replied {0}")]
+    #[error("the server replied {0}")]
     Reply(String),
     /// A file, a signal or the connection failed.
     #[error("{doing} failed")]

@@ -14,6 +14,8 @@ pub(crate) struct Invalidation {
     /// What its acknowledgement says: key by key, the newest version when it was called.
     covers: Vec<(Key, Version)>,
     stage: Stage,
+    /// It was logged once before, and lost.
+    again: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +28,8 @@ enum Stage {
     Logged {
         entry: LogEntry,
         epoch: Epoch,
+        /// By a primary that had been replaced.
+        minority: bool,
         tries: u8,
     },
 }
@@ -36,6 +40,7 @@ impl Invalidation {
             call: Arc::new(call),
             covers: Vec::new(),
             stage: Stage::Committed,
+            again: false,
         }
     }
 
@@ -45,6 +50,7 @@ impl Invalidation {
             call,
             covers: Vec::new(),
             stage: Stage::Begun,
+            again: true,
         }
     }
 }
@@ -96,37 +102,48 @@ impl World {
         let Some(pod) = self.running(n) else {
             return false;
         };
-        let usable = pod.driver.is_usable();
+        let reign = pod.driver.reign();
         let Some(invalidation) = pod.invalidations.get(usize::from(at)).cloned() else {
             return false;
         };
-        let Invalidation { call, stage, .. } = invalidation;
-        match stage {
-            Stage::Committed => self.begin(n, at, &call),
-            Stage::Begun if !usable => return false,
-            Stage::Begun => {
-                let (entry, epoch) = self.log(config, &call);
+        let Invalidation {
+            call, stage, again, ..
+        } = invalidation;
+        match (stage, reign) {
+            (Stage::Committed, _) => self.begin(n, at, &call),
+            (Stage::Begun, None) => return false,
+            (Stage::Begun, Some(reign)) => {
+                let Some((entry, epoch)) = self.log(config, reign, &call) else {
+                    return false;
+                };
+                self.tally.again += u64::from(again);
+                let minority = self.is_deposed(reign);
                 self.set_stage(
                     n,
                     at,
                     Stage::Logged {
                         entry,
                         epoch,
+                        minority,
                         tries: 2,
                     },
                 );
             }
-            Stage::Logged {
-                entry,
-                epoch,
-                tries,
-            } => {
+            (
+                Stage::Logged {
+                    entry,
+                    epoch,
+                    minority,
+                    tries,
+                },
+                _,
+            ) => {
                 let now = self.now;
                 let ack = self.learn(config, n, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 match ack {
-                    Ack::Acknowledged(_) => self.acknowledged(n, at),
+                    Ack::Acknowledged(_) => self.acknowledged(n, at, minority),
                     Ack::Unknown(_) if tries > 1 => {
                         let tries = tries - 1;
                         self.set_stage(
@@ -135,12 +152,17 @@ impl World {
                             Stage::Logged {
                                 entry,
                                 epoch,
+                                minority,
                                 tries,
                             },
                         );
                     }
                     Ack::Unknown(_) if !spend(&mut self.left.attempts) => {}
-                    Ack::Unknown(_) | Ack::Lost => self.set_stage(n, at, Stage::Begun),
+                    Ack::Unknown(_) => self.set_stage(n, at, Stage::Begun),
+                    Ack::Lost => {
+                        self.tally.late_answers += 1;
+                        self.set_stage(n, at, Stage::Begun);
+                    }
                 }
             }
         }
@@ -148,9 +170,7 @@ impl World {
     }
 
     fn begin(&mut self, n: u8, at: u8, call: &Call) {
-        let covered =
-            |key: &Key| call.kind == Kind::Clear || call.key_hashes().contains(&hash(*key));
-        let keys = (0..self.source.len() as u8).filter(covered);
+        let keys = (0..self.source.len() as u8).filter(|&key| covers(call, key));
         let covers = keys
             .map(|key| (key, self.source[usize::from(key)]))
             .collect();
@@ -164,24 +184,14 @@ impl World {
         self.pods[usize::from(n)].invalidations[usize::from(at)].stage = stage;
     }
 
-    fn log(&mut self, config: &Config, call: &Call) -> (LogEntry, Epoch) {
+    fn log(&mut self, config: &Config, reign: u8, call: &Call) -> Option<(LogEntry, Epoch)> {
         let opening = self.opening(config);
         let nonce = Nonce(self.drawn);
-        let (server, now, mut hints) = (&mut self.server, self.now.0, Vec::new());
-        let logged = if call.kind == Kind::Clear {
-            server.clear(LANE, ENTITY, ENTITY_HASH, nonce, opening, now, &mut hints)
-        } else {
-            server.invalidate(
-                LANE,
-                &call.keys,
-                &call.hashes,
-                nonce,
-                opening,
-                now,
-                &mut hints,
-            )
-        };
-        self.publish(hints);
+        let logged = self.step_at(reign, |server, now, hints| match call.kind {
+            Kind::Clear => server.clear(LANE, ENTITY, ENTITY_HASH, nonce, opening, now, hints),
+            _ => server.invalidate(LANE, &call.keys, &call.hashes, nonce, opening, now, hints),
+        })?;
+        self.mark_done(reign, |key| covers(call, key));
         let entry = LogEntry {
             seq: logged.at.seq,
             kind: call.kind,
@@ -189,20 +199,27 @@ impl World {
             nonce,
             hashes: call.hashes.clone(),
         };
-        (entry, logged.at.epoch)
+        Some((entry, logged.at.epoch))
     }
 
-    fn acknowledged(&mut self, n: u8, at: u8) {
+    fn acknowledged(&mut self, n: u8, at: u8, minority: bool) {
         let pod = &mut self.pods[usize::from(n)];
         let Some(Invalidation { call, covers, .. }) = take(&mut pod.invalidations, at) else {
             return;
         };
         pod.heal(&call);
         for (key, version) in covers {
-            let own = &mut pod.own[usize::from(key)];
+            let own = &mut self.pods[usize::from(n)].own[usize::from(key)];
             *own = version.max(*own);
-            self.acks[usize::from(key)].push((version, self.now));
+            let ack = self.new_ack(usize::from(key), version, n, minority);
+            self.acks[usize::from(key)].push(ack);
         }
+    }
+
+    /// The number of the newest call of a pod.
+    pub(crate) fn newest_call(&self, n: u8) -> Option<u8> {
+        let calls = self.pods.get(usize::from(n))?.invalidations.len();
+        calls.checked_sub(1).map(|at| at as u8)
     }
 
     pub(super) fn lose_answer(&mut self, n: u8, at: u8) -> bool {
@@ -216,6 +233,11 @@ impl World {
         self.set_stage(n, at, Stage::Begun);
         true
     }
+}
+
+/// Whether `call` makes `key` invalid.
+fn covers(call: &Call, key: Key) -> bool {
+    call.kind == Kind::Clear || call.key_hashes().contains(&hash(key))
 }
 
 impl Pod {

@@ -1,6 +1,6 @@
 //! What was promised, checked after every step.
 
-use super::{Config, Key, Pod, Version, World};
+use super::{Ack, Config, Key, Pod, Version, World};
 use tidings::Millis;
 
 /// A promise that was broken: pod, key, the version that was given, the oldest that was allowed.
@@ -21,36 +21,42 @@ pub(crate) enum Red {
     Stuck(u8),
     /// Nothing stands in the way, and a lane is not live all the same.
     Dead(u8),
+    /// After all was delivered, the log lacks an acknowledged invalidation whose pod lives.
+    Forgotten(Key, Version),
 }
 
 impl World {
-    /// The newest version whose invalidation was acknowledged.
-    pub(super) fn acked(&self, key: usize) -> Version {
-        let versions = self.acks[key].iter().map(|(version, _)| *version);
-        versions.max().unwrap_or(0)
+    /// The newest version whose invalidation was acknowledged, as far as `pod` is bound to it.
+    pub(super) fn acked(&self, pod: &Pod, key: usize) -> Version {
+        let acks = self.acks[key].iter();
+        let bound = acks.filter(|ack| ack.binds(self, pod, key).is_some());
+        bound.map(|ack| ack.version).max().unwrap_or(0)
     }
 
-    /// The newest version whose invalidation was acknowledged more than Δ before `now`.
-    pub(super) fn required(&self, config: &Config, key: usize, now: Millis) -> Version {
-        let old = self.acks[key].iter();
-        let old = old.filter(|(_, at)| *at + config.lease() < now);
-        old.map(|(version, _)| *version).max().unwrap_or(0)
+    /// The same of those that were acknowledged more than Δ ago.
+    pub(super) fn required(&self, config: &Config, pod: &Pod, key: usize) -> Version {
+        let over = |at: Millis| at + config.lease() < self.now;
+        let acks = self.acks[key].iter();
+        let bound = acks.filter(|ack| ack.binds(self, pod, key).is_some_and(over));
+        bound.map(|ack| ack.version).max().unwrap_or(0)
     }
 
-    /// Of the acknowledgements older than Δ only the newest version counts.
+    /// Of the acknowledgements older than Δ only the newest version counts, where none can be lost.
     pub(super) fn forget_old_acks(&mut self, config: &Config) {
+        if config.replicas > 0 {
+            return;
+        }
         let (now, lease) = (self.now, config.lease());
-        for key in 0..self.acks.len() {
-            let required = self.required(config, key, now);
-            self.acks[key].retain(|(version, at)| *at + lease >= now || *version == required);
+        for acks in &mut self.acks {
+            let old = |ack: &Ack| ack.at + lease < now;
+            let newest = acks.iter().filter(|ack| old(ack)).map(|ack| ack.version);
+            let newest = newest.max().unwrap_or(0);
+            acks.retain(|ack| !old(ack) || ack.version == newest);
             // Their time does not count any more.
-            for (_, at) in self.acks[key]
-                .iter_mut()
-                .filter(|(_, at)| *at + lease < now)
-            {
-                *at = Millis(0);
+            for ack in acks.iter_mut().filter(|ack| old(ack)) {
+                *ack = Ack::new(ack.version, Millis(0), 0);
             }
-            self.acks[key].dedup();
+            acks.dedup();
         }
     }
 
@@ -64,37 +70,30 @@ impl World {
 
     /// Whether some invalidation was acknowledged.
     pub(crate) fn has_acks(&self) -> bool {
-        (0..self.acks.len()).any(|key| self.acked(key) > 0)
+        self.acks.iter().any(|acks| !acks.is_empty())
     }
 
     pub(super) fn check(&mut self, config: &Config) {
         for (n, pod) in self.pods.iter().enumerate().filter(|(_, pod)| !pod.paused) {
             for key in 0..usize::from(config.keys) {
                 let (at, name) = (n as u8, key as u8);
-                let wants = pod.own[key].max(self.required(config, key, self.now));
+                let wants = pod.own[key].max(self.required(config, pod, key));
                 if let Some(got) = self.servable(config, pod, key).filter(|got| *got < wants) {
-                    return self.turn_red(config, Red::Hit(at, name, got, wants));
+                    return self.turn_red(Red::Hit(at, name, got, wants));
                 }
                 if !pod.driver.is_usable() {
                     continue;
                 }
-                let wants = self.acked(key);
+                let wants = self.acked(pod, key);
                 if let Some(got) = self.in_store(config, pod, name).filter(|got| *got < wants) {
-                    return self.turn_red(config, Red::Store(at, name, got, wants));
+                    return self.turn_red(Red::Store(at, name, got, wants));
                 }
             }
         }
     }
 
-    /// Notes the first promise that was broken. Of a server that claims what it cannot keep only
-    /// repair is expected.
-    pub(super) fn turn_red(&mut self, config: &Config, red: Red) {
-        let repair = matches!(
-            red,
-            Red::LocalDiverged(..) | Red::StoreDiverged(..) | Red::Stuck(_) | Red::Dead(_)
-        );
-        if repair || !config.lossy {
-            self.red.get_or_insert(red);
-        }
+    /// Notes the first promise that was broken.
+    pub(super) fn turn_red(&mut self, red: Red) {
+        self.red.get_or_insert(red);
     }
 }

@@ -29,7 +29,14 @@ pub(crate) struct Budget {
     pub snapshots: u8,
     pub restarts: u8,
     pub empty_restarts: u8,
+    pub replications: u8,
+    /// Promotions whose old primary is dead, and those that it survives for a while.
     pub promotions: u8,
+    pub splits: u8,
+    /// Pods that end, and are started again.
+    pub kills: u8,
+    /// Pods that reach no server for a while.
+    pub cuts: u8,
     pub flushes: u8,
     pub trims: u8,
     pub heads_lost: u8,
@@ -72,9 +79,9 @@ pub(crate) struct Config {
     pub loaders: u8,
     /// Which pods poll before the end: bit mask.
     pub pollers: u8,
+    pub replicas: u8,
+    /// Whether a promoted replica continues, or is fenced.
     pub continuity: Continuity,
-    /// The server may lose acknowledged calls and claim continuity: then only repair is promised.
-    pub lossy: bool,
     pub off: Option<Mechanism>,
 }
 
@@ -95,8 +102,8 @@ impl Default for Config {
             writers: u8::MAX,
             loaders: u8::MAX,
             pollers: u8::MAX,
-            continuity: Continuity::Fence,
-            lossy: false,
+            replicas: 0,
+            continuity: Continuity::Fork,
             off: None,
         }
     }

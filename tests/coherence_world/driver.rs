@@ -15,6 +15,8 @@ pub(crate) struct Driver {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Link {
+    /// Which server it leads to.
+    to: u8,
     pub(super) broken: bool,
     /// Touched and polled: reads and calls may use it.
     pub(super) published: bool,
@@ -47,6 +49,7 @@ enum Call {
     Polled {
         sent: Millis,
         head: Option<Head>,
+        server_ms: u64,
     },
     Read {
         from: u64,
@@ -68,17 +71,29 @@ impl Call {
 }
 
 impl Driver {
-    pub(super) fn hear(&mut self, hint: &Hint) {
-        if let Some(link) = self.link.as_mut().filter(|link| !link.broken) {
+    pub(super) fn hear(&mut self, from: u8, hint: &Hint) {
+        let there = |link: &&mut Link| !link.broken && link.to == from;
+        if let Some(link) = self.link.as_mut().filter(there) {
             link.inbox.push(hint.clone());
         }
     }
 
+    /// Whether it has a connection to this server.
+    pub(super) fn leads_to(&self, reign: u8) -> bool {
+        let link = self.link.as_ref();
+        link.is_some_and(|link| !link.broken && link.to == reign)
+    }
+
+    /// The server that reads and calls reach.
+    pub(super) fn reign(&self) -> Option<u8> {
+        let link = self.link.as_ref();
+        link.filter(|link| link.published && !link.broken)
+            .map(|link| link.to)
+    }
+
     /// Whether reads and calls can reach the store.
     pub(super) fn is_usable(&self) -> bool {
-        self.link
-            .as_ref()
-            .is_some_and(|link| link.published && !link.broken)
+        self.reign().is_some()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -138,8 +153,11 @@ impl World {
     }
 
     pub(super) fn enabled_driver(&self, pod: &Pod, n: u8, config: &Config, out: &mut Vec<Event>) {
-        if pod.driver.wants_link() && self.left.connects > 0 {
+        if pod.driver.wants_link() && !pod.cut && self.left.connects > 0 {
             out.push(Event::Connect(n));
+            if self.deposed.is_some() {
+                out.push(Event::ConnectOld(n));
+            }
         }
         let polls = config.pollers & (1 << n) != 0 || pod.driver.is_new();
         if polls && pod.driver.may_poll() && self.left.polls > 0 {
@@ -161,9 +179,24 @@ impl World {
 
     /// Subscribed from here on; then touch, and only then poll (hole H12).
     pub(super) fn connect(&mut self, config: &Config, n: u8) -> bool {
-        if !self.running(n).is_some_and(|pod| pod.driver.wants_link())
-            || !spend(&mut self.left.connects)
-        {
+        self.connect_to(config, n, self.primary.reign)
+    }
+
+    /// To a primary that was replaced: a sentinel that does not know it yet has named it.
+    pub(super) fn connect_old(&mut self, config: &Config, n: u8) -> bool {
+        let Some(reign) = self.deposed.as_ref().map(|deposed| deposed.node.reign) else {
+            return false;
+        };
+        let connected = self.connect_to(config, n, reign);
+        if connected {
+            self.expect_less(n);
+        }
+        connected
+    }
+
+    fn connect_to(&mut self, config: &Config, n: u8, to: u8) -> bool {
+        let may = |pod: &mut Pod| pod.driver.wants_link() && !pod.cut;
+        if !self.running(n).is_some_and(may) || !spend(&mut self.left.connects) {
             return false;
         }
         let touch = Call::Touch {
@@ -171,6 +204,7 @@ impl World {
             opening: self.opening(config),
         };
         self.pods[usize::from(n)].driver.link = Some(Link {
+            to,
             calls: vec![touch],
             ..Link::default()
         });
@@ -179,14 +213,17 @@ impl World {
 
     /// What has arrived can still be read; what has not will not.
     pub(super) fn disconnect(&mut self, n: u8) -> bool {
-        let Some(link) = self
-            .pods
-            .get_mut(usize::from(n))
-            .and_then(|pod| pod.driver.link.as_mut())
-            .filter(|link| !link.broken)
-        else {
+        let now = self.now;
+        let deposed = self.deposed.as_ref().map(|deposed| deposed.node.reign);
+        let Some(pod) = self.pods.get_mut(usize::from(n)) else {
             return false;
         };
+        let Some(link) = pod.driver.link.as_mut().filter(|link| !link.broken) else {
+            return false;
+        };
+        if deposed == Some(link.to) {
+            pod.left = now;
+        }
         link.broken = true;
         link.calls.retain(Call::is_answered);
         true
@@ -223,11 +260,10 @@ impl World {
         else {
             return false;
         };
-        let (call, now) = (call.clone(), self.now.0);
-        let (server, mut hints) = (&mut self.server, Vec::new());
-        let answer = match call {
+        let (call, to) = (call.clone(), link.to);
+        let answer = self.step_at(to, |server, now, hints| match call {
             Call::Touch { sent, opening } => {
-                let heads = server.touch(&[(LANE, opening)], now, &mut hints);
+                let heads = server.touch(&[(LANE, opening)], now, hints);
                 Call::Head {
                     sent,
                     head: heads[0],
@@ -236,6 +272,7 @@ impl World {
             Call::Poll { sent } => Call::Polled {
                 sent,
                 head: server.poll(1, now).heads[0],
+                server_ms: now,
             },
             Call::Log { from } => Call::Read {
                 from,
@@ -247,14 +284,15 @@ impl World {
                 opening,
             } => Call::Head {
                 sent,
-                head: server.fence(LANE, epoch, opening, now, &mut hints),
+                head: server.fence(LANE, epoch, opening, now, hints),
             },
             answered => answered,
+        });
+        let link = self.pods[usize::from(n)].driver.link.as_mut();
+        let (Some(link), Some(answer)) = (link, answer) else {
+            return false;
         };
-        if let Some(link) = &mut self.pods[usize::from(n)].driver.link {
-            link.calls[usize::from(at)] = answer;
-        }
-        self.publish(hints);
+        link.calls[usize::from(at)] = answer;
         true
     }
 
@@ -277,7 +315,16 @@ impl World {
         let polled = call.is_poll();
         self.learn(config, n, |lane, out| match call {
             Call::Head { sent, head } => lane.on_head(Some(head), sent, now, out),
-            Call::Polled { sent, head } => lane.on_head(head, sent, now, out),
+            Call::Polled {
+                sent,
+                head,
+                server_ms,
+            } => {
+                if let Some(head) = head.filter(|head| head.fork) {
+                    lane.on_clock(&head, server_ms);
+                }
+                lane.on_head(head, sent, now, out);
+            }
             Call::Read { from, entries } => lane.on_log(from, &entries, now, out),
             Call::Touch { .. } | Call::Poll { .. } | Call::Log { .. } | Call::Fence { .. } => {}
         });

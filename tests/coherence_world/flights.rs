@@ -61,6 +61,8 @@ struct Lease {
 /// A fill on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fill {
+    /// The server that it is sent to.
+    to: u8,
     key: Key,
     lease: Lease,
     version: Version,
@@ -113,7 +115,7 @@ impl World {
     /// Who joins may be given what an entry could have given it.
     fn joiner_wants(&self, config: &Config, pod: &Pod, key: Key) -> Version {
         let own = pod.own[usize::from(key)];
-        own.max(self.required(config, usize::from(key), self.now))
+        own.max(self.required(config, pod, usize::from(key)))
     }
 
     /// A reader found nothing to serve.
@@ -157,7 +159,7 @@ impl World {
 
     fn take_off(&mut self, config: &Config, n: u8, key: Key, refresh: bool) {
         // Whoever asks the store or the source misses nothing that was acknowledged before.
-        let wants = self.acked(usize::from(key));
+        let wants = self.acked(&self.pods[usize::from(n)], usize::from(key));
         let start = self.clock(config, &self.pods[usize::from(n)]);
         let pod = &mut self.pods[usize::from(n)];
         let replaced = |flight: &&mut Flight| flight.key == key && flight.refresh == refresh;
@@ -186,25 +188,29 @@ impl World {
         let Some(pod) = self.running(n) else {
             return false;
         };
-        let usable = pod.driver.is_usable();
+        let reign = pod.driver.reign();
         let Some(flight) = pod.flights.get(usize::from(at)).cloned() else {
             return false;
         };
         let stage = match flight.stage.clone() {
-            ref stage if stage.asks() && !usable => return false,
-            Stage::Begun => {
-                let key = physical(flight.key);
-                Stage::Found(self.server.read(place(flight.key, &key), self.now.0))
-            }
+            ref stage if stage.asks() && reign.is_none() => return false,
+            Stage::Begun => match self.read_at(reign, flight.key) {
+                Some(found) => Stage::Found(found),
+                None => return false,
+            },
             Stage::Found(found) => return self.judge(config, n, at, &found),
             Stage::Standing { token } => self.replace(n, at, token),
-            Stage::Absent { unusable } => self.lease(config, flight.key, unusable.as_deref()),
+            Stage::Absent { unusable } => match self.lease(config, reign, flight.key, unusable) {
+                Some(stage) => stage,
+                None => return false,
+            },
             Stage::Leased { token, reply } => return self.take_lease(config, n, at, token, &reply),
             Stage::Loading(lease) => Stage::Loaded(lease, self.source[usize::from(flight.key)]),
             Stage::Loaded(lease, version) => {
-                if let Some(lease) = lease {
+                if let (Some(lease), Some(to)) = (lease, reign) {
                     let key = flight.key;
                     self.fills.push(Fill {
+                        to,
                         key,
                         lease,
                         version,
@@ -270,9 +276,9 @@ impl World {
     /// lane at that moment is what the load will reflect.
     fn replace(&mut self, n: u8, at: u8, over: u64) -> Stage {
         let token = self.draw();
-        let key = self.pods[usize::from(n)].flights[usize::from(at)].key;
-        let name = physical(key);
-        let Some(head) = self.server.read(place(key, &name), self.now.0).head else {
+        let pod = &self.pods[usize::from(n)];
+        let (key, reign) = (pod.flights[usize::from(at)].key, pod.driver.reign());
+        let Some(head) = self.read_at(reign, key).and_then(|found| found.head) else {
             return Stage::Loading(None);
         };
         let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
@@ -287,21 +293,26 @@ impl World {
         }))
     }
 
-    fn lease(&mut self, config: &Config, key: Key, unusable: Option<&[u8]>) -> Stage {
+    fn lease(
+        &mut self,
+        config: &Config,
+        reign: Option<u8>,
+        key: Key,
+        unusable: Option<Bytes>,
+    ) -> Option<Stage> {
         let opening = self.opening(config);
         let token = self.drawn;
         let request = LeaseRequest {
             token,
             ttl: Duration::from_millis(config.fill_ttl_ms),
-            unusable,
+            unusable: unusable.as_deref(),
             opening,
         };
-        let (name, mut hints) = (physical(key), Vec::new());
-        let reply = self
-            .server
-            .lease(place(key, &name), request, self.now.0, &mut hints);
-        self.publish(hints);
-        Stage::Leased { token, reply }
+        let name = physical(key);
+        let reply = self.step_at(reign?, |server, now, hints| {
+            server.lease(place(key, &name), request, now, hints)
+        })?;
+        Some(Stage::Leased { token, reply })
     }
 
     fn take_lease(
@@ -364,16 +375,14 @@ impl World {
             pod.entries[key] = Some(Entry { version, stamp });
         }
         if version < flight.wants {
-            self.turn_red(
-                config,
-                super::Red::Load(n, flight.key, version, flight.wants),
-            );
+            self.turn_red(super::Red::Load(n, flight.key, version, flight.wants));
         }
         true
     }
 
     pub(super) fn fill(&mut self, config: &Config, at: u8) -> bool {
         let Some(Fill {
+            to,
             key,
             lease,
             version,
@@ -381,7 +390,7 @@ impl World {
         else {
             return false;
         };
-        let (name, envelope, mut hints) = (physical(key), write_value(lease, version), Vec::new());
+        let (name, envelope) = (physical(key), write_value(lease, version));
         let fill = store::Fill {
             token: lease.over.unwrap_or(lease.token),
             replaces: match lease.over {
@@ -392,20 +401,33 @@ impl World {
             envelope: &envelope,
             ttl: None,
         };
-        if config.on(Mechanism::LeaseFence) {
-            self.server
-                .fill(place(key, &name), fill, self.now.0, &mut hints);
-        } else {
-            self.server.plant(place(key, &name), fill, self.now.0);
-        }
-        self.publish(hints);
+        let fenced = config.on(Mechanism::LeaseFence);
+        self.step_at(to, |server, now, hints| match fenced {
+            true => drop(server.fill(place(key, &name), fill, now, hints)),
+            false => server.plant(place(key, &name), fill, now),
+        });
         true
+    }
+
+    fn read_at(&self, reign: Option<u8>, key: Key) -> Option<Found> {
+        let name = physical(key);
+        let node = self.node(reign?)?;
+        Some(node.state.read(place(key, &name), self.now.0))
+    }
+
+    /// Less is known where the pod asks than when it began: loads under way cannot be expected to know more.
+    pub(super) fn expect_less(&mut self, n: u8) {
+        for at in 0..self.pods[usize::from(n)].flights.len() {
+            let pod = &self.pods[usize::from(n)];
+            let known = self.acked(pod, usize::from(pod.flights[at].key));
+            let wants = &mut self.pods[usize::from(n)].flights[at].wants;
+            *wants = known.min(*wants);
+        }
     }
 
     /// The version that a reader who asks the store now would use.
     pub(super) fn in_store(&self, config: &Config, pod: &Pod, key: Key) -> Option<Version> {
-        let name = physical(key);
-        let found = self.server.read(place(key, &name), self.now.0);
+        let found = self.read_at(pod.driver.reign(), key)?;
         let (_, epoch, seq, version) = read_value(found.value.as_deref()?)?;
         let (view, place) = (pod.lane.view(), Some((epoch, seq)));
         let verdict = config

@@ -15,22 +15,25 @@ mod check;
 mod config;
 mod driver;
 mod flights;
+mod nodes;
 mod readers;
 mod settle;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
+pub(crate) use nodes::Tally;
 
 use bytes::Bytes;
 use calls::Invalidation;
 use config::Left;
 use driver::Driver;
 use flights::{Fill, Flight};
+use nodes::{Ack, Deposed, Node};
 use readers::Reader;
 use std::fmt;
 use tidings::Millis;
 use tidings::coherence::{
-    EntryStamp, Epoch, Hint, Incarnation, Kind, Lane, LaneState, Mechanism, Nonce, Rank, Word,
+    EntryStamp, Epoch, Hint, Kind, Lane, LaneState, Mechanism, Nonce, Rank, Word,
 };
 use tidings::store::memory::MemoryState;
 use tidings::store::{Opening, Place};
@@ -39,7 +42,8 @@ use tidings::store::{Opening, Place};
 const LANE: Lane = Lane(0);
 const ENTITY: &str = "e";
 const ENTITY_HASH: u64 = 0xE;
-const RETENTION: usize = 32;
+/// How long a primary that was replaced goes on, where nobody says otherwise.
+const SPLIT_MS: u16 = 500;
 
 type PodId = u8;
 type Key = u8;
@@ -105,8 +109,22 @@ pub(crate) enum Event {
     Restart,
     /// The server restarts and has lost everything.
     RestartEmpty,
-    /// A replica that has everything is promoted.
-    Promote,
+    /// A replica has come to have what the primary has.
+    Replicate(u8),
+    /// The primary is dead, and a replica takes its place.
+    Promote(u8),
+    /// A replica takes the primary's place, which goes on for so many milliseconds.
+    Split(u8, u16),
+    /// The primary that was replaced learns of it.
+    Heal,
+    /// Connects to the primary that was replaced.
+    ConnectOld(PodId),
+    /// The pod's process ends, and another one begins.
+    Kill(PodId),
+    /// The pod reaches nobody any more.
+    Cut(PodId),
+    /// It reaches everybody again.
+    Mend(PodId),
     /// Somebody removes everything from the server.
     FlushAll,
     /// The log is lost.
@@ -148,6 +166,10 @@ pub(crate) struct Pod {
     invalidations: Vec<Invalidation>,
     driver: Driver,
     paused: bool,
+    /// No server can be reached.
+    cut: bool,
+    /// When it last left a primary that had been replaced.
+    left: Millis,
     /// What a ticker thread last published.
     ticked: Millis,
     /// By key: the newest version whose invalidation this pod had acknowledged.
@@ -158,17 +180,20 @@ pub(crate) struct Pod {
 pub(crate) struct World {
     pub now: Millis,
     pub pods: Vec<Pod>,
-    server: MemoryState,
-    snapshot: MemoryState,
+    primary: Node,
+    replicas: Vec<Node>,
+    deposed: Option<Deposed>,
+    snapshot: Node,
     source: Vec<Version>,
     fills: Vec<Fill>,
-    /// By key: versions whose invalidation was acknowledged, and when.
-    acks: Vec<Vec<(Version, Millis)>>,
+    /// By key.
+    acks: Vec<Vec<Ack>>,
     left: Left,
     /// No time passes beyond this.
     end: Millis,
     /// Nonces, epochs, tokens and incarnations are all drawn from here.
     drawn: u64,
+    pub tally: Tally,
     pub red: Option<Red>,
 }
 
@@ -182,11 +207,11 @@ impl fmt::Debug for World {
     }
 }
 
-impl World {
-    /// Cold pods, an empty store, version 0 of everything in the source.
-    pub(crate) fn new(config: &Config) -> Self {
+impl Pod {
+    /// Cold, and connected to nothing.
+    fn new(config: &Config) -> Self {
         let keys = usize::from(config.keys);
-        let pod = Pod {
+        Self {
             lane: LaneState::new(config.mechanisms()),
             word: Word::default(),
             stripes: vec![Stripe::default(); keys],
@@ -198,23 +223,33 @@ impl World {
             invalidations: Vec::new(),
             driver: Driver::default(),
             paused: false,
+            cut: false,
+            left: Millis(0),
             ticked: Millis(0),
             own: vec![0; keys],
-        };
-        let server = MemoryState::new(Incarnation(1))
-            .with_retention(RETENTION)
-            .with_continuity(config.continuity);
+        }
+    }
+}
+
+impl World {
+    /// Cold pods, an empty store, version 0 of everything in the source.
+    pub(crate) fn new(config: &Config) -> Self {
+        let keys = usize::from(config.keys);
+        let server = Node::new(keys);
         let mut world = Self {
             now: Millis(0),
-            pods: vec![pod; usize::from(config.pods)],
+            pods: vec![Pod::new(config); usize::from(config.pods)],
             snapshot: server.clone(),
-            server,
+            replicas: vec![server.clone(); usize::from(config.replicas)],
+            primary: server,
+            deposed: None,
             source: vec![0; keys],
             fills: Vec::new(),
             acks: vec![Vec::new(); keys],
             left: Left::new(config),
             end: Millis(config.until),
             drawn: 1,
+            tally: Tally::default(),
             red: None,
         };
         if config.warm {
@@ -241,6 +276,7 @@ impl World {
         for at in 0..self.pods.len() {
             let (pod, n) = (&self.pods[at], at as u8);
             self.enabled_on_the_way(pod, n, config, &mut out);
+            self.enabled_for_process(pod, n, &mut out);
             if pod.paused {
                 out.push(Event::Resume(n));
                 continue;
@@ -267,6 +303,18 @@ impl World {
         out
     }
 
+    /// What may happen to a pod's process, or to all its ways.
+    fn enabled_for_process(&self, pod: &Pod, n: u8, out: &mut Vec<Event>) {
+        if pod.cut {
+            out.push(Event::Mend(n));
+        } else if self.left.cuts > 0 {
+            out.push(Event::Cut(n));
+        }
+        if self.left.kills > 0 {
+            out.push(Event::Kill(n));
+        }
+    }
+
     fn enabled_disasters(&self, config: &Config, out: &mut Vec<Event>) {
         let left = &self.left;
         let mut offer = |left: u8, event: Event| {
@@ -274,12 +322,19 @@ impl World {
                 out.push(event);
             }
         };
-        if left.restarts > 0 && self.snapshot != self.server {
+        if left.restarts > 0 && self.snapshot != self.primary {
             offer(left.snapshots, Event::Snapshot);
         }
         offer(left.restarts, Event::Restart);
         offer(left.empty_restarts, Event::RestartEmpty);
-        offer(left.promotions, Event::Promote);
+        for replica in 0..self.replicas.len() as u8 {
+            if self.replicas[usize::from(replica)] != self.primary {
+                offer(left.replications, Event::Replicate(replica));
+            }
+            offer(left.promotions, Event::Promote(replica));
+            offer(left.splits, Event::Split(replica, SPLIT_MS));
+        }
+        offer(u8::from(self.deposed.is_some()), Event::Heal);
         offer(left.flushes, Event::FlushAll);
         offer(left.trims, Event::TrimLog);
         offer(left.heads_lost, Event::DropHead);
@@ -299,6 +354,12 @@ impl World {
     }
 
     fn happen(&mut self, config: &Config, event: Event) -> bool {
+        let done = self.step(config, event);
+        self.account();
+        done
+    }
+
+    fn step(&mut self, config: &Config, event: Event) -> bool {
         use Event as E;
         match event {
             E::Advance(ms) => self.advance(config, u64::from(ms)),
@@ -334,7 +395,7 @@ impl World {
             }
             E::Snapshot => {
                 spend(&mut self.left.snapshots) && {
-                    self.snapshot = self.server.clone();
+                    self.snapshot = self.primary.clone();
                     true
                 }
             }
@@ -342,9 +403,18 @@ impl World {
                 spend(&mut self.left.restarts) && self.restart(config, Some(self.snapshot.clone()))
             }
             E::RestartEmpty => spend(&mut self.left.empty_restarts) && self.restart(config, None),
-            E::Promote => {
-                spend(&mut self.left.promotions) && self.restart(config, Some(self.server.clone()))
+            E::Replicate(at) => spend(&mut self.left.replications) && self.replicate(at),
+            E::Promote(at) => spend(&mut self.left.promotions) && self.promote(config, at, 0),
+            E::Split(at, ms) => spend(&mut self.left.splits) && self.promote(config, at, ms),
+            E::Heal => {
+                let split = self.deposed.is_some();
+                self.end_minority(self.now);
+                split
             }
+            E::ConnectOld(pod) => self.connect_old(config, pod),
+            E::Kill(pod) => spend(&mut self.left.kills) && self.kill(config, pod),
+            E::Cut(pod) => spend(&mut self.left.cuts) && self.cut(pod),
+            E::Mend(pod) => self.mend(pod),
             E::FlushAll => spend(&mut self.left.flushes) && self.befall(MemoryState::flush_all),
             E::TrimLog => {
                 spend(&mut self.left.trims) && self.befall(|server| server.trim_log(LANE))
@@ -357,7 +427,7 @@ impl World {
                     && self.befall(|server| server.drop_floor(LANE, ENTITY))
             }
             E::Evict(key) => {
-                spend(&mut self.left.evictions) && self.server.evict(LANE, &physical(key))
+                spend(&mut self.left.evictions) && self.primary.state.evict(LANE, &physical(key))
             }
         }
     }
@@ -367,6 +437,7 @@ impl World {
             return false;
         }
         self.now = Millis(self.now.0 + ms);
+        self.pass_minority();
         for pod in self.pods.iter_mut().filter(|pod| !pod.paused) {
             pod.ticked = self.now;
         }
@@ -374,25 +445,8 @@ impl World {
         true
     }
 
-    /// The server begins a new life, with `data` or without any. No connection survives it.
-    fn restart(&mut self, config: &Config, data: Option<MemoryState>) -> bool {
-        let life = if config.on(Mechanism::FenceOnRestart) {
-            Incarnation(self.draw())
-        } else {
-            Incarnation(1)
-        };
-        match data {
-            Some(data) => self.server.restart_from(data, life),
-            None => self.server.restart_empty(life),
-        }
-        for pod in 0..self.pods.len() {
-            self.disconnect(pod as u8);
-        }
-        true
-    }
-
     fn befall(&mut self, disaster: impl FnOnce(&mut MemoryState)) -> bool {
-        disaster(&mut self.server);
+        disaster(&mut self.primary.state);
         true
     }
 
@@ -419,15 +473,15 @@ impl World {
         }
     }
 
-    /// Sends hints to whoever is subscribed. Announced fills only wake those who wait for them, and
+    /// Sends hints to whoever is subscribed there. Announced fills only wake those who wait for them, and
     /// here nobody waits longer than it likes.
-    fn publish(&mut self, hints: Vec<Hint>) {
+    fn publish(&mut self, reign: u8, hints: Vec<Hint>) {
         for hint in hints {
             if hint.entry.kind == Kind::Filled {
                 continue;
             }
             for pod in &mut self.pods {
-                pod.driver.hear(&hint);
+                pod.driver.hear(reign, &hint);
             }
         }
     }

@@ -54,11 +54,12 @@ impl World {
             (Some(word), Some(entry)) => {
                 let (key, own) = (reader.key, reader.own);
                 pod.readers.remove(usize::from(at));
-                let now = self.clock(config, &self.pods[usize::from(n)]);
+                let pod = &self.pods[usize::from(n)];
+                let now = self.clock(config, pod);
                 if config.rules().may_serve(word, entry.stamp, now) {
-                    let wants = own.max(self.required(config, usize::from(key), self.now));
+                    let wants = own.max(self.required(config, pod, usize::from(key)));
                     if entry.version < wants {
-                        self.turn_red(config, Red::Hit(n, key, entry.version, wants));
+                        self.turn_red(Red::Hit(n, key, entry.version, wants));
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! The end of a history: nothing breaks any more, everything is delivered.
 
-use super::{Budget, Config, ENDLESS, Event, Red, World};
+use super::{Budget, Config, ENDLESS, Event, Key, Red, World};
 use std::time::Duration;
 use tidings::Millis;
 use tidings::coherence::LaneState;
@@ -16,19 +16,26 @@ impl World {
         if self.red.is_some() {
             return;
         }
+        self.end_minority(self.now);
         self.quiesce(config);
         let doubt = match config.continuity {
-            Continuity::Fork => LaneState::DOUBT,
-            Continuity::Fence => Duration::ZERO,
+            Continuity::Fork if config.replicas > 0 => LaneState::DOUBT,
+            _ => Duration::ZERO,
         };
         self.now = self.now + config.lease() + doubt + Duration::from_millis(1);
         for _ in 0..3 {
             self.now = Millis(self.now.0 + ROUND_MS);
+            self.account();
             self.round(config);
         }
         self.check(config);
         for n in 0..self.pods.len() {
             self.check_settled(config, n);
+        }
+        let (orphans, forgotten) = self.missing();
+        self.tally.never_repaired += orphans;
+        if let Some((key, version)) = forgotten {
+            self.turn_red(Red::Forgotten(key as Key, version));
         }
     }
 
@@ -44,6 +51,10 @@ impl World {
         }
         for key in 0..config.keys {
             let wants = self.source[usize::from(key)];
+            if self.primary.done[usize::from(key)] < wants {
+                // Whoever knew of it has ended.
+                continue;
+            }
             let local = self.servable(config, pod, usize::from(key));
             let stored = self.in_store(config, pod, key);
             let local = local.filter(|got| *got != wants);
@@ -52,7 +63,7 @@ impl World {
             reds.extend(stored.map(|got| Red::StoreDiverged(at, key, got, wants)));
         }
         for red in reds {
-            self.turn_red(config, red);
+            self.turn_red(red);
         }
     }
 
@@ -82,6 +93,7 @@ impl World {
     fn round(&mut self, config: &Config) {
         for pod in &mut self.pods {
             pod.paused = false;
+            pod.cut = false;
             pod.ticked = self.now;
         }
         for n in 0..self.pods.len() as u8 {
@@ -141,6 +153,9 @@ impl World {
             }
         }
         self.left = config.budget;
-        self.snapshot = self.server.clone();
+        self.snapshot = self.primary.clone();
+        for replica in &mut self.replicas {
+            replica.clone_from(&self.primary);
+        }
     }
 }

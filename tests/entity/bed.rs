@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
+use tidings::coherence::Lane;
 use tidings::store::memory::MemoryState;
 use tidings::store::{Memory, Store};
 use tidings::testing::RedisServer;
@@ -66,6 +67,16 @@ impl Bed {
         match self.embedded() {
             Some(memory) => memory.faults().with_state(MemoryState::drop_tag_floors),
             None => self.delete("{NAMESPACE:*}t:*"),
+        }
+    }
+
+    /// The server evicts the markers of all guards.
+    pub(crate) fn evict_markers(&self) {
+        match self.embedded() {
+            Some(memory) => memory.faults().with_state(|state| {
+                (0..tidings::DEFAULT_LANES).for_each(|lane| state.drop_markers(Lane(lane)));
+            }),
+            None => self.delete("{NAMESPACE:*}g"),
         }
     }
 

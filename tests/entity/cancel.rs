@@ -258,6 +258,13 @@ fn invalidations() -> Vec<Call> {
         "Entity::invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
         "Entity::clear" => |w, _key| w.on_a.clear().await,
         "Entity::put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
+        "WriteGuard::finish" => |w, key| w.on_a.begin_write(&key).await.unwrap().finish().await,
+        "WriteGuard::finish of many" => |w, key| {
+            w.on_a.begin_write_many(&[key, key + HALF]).await.unwrap().finish().await
+        },
+        "WriteGuard::abort" => |w, key| {
+            w.on_a.begin_write(&key).await.unwrap().abort();
+        },
         "Invalidation::settled" => |w, key| w.on_a.invalidate(&key).settled().await,
         "Pending::settled" => |w, key| {
             let cut = w.cut_off_a();

@@ -25,6 +25,7 @@ mod expiry;
 mod flights;
 mod grace;
 mod grace_many;
+mod guards;
 mod health;
 mod invalidation;
 mod levels;

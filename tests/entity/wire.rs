@@ -10,9 +10,9 @@ use std::time::Duration;
 use tidings::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use tidings::error::{StoreError, StoreErrorKind};
 use tidings::store::{
-    BoxFuture, Connected, Fill, Found, Hints, LeaseReply, LeaseRequest, LeaseState, Link, Logged,
-    Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, Store,
-    StoreResult, TagFloor, TagPlace,
+    BoxFuture, Connected, Fill, Found, Guarded, Hints, LeaseReply, LeaseRequest, LeaseState, Link,
+    Logged, Markers, Namespace, Opening, Place, Polled, Put, RawLink, Replaces, RoomLink,
+    ServerReport, Store, StoreResult, TagFloor, TagPlace,
 };
 use tokio::sync::watch;
 
@@ -446,6 +446,19 @@ impl Link for WireLink {
             drop(free.unwrap());
             self.state.pass("invalidate", call).await
         })
+    }
+
+    fn guard<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        markers: Markers,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Guarded>> {
+        let guard = self.link.guard(lane, keys, hashes, markers, nonce, opening);
+        Box::pin(self.state.pass("guard", guard))
     }
 
     fn put<'a>(

@@ -33,8 +33,8 @@ fn with(change: impl FnOnce(&mut Budget)) -> Config {
 fn is_needed(mechanism: Mechanism, config: Config, expected: impl Fn(Red) -> bool) {
     let off = config.clone().without(mechanism);
     let broken = SEEDS.into_iter().find_map(|seed| {
-        let (events, red) = Schedule::within(seed, off.clone()).run();
-        red.map(|red| (seed, events, red))
+        let (events, world) = Schedule::within(seed, off.clone()).run();
+        world.red.map(|red| (seed, events, red))
     });
     let Some((seed, events, red)) = broken else {
         panic!("nothing breaks without {mechanism:?}");
@@ -51,8 +51,8 @@ fn is_needed(mechanism: Mechanism, config: Config, expected: impl Fn(Red) -> boo
         "the same events with {mechanism:?}"
     );
     for seed in 0..=seed.max(200) {
-        let (_, red) = Schedule::within(seed, config.clone()).run();
-        assert_eq!(red, None, "seed {seed} with {mechanism:?}");
+        let (_, world) = Schedule::within(seed, config.clone()).run();
+        assert_eq!(world.red, None, "seed {seed} with {mechanism:?}");
     }
 }
 
@@ -178,6 +178,53 @@ fn h22_a_log_that_began_anew_would_be_read_as_the_old_one() {
         budget.losses = 4;
     });
     is_needed(Mechanism::NonceChain, config, |_| true);
+}
+
+/// Failovers in which nothing else fails. `change` adds to it.
+fn failovers(change: impl FnOnce(&mut Budget)) -> Config {
+    Config {
+        pods: 3,
+        replicas: 1,
+        ticks: vec![1, 4, 10, 10, 40, 40, 120, 700, 4000],
+        ..with(|budget| {
+            budget.writes = 20;
+            budget.replications = ENDLESS;
+            budget.promotions = ENDLESS;
+            budget.splits = ENDLESS;
+            change(budget);
+        })
+    }
+}
+
+#[test]
+fn h15_what_a_promoted_replica_lacks_would_be_lost_for_good() {
+    is_needed(Mechanism::Reissue, failovers(|_| {}), |red| {
+        matches!(red, Red::Forgotten(..)) || stored(red) || hit(red)
+    });
+}
+
+#[test]
+fn h15_a_fork_that_is_believed_at_once_gives_old_values() {
+    let config = failovers(|budget| budget.evictions = 4);
+    is_needed(Mechanism::DoubtForks, config, |red| stored(red) || hit(red));
+}
+
+#[test]
+fn h16_an_answer_that_comes_after_the_failover_would_acknowledge_what_is_lost() {
+    let config = failovers(|budget| (budget.flights, budget.writes) = (0, 4));
+    is_needed(Mechanism::LateAcks, config, |_| true);
+}
+
+#[test]
+fn a_fence_that_a_promoted_replica_lacks_would_be_undone() {
+    let config = Config {
+        pods: 2,
+        ..failovers(|budget| {
+            (budget.flights, budget.writes) = (0, 3);
+            (budget.restarts, budget.snapshots) = (4, 0);
+        })
+    };
+    is_needed(Mechanism::FenceAgain, config, |_| true);
 }
 
 #[test]

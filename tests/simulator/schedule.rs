@@ -2,7 +2,7 @@
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event, Red, World};
 use std::fmt::Write;
-use tidings::coherence::Mechanism;
+use std::ops::Range;
 use tidings::store::memory::Continuity;
 
 /// SplitMix64: one multiplication chain per number, any seed is as good as another.
@@ -44,6 +44,7 @@ pub(crate) struct Taste {
     pub polls: u32,
     pub driver: u32,
     pub hints: u32,
+    pub replication: u32,
     pub trouble: u32,
 }
 
@@ -59,6 +60,7 @@ impl Taste {
             polls: draw(),
             driver: draw(),
             hints: draw(),
+            replication: draw(),
             trouble: 2,
         }
     }
@@ -71,9 +73,13 @@ impl Taste {
             E::Flight(..) | E::Bypass(..) | E::Fill(_) => self.flights,
             E::Commit(..) | E::Clear(_) => self.writes,
             E::Invalidation(..) => self.calls,
-            E::Poll(_) | E::Connect(_) => self.polls,
+            E::Poll(_) | E::Connect(_) | E::ConnectOld(_) => self.polls,
             E::AtStore(..) | E::Answer(..) | E::Timer(_) => self.driver,
             E::Deliver(..) => self.hints,
+            E::Replicate(_) => self.replication,
+            // When there is one says the schedule.
+            E::Promote(_) | E::Split(..) => 0,
+            E::Kill(_) => 1,
             _ => self.trouble,
         }
     }
@@ -84,7 +90,9 @@ impl Taste {
 pub(crate) struct Schedule {
     pub config: Config,
     taste: Taste,
-    steps: u32,
+    /// How many events there are before, between and after failovers.
+    steps: Range<u32>,
+    failovers: u32,
     random: Random,
 }
 
@@ -92,52 +100,63 @@ impl Schedule {
     /// The schedule of `seed`, in a deployment also drawn from it.
     pub(crate) fn of(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mut config = any_config(&mut random);
-        // The doubt lasts for longer than most schedules: with it, little would be served after a fork.
-        if config.continuity == Continuity::Fork && !seed.is_multiple_of(4) {
-            config = config.without(Mechanism::DoubtForks);
-        }
         Self {
-            config,
+            config: any_config(&mut random),
             taste: Taste::of(&mut random),
-            steps: 40 + random.below(80),
+            steps: 40..120,
+            failovers: 0,
             random,
         }
     }
 
-    /// The schedule of `seed`, whose server claims continuity though it may have lost something.
-    pub(crate) fn lossy(seed: u64) -> Self {
-        let mut schedule = Self::of(seed);
-        let config = &mut schedule.config;
-        config.continuity = Continuity::Fork;
-        config.lossy = true;
-        // Nothing is promised of what is read meanwhile, but that all is logged again.
-        config.off = (!seed.is_multiple_of(4)).then_some(Mechanism::DoubtForks);
-        config.budget = Budget {
-            restarts: 1,
-            snapshots: 2,
-            empty_restarts: 0,
-            promotions: 0,
-            flushes: 0,
-            heads_lost: 0,
-            ..config.budget
-        };
-        schedule
+    /// The schedule of `seed`, of some failovers with anything in between.
+    pub(crate) fn of_failovers(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let config = any_replicated_config(&mut random);
+        let taste = Taste::of(&mut random);
+        Self {
+            config,
+            // Calls that no replica has are what this is about.
+            taste: Taste {
+                calls: taste.calls.max(3),
+                replication: random.below(3),
+                ..taste
+            },
+            steps: 20..90,
+            failovers: 1 + random.below(4),
+            random,
+        }
     }
 
     /// The schedule of `seed` in `config`.
     pub(crate) fn within(seed: u64, config: Config) -> Self {
-        Self {
-            config,
-            ..Self::of(seed)
-        }
+        let schedule = match config.replicas {
+            0 => Self::of(seed),
+            _ => Self::of_failovers(seed),
+        };
+        Self { config, ..schedule }
     }
 
-    /// Runs it to the end; what happened, and what was broken by it.
-    pub(crate) fn run(mut self) -> (Vec<Event>, Option<Red>) {
+    /// Runs it to the end; what happened, and what came of it.
+    pub(crate) fn run(mut self) -> (Vec<Event>, World) {
         let mut world = World::new(&self.config);
         let mut events = Vec::new();
-        for _ in 0..self.steps {
+        self.go_on(&mut world, &mut events);
+        for _ in 0..self.failovers {
+            for event in self.failover(&world) {
+                if world.apply(&self.config, event) {
+                    events.push(event);
+                }
+            }
+            self.go_on(&mut world, &mut events);
+        }
+        world.settle(&self.config);
+        (events, world)
+    }
+
+    fn go_on(&mut self, world: &mut World, events: &mut Vec<Event>) {
+        let steps = self.steps.start + self.random.below(self.steps.end - self.steps.start);
+        for _ in 0..steps {
             let enabled = world.enabled(&self.config);
             let Some(event) = self.choose(&enabled) else {
                 break;
@@ -145,8 +164,28 @@ impl Schedule {
             world.apply(&self.config, event);
             events.push(event);
         }
-        world.settle(&self.config);
-        (events, world.red)
+    }
+
+    /// A promotion; as a rule just after something was acknowledged, now and then together with the end of
+    /// the pod that had it acknowledged.
+    fn failover(&mut self, world: &World) -> Vec<Event> {
+        let mut below = |n: u8| self.random.below(u32::from(n)) as u8;
+        let (pod, key) = (below(self.config.pods), below(self.config.keys));
+        let replica = below(self.config.replicas);
+        let mut events = Vec::new();
+        if below(4) > 0 {
+            let call = world.newest_call(pod).map_or(0, |newest| newest + 1);
+            events.push(Event::Commit(pod, key));
+            events.extend([Event::Invalidation(pod, call); 3]);
+        }
+        events.push(match below(3) {
+            0 => Event::Split(replica, [20, 300, 3000][usize::from(below(3))]),
+            _ => Event::Promote(replica),
+        });
+        if below(8) == 0 {
+            events.push(Event::Kill(pod));
+        }
+        events
     }
 
     fn choose(&mut self, enabled: &[Event]) -> Option<Event> {
@@ -243,35 +282,49 @@ fn any_config(random: &mut Random) -> Config {
         snapshots: 2,
         restarts: few(2, 4),
         empty_restarts: few(2, 8),
-        promotions: few(2, 8),
         flushes: few(2, 8),
         trims: few(2, 6),
         heads_lost: few(2, 8),
         floors_lost: few(2, 8),
+        ..Budget::default()
     };
-    let fork = random.once_in(3);
     Config {
         pods: 2 + random.below(3) as u8,
         keys: 1 + random.below(2) as u8,
         fill_ttl_ms: [30, 300, 3000][random.below(3) as usize],
-        // A server that continues after it lost something breaks its word: see `lossy_config`.
-        budget: if fork {
-            Budget {
-                restarts: 0,
-                ..budget
-            }
-        } else {
-            budget
-        },
-        continuity: if fork {
-            Continuity::Fork
-        } else {
-            Continuity::Fence
-        },
+        budget,
         warm: !random.once_in(4),
         bypass: random.once_in(3),
         reorder: random.once_in(2),
         readers: 2,
         ..Config::default()
+    }
+}
+
+/// Some deployment with replicas.
+fn any_replicated_config(random: &mut Random) -> Config {
+    let config = any_config(random);
+    let mut few = |n: u32, chance: u32| match random.once_in(chance) {
+        true => 1 + random.below(n) as u8,
+        false => 0,
+    };
+    Config {
+        budget: Budget {
+            writes: few(30, 1),
+            replications: ENDLESS,
+            promotions: ENDLESS,
+            splits: ENDLESS,
+            kills: 4,
+            cuts: few(3, 3),
+            ..config.budget
+        },
+        replicas: 1 + random.below(2) as u8,
+        continuity: match random.once_in(6) {
+            true => Continuity::Fence,
+            false => Continuity::Fork,
+        },
+        // Now and then the doubt of a fork runs out.
+        ticks: vec![1, 4, 10, 10, 40, 40, 120, 700, 4000],
+        ..config
     }
 }

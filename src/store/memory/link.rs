@@ -3,8 +3,9 @@
 use super::{Inside, Room, Shared, Watched, lock};
 use crate::coherence::{Epoch, Head, Hint, Lane, LogEntry, Nonce};
 use crate::store::{
-    BoxFuture, FailoverWindow, Fill, Found, Hints, LeaseReply, LeaseRequest, Link, Logged, Opening,
-    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
+    BoxFuture, FailoverWindow, Fill, Found, Guarded, Hints, LeaseReply, LeaseRequest, Link, Logged,
+    Markers, Opening, Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult, TagFloor,
+    TagPlace,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -212,6 +213,21 @@ impl Link for MemoryLink {
         self.step("invalidate", Access::Write, move |inside, now, hints| {
             let state = &mut inside.state;
             state.invalidate(lane, keys, hashes, nonce, opening, now, hints)
+        })
+    }
+
+    fn guard<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        markers: Markers,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Guarded>> {
+        self.step("guard", Access::Write, move |inside, now, hints| {
+            let state = &mut inside.state;
+            state.guard(lane, keys, hashes, markers, nonce, opening, now, hints)
         })
     }
 

@@ -7,6 +7,7 @@
 mod faults;
 pub(crate) mod layout;
 mod link;
+mod markers;
 mod raw;
 mod room_link;
 mod rooms;

@@ -12,8 +12,8 @@ use super::rooms::{Now, Rooms};
 use super::step::{LaneState, Step};
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce};
 use crate::store::{
-    Fill, Found, LeaseReply, LeaseRequest, Logged, Opening, Place, Polled, Put, Replaces, TagFloor,
-    TagPlace,
+    Fill, Found, Guarded, LeaseReply, LeaseRequest, Logged, Markers, Opening, Place, Polled, Put,
+    Replaces, TagFloor, TagPlace,
 };
 
 /// How many entries of each lane's log are kept unless told otherwise: enough for a cache of the
@@ -179,7 +179,7 @@ impl MemoryState {
             head,
             floor,
             server_ms: now_ms,
-            state: step.lease(place.key, request, head, floor),
+            state: step.lease((place.key, place.hash), request, head, floor),
         }
     }
 
@@ -261,6 +261,29 @@ impl MemoryState {
         }
         let head = step.open(opening);
         step.invalidated(head, nonce, hashes)
+    }
+
+    /// As [`invalidate`](Self::invalidate), and lifts or leaves markers.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of the port, and the step's own two"
+    )]
+    pub fn guard(
+        &mut self,
+        lane: Lane,
+        keys: &[Bytes],
+        hashes: &[u64],
+        markers: Markers,
+        nonce: Nonce,
+        opening: Opening,
+        now_ms: u64,
+        hints: &mut Vec<Hint>,
+    ) -> Guarded {
+        let logged = self.invalidate(lane, keys, hashes, nonce, opening, now_ms, hints);
+        let step = self.step(lane, now_ms, hints);
+        let hashes = hashes.get(1..).unwrap_or_default();
+        let stood = step.lane.markers.change(hashes, markers, now_ms);
+        Guarded { logged, stood }
     }
 
     /// Leaves a value of a lower version replaced, one of the same or a higher version as it is, and
@@ -414,6 +437,11 @@ impl MemoryState {
         let mut evicted = false;
         self.change(lane, |lane| evicted = lane.values.remove(key));
         evicted
+    }
+
+    /// The server evicts the markers of a lane.
+    pub fn drop_markers(&mut self, lane: Lane) {
+        self.change(lane, |lane| lane.markers = Default::default());
     }
 
     /// The server evicts the head of a lane.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::layout::{Front, State, mark_waited};
+use super::markers::MarkedKeys;
 use super::state::Continuity;
 use super::values::Values;
 use crate::coherence::{Epoch, Head, Hint, Incarnation, Kind, Lane, LogEntry, Nonce, Position};
@@ -19,6 +20,7 @@ pub(super) struct LaneState {
     pub(super) floors: BTreeMap<String, u64>,
     /// The floors of tags, by the bytes of their hashes.
     pub(super) tag_floors: Values,
+    pub(super) markers: MarkedKeys,
 }
 
 /// One step on one lane.
@@ -192,11 +194,14 @@ impl Step<'_> {
 
     pub(super) fn lease(
         &mut self,
-        key: &[u8],
+        (key, hash): (&[u8], u64),
         request: LeaseRequest<'_>,
         head: Head,
         floor: u64,
     ) -> LeaseState {
+        if self.lane.markers.stands(hash, self.now_ms) {
+            return LeaseState::Guarded;
+        }
         let continued = |epoch| epoch == head.at.epoch || head.fork && epoch == head.prev_epoch;
         let found = self.lane.values.get(key, self.now_ms).cloned();
         let found = found.and_then(|bytes| Some((Front::read(&bytes)?, bytes)));

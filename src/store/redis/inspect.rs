@@ -33,6 +33,16 @@ const CORE: Needs = &[
     ("xrange", "xrange K - +"),
     ("publish", "publish C v"),
     ("subscribe", "subscribe C"),
+    ("exists", "exists K"),
+    ("hmget", "hmget K f"),
+];
+
+const GUARDS: Needs = &[
+    ("type", "type K"),
+    ("hget", "hget K f"),
+    ("hset", "hset K f v"),
+    ("hdel", "hdel K f"),
+    ("hrandfield", "hrandfield K 1"),
 ];
 
 const RAW: Needs = &[
@@ -67,7 +77,12 @@ const PRESENCE: Needs = &[
     ("pttl", "pttl K"),
 ];
 
-const MODES: [(&str, Needs); 3] = [("core", CORE), ("raw data", RAW), ("presence", PRESENCE)];
+const MODES: [(&str, Needs); 4] = [
+    ("core", CORE),
+    ("write guards", GUARDS),
+    ("raw data", RAW),
+    ("presence", PRESENCE),
+];
 
 /// Asked of `CONFIG GET`, all at once.
 const SETTINGS: [&str; 6] = [

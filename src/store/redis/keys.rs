@@ -37,6 +37,8 @@ pub(super) struct LaneKeys {
     pub(super) beacon: String,
     pub(super) head: String,
     pub(super) log: String,
+    /// Which of the lane's keys are being written.
+    pub(super) markers: String,
     value: String,
     floor: String,
     tag: String,
@@ -205,6 +207,7 @@ impl LaneKeys {
             beacon: format!("{tag}b"),
             head: format!("{tag}h"),
             log: format!("{tag}s"),
+            markers: format!("{tag}g"),
             value: format!("{tag}v:"),
             floor: format!("{tag}f:"),
             tag: format!("{tag}t:"),
@@ -215,6 +218,10 @@ impl LaneKeys {
 
     pub(super) fn head(&self) -> Key<'_> {
         Key(&self.head, b"")
+    }
+
+    pub(super) fn markers(&self) -> Key<'_> {
+        Key(&self.markers, b"")
     }
 
     pub(super) fn value<'a>(&'a self, key: &'a [u8]) -> Key<'a> {
@@ -320,6 +327,7 @@ mod tests {
             [b"{shop:0a}v:user:42"]
         );
         assert_eq!(lane.floor("user").to_redis_args(), [b"{shop:0a}f:user"]);
+        assert_eq!(lane.markers().to_redis_args(), [b"{shop:0a}g"]);
         let tag = tag_name(0x0123_4567_89ab_cdef);
         assert_eq!(
             lane.tag(&tag).to_redis_args(),

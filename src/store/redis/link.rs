@@ -7,7 +7,7 @@ use super::keys::{Key, Keys, LaneKeys, tag_name};
 use super::nodes::{Node, Nodes};
 use super::reply::{self, Reply};
 use super::scripts::{
-    CLEAR, FENCE, FILL, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
+    CLEAR, FENCE, FILL, GUARD, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
 };
 use super::server::{self, Life};
 use super::watch::Watch;
@@ -15,8 +15,8 @@ use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{
-    BoxFuture, Fill, Found, LeaseReply, LeaseRequest, Link, Logged, Opening, Place, Polled, Put,
-    RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
+    BoxFuture, Fill, Found, Guarded, LeaseReply, LeaseRequest, Link, Logged, Markers, Opening,
+    Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
 use ::redis::{Cmd, Pipeline, Value};
 use bytes::Bytes;
@@ -122,12 +122,14 @@ impl RedisLink {
         let asked: Vec<_> = asked.collect();
         let (first, request) = asked[0];
         let values = asked.iter().map(|(place, _)| keys.value(place.key));
-        let own: Vec<_> = iter::once(keys.floor(first.entity)).chain(values).collect();
+        let before = [keys.floor(first.entity), keys.markers()];
+        let own: Vec<_> = before.into_iter().chain(values).collect();
         let mut call = self.opening_call(&LEASE, lane, &own, request.opening)?;
-        for (_, request) in asked {
+        for (place, request) in asked {
             call.arg(&word(request.token)).arg(millis(request.ttl));
             // Empty bytes are never taken for a value, and so stand for none.
             call.arg(request.unusable.unwrap_or_default());
+            call.arg(&word(place.hash));
         }
         Ok(call)
     }
@@ -508,6 +510,37 @@ impl Link for RedisLink {
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
             self.run(&INVALIDATE, &call).await?.logged()
+        })
+    }
+
+    fn guard<'a>(
+        &'a self,
+        lane: Lane,
+        keys: &'a [Bytes],
+        hashes: &'a [u64],
+        markers: Markers,
+        nonce: Nonce,
+        opening: Opening,
+    ) -> BoxFuture<'a, StoreResult<Guarded>> {
+        Box::pin(async move {
+            let names = self.keys.lane(lane)?;
+            let tags: Vec<_> = hashes.iter().skip(1).map(|&hash| tag_name(hash)).collect();
+            let values = keys.iter().map(|key| names.value(key));
+            let own: Vec<_> = iter::once(names.markers())
+                .chain(values)
+                .chain(tags.iter().map(|tag| names.tag(tag)))
+                .collect();
+            let mut call = self.opening_call(&GUARD, lane, &own, opening)?;
+            call.arg(&word(nonce.0)).arg(words(hashes));
+            match markers.lift {
+                Some(guard) => call.arg(&word(guard)),
+                None => call.arg(""),
+            };
+            match markers.leave {
+                Some((guard, ttl)) => call.arg(&word(guard)).arg(millis(ttl)),
+                None => call.arg("").arg(""),
+            };
+            self.run(&GUARD, &call).await?.guarded()
         })
     }
 

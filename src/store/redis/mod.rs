@@ -12,6 +12,7 @@
 //! | `{ns:xx}s` | stream | the log: id `seq-0`, field `e` a [log entry](crate::coherence::LogEntry) |
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
+//! | `{ns:xx}g` | hash | which keys are being written: key hash 8, to guard 8 and end 8 for each writer |
 //! | `{ns:xx}r:prefix:key` | string, hash | raw data |
 //! | `{ns}cfg` | string | the namespace's [record](crate::store::Link::register) |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
@@ -37,6 +38,8 @@ mod nodes;
 mod raw;
 mod reply;
 mod rooms;
+#[cfg(feature = "testing")]
+mod rubbish;
 mod scripts;
 mod sentinel;
 mod server;
@@ -48,6 +51,8 @@ use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
 use self::nodes::{Elsewhere, Node, Nodes};
+#[cfg(feature = "testing")]
+pub(crate) use self::rubbish::{read_rubbish, read_rubbish_info};
 use self::server::Mode;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};

@@ -3,7 +3,7 @@
 use super::error;
 use crate::coherence::{Epoch, Head, LogEntry, Nonce, Position};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::{Found, LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
+use crate::store::{Found, Guarded, LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
 use ::redis::Value;
 use bytes::Bytes;
 
@@ -112,6 +112,22 @@ impl Reply {
         })
     }
 
+    /// As [`logged`](Self::logged), then `stood 8`.
+    pub(super) fn guarded(self) -> StoreResult<Guarded> {
+        let operation = self.operation;
+        let words = bytes(self.value).and_then(|bytes| words::<4>(&bytes));
+        let [epoch, seq, prev, stood] = Self::of(operation, words)?;
+        let at = Position {
+            epoch: Epoch(epoch),
+            seq,
+        };
+        let prev = Nonce(prev);
+        Ok(Guarded {
+            logged: Logged { at, prev },
+            stood: usize::try_from(stood).unwrap_or(usize::MAX),
+        })
+    }
+
     /// `[head, floor, server ms, state or present value, …]`, as `lease.lua` gives it for `count` keys.
     pub(super) fn leases(self, count: usize) -> StoreResult<Vec<LeaseReply>> {
         let operation = self.operation;
@@ -123,6 +139,7 @@ impl Reply {
             let state = |item| match item {
                 Value::Int(1) => Some(LeaseState::Granted),
                 Value::Int(2) => Some(LeaseState::Held),
+                Value::Int(3) => Some(LeaseState::Guarded),
                 item => Some(LeaseState::Present(bytes(item)?.into())),
             };
             let reply = |state| LeaseReply {
@@ -306,6 +323,7 @@ mod tests {
             let kinds = [
                 reply(value.clone()).head().err(),
                 reply(value.clone()).logged().err(),
+                reply(value.clone()).guarded().err(),
                 reply(value.clone()).leases(1).err(),
                 reply(value.clone()).flags(1).err(),
                 reply(value.clone()).time().err(),

@@ -106,7 +106,7 @@ fn promoted_from(replication: &str) -> Option<&str> {
     followed.then_some(id)
 }
 
-fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
+pub(super) fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
     // Valkey calls it the server's mode if asked to call itself Valkey.
     let found = field(info, "redis_mode").or_else(|| field(info, "server_mode"));
     match found {

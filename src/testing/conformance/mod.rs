@@ -29,6 +29,7 @@
 )]
 
 mod fills;
+mod guards;
 mod harness;
 mod hints;
 mod log;
@@ -40,6 +41,7 @@ mod rooms;
 mod tags;
 
 pub use fills::*;
+pub use guards::*;
 pub use harness::Harness;
 pub use hints::*;
 pub use log::*;
@@ -107,6 +109,16 @@ macro_rules! __store_claims {
             a_value_without_ttl_outlives_those_with_one
             a_ttl_below_the_resolution_rounds_up
             two_namespaces_share_nothing
+            // Guards.
+            nothing_is_leased_while_a_marker_stands
+            a_marker_is_beside_no_other_key_and_for_whatever_name_of_its_own
+            a_guard_is_logged_as_an_invalidation_and_removes_what_stood
+            a_guard_lifts_its_own_markers_alone_and_counts_them
+            a_marker_ends_with_its_ttl
+            a_marker_left_again_ends_with_the_later_ttl
+            no_other_step_lifts_a_marker
+            a_guard_that_lifts_may_leave_a_marker_of_another
+            of_many_keys_each_has_its_own_markers
             // Many keys.
             many_keys_are_leased_filled_and_read_as_each_alone
             of_many_fills_each_replaces_what_it_says

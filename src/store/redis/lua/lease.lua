@@ -1,7 +1,7 @@
--- KEYS[3] floor, KEYS[4..] values; from ARGV[6] on, three for each value: token, milliseconds, and the
--- unusable bytes, empty if there are none. Answers head, floor, time, then for each value what it is:
--- granted, held, or the bytes that are present.
-local GRANTED, HELD = 1, 2
+-- KEYS[3] floor, KEYS[4] markers of the lane, KEYS[5..] values; from ARGV[6] on, four for each value: token,
+-- milliseconds, the unusable bytes, empty if there are none, and the hash. Answers head, floor, time, then
+-- for each value what it is: granted, held, guarded, or the bytes that are present.
+local GRANTED, HELD, GUARDED = 1, 2, 3
 local head = open()
 
 local floor = redis.pcall('GET', KEYS[3])
@@ -19,7 +19,13 @@ local function counts(bytes, unusable)
   return struct.unpack('>I8', bytes, 21) >= floor and bytes ~= unusable
 end
 
-local function take(key, token, ms, unusable)
+local now, hashes = now_ms(), {}
+for at = 9, #ARGV, 4 do hashes[#hashes + 1] = ARGV[at] end
+-- Whatever else stands there is no list, and no marker either.
+local marked = redis.pcall('HMGET', KEYS[4], unpack(hashes))
+
+local function take(key, token, ms, unusable, markers)
+  if markers and any_stands(markers, now) then return GUARDED end
   local value = redis.pcall('GET', key)
   if counts(value, unusable) then
     local state = value:byte(3)
@@ -34,9 +40,9 @@ local function take(key, token, ms, unusable)
   return GRANTED
 end
 
-local answers = { encode(head), floor, now_ms() }
-for i = 4, #KEYS do
-  local at = 3 * i - 6
-  answers[i] = take(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2])
+local answers = { encode(head), floor, now }
+for i = 5, #KEYS do
+  local at = 4 * i - 14
+  answers[i - 1] = take(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], marked[i - 4])
 end
 return answers

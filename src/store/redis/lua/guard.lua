@@ -1,0 +1,48 @@
+-- KEYS[3] markers of the lane, KEYS[4..] values, then the floors of as many tags as there are hashes behind
+-- the first; ARGV[6] nonce, ARGV[7] hashes, ARGV[8] the guard whose markers are lifted, ARGV[9] that which
+-- leaves some, either empty if there is none, ARGV[10] milliseconds until those end. Answers where it was
+-- logged, and how many of those that were to be lifted stood.
+local SWEEP = 4
+local floors = #KEYS + 2 - math.max(#ARGV[7] / 8, 1)
+-- Values go first: that frees memory before anything asks for some.
+if floors > 4 then redis.call('UNLINK', unpack(KEYS, 4, floors - 1)) end
+local head = open()
+local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+raise(head, floors)
+
+local lift, leave, now = ARGV[8], ARGV[9], now_ms()
+local left = leave == '' and '' or leave .. word(now + tonumber(ARGV[10]))
+if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then redis.call('UNLINK', KEYS[3]) end
+
+local function change(hash)
+  local markers, kept, stood = redis.call('HGET', KEYS[3], hash) or '', '', 0
+  for at = 1, #markers - MARKER + 1, MARKER do
+    local guard, ends = marker_of(markers, at)
+    if now < ends then
+      if guard == lift then
+        stood = 1
+      elseif guard ~= leave then
+        kept = kept .. markers:sub(at, at + MARKER - 1)
+      end
+    end
+  end
+  kept = kept .. left
+  if kept ~= '' then
+    redis.call('HSET', KEYS[3], hash, kept)
+  elseif markers ~= '' then
+    redis.call('HDEL', KEYS[3], hash)
+  end
+  return stood
+end
+
+local stood = 0
+for at = 9, #ARGV[7], 8 do stood = stood + change(ARGV[7]:sub(at, at + 7)) end
+
+-- What dead writers left is removed by those who write other keys, some of it each time.
+if left ~= '' then
+  local some = redis.call('HRANDFIELD', KEYS[3], SWEEP, 'WITHVALUES')
+  for i = 1, #some, 2 do
+    if not any_stands(some[i + 1], now) then redis.call('HDEL', KEYS[3], some[i]) end
+  end
+end
+return head.epoch .. word(head.seq) .. prev .. word(stood)

@@ -1,0 +1,191 @@
+//! Claims on markers: which keys are being written.
+
+use super::harness::{ENTITY_HASH, Harness, KEY, LANE, LONG, Probe, eventually, place, value};
+use crate::coherence::Kind;
+use crate::store::{Guarded, LeaseRequest, LeaseState, Markers, Place, Put};
+use bytes::Bytes;
+use std::time::Duration;
+
+const OTHER: Place<'static> = place(b"user/2", 0x52);
+/// Longer than a step takes, and short enough to be waited for.
+const SHORT: Duration = Duration::from_millis(30);
+
+fn leave(guard: u64, ttl: Duration) -> Markers {
+    Markers {
+        lift: None,
+        leave: Some((guard, ttl)),
+    }
+}
+
+fn lift(guard: u64) -> Markers {
+    Markers {
+        lift: Some(guard),
+        leave: None,
+    }
+}
+
+impl Probe<'_> {
+    async fn guard(&self, places: &[Place<'_>], markers: Markers) -> Guarded {
+        let keys = places.iter().map(|p| Bytes::copy_from_slice(p.key));
+        let keys: Vec<_> = keys.collect();
+        let hashes = places.iter().map(|p| p.hash);
+        let hashes: Vec<_> = [ENTITY_HASH].into_iter().chain(hashes).collect();
+        let (nonce, opening) = (self.names.nonce(), self.opening());
+        let guarded = self
+            .link
+            .guard(LANE, &keys, &hashes, markers, nonce, opening);
+        guarded.await.expect("guard")
+    }
+
+    async fn state_of(&self, place: Place<'_>) -> LeaseState {
+        self.ask(place).await.state
+    }
+}
+
+/// No lease, and so no fill, from the first marker of a key until the last has gone.
+pub async fn nothing_is_leased_while_a_marker_stands(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.guard(&[KEY], leave(1, LONG)).await;
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    probe.guard(&[KEY], leave(2, LONG)).await;
+    assert_eq!(probe.guard(&[KEY], lift(1)).await.stood, 1);
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    assert_eq!(probe.read(KEY).await.value, None);
+    assert_eq!(probe.guard(&[KEY], lift(2)).await.stood, 1);
+    probe.put(KEY).await;
+}
+
+/// A marker is of the hash: a lease of any name for it is refused, and those of other hashes are not.
+pub async fn a_marker_is_beside_no_other_key_and_for_whatever_name_of_its_own(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.guard(&[KEY], leave(1, LONG)).await;
+    let beside = place(b"user/1%~7", KEY.hash);
+    assert_eq!(probe.state_of(beside).await, LeaseState::Guarded);
+    probe.put(OTHER).await;
+}
+
+/// What stood goes with the step that leaves the marker: values, and leases that could be filled.
+pub async fn a_guard_is_logged_as_an_invalidation_and_removes_what_stood(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.put(KEY).await;
+    let leased = probe.lease(OTHER).await;
+    for markers in [leave(1, LONG), lift(1), Markers::default()] {
+        let guarded = probe.guard(&[KEY, OTHER], markers).await;
+        let entry = probe.log().await.pop().expect("it is logged");
+        assert_eq!(
+            (entry.seq, entry.kind),
+            (guarded.logged.at.seq, Kind::Invalidate)
+        );
+        assert_eq!(entry.prev, guarded.logged.prev);
+        assert_eq!(entry.hashes, [ENTITY_HASH, KEY.hash, OTHER.hash]);
+        assert_eq!(probe.read(KEY).await.value, None);
+        assert!(!probe.fill(OTHER, leased, &value(leased)).await);
+    }
+}
+
+/// What is lifted is counted if it stood; what is not there, of another guard, or ended, is not.
+pub async fn a_guard_lifts_its_own_markers_alone_and_counts_them(harness: &Harness) {
+    let probe = harness.probe().await;
+    assert_eq!(probe.guard(&[KEY], lift(1)).await.stood, 0);
+    assert_eq!(probe.guard(&[KEY, OTHER], leave(1, LONG)).await.stood, 0);
+    assert_eq!(probe.guard(&[KEY, OTHER], lift(2)).await.stood, 0);
+    assert_eq!(probe.guard(&[KEY, OTHER], lift(1)).await.stood, 2);
+    assert_eq!(probe.guard(&[KEY, OTHER], lift(1)).await.stood, 0);
+}
+
+/// A marker that nobody lifts is gone after its time.
+pub async fn a_marker_ends_with_its_ttl(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.guard(&[KEY], leave(1, SHORT)).await;
+    eventually("the marker ends", async || {
+        (probe.state_of(KEY).await == LeaseState::Granted).then_some(())
+    })
+    .await;
+    assert_eq!(probe.guard(&[KEY], lift(1)).await.stood, 0);
+}
+
+/// The same guard again moves the end of its marker.
+pub async fn a_marker_left_again_ends_with_the_later_ttl(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.guard(&[KEY], leave(1, SHORT)).await;
+    probe.guard(&[KEY], leave(1, LONG)).await;
+    probe.guard(&[OTHER], leave(2, SHORT)).await;
+    eventually("one that was left at the same time ends", async || {
+        (probe.state_of(OTHER).await == LeaseState::Granted).then_some(())
+    })
+    .await;
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    assert_eq!(probe.guard(&[KEY], lift(1)).await.stood, 1);
+    probe.put(KEY).await;
+}
+
+/// A marker is not what an invalidation, a put, a clear, a fence or a release removes.
+pub async fn no_other_step_lifts_a_marker(harness: &Harness) {
+    let probe = harness.probe().await;
+    let head = probe.guard(&[KEY], leave(1, LONG)).await.logged.at;
+    probe.invalidate(&[KEY]).await;
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    let (nonce, opening) = (harness.nonce(), probe.opening());
+    let put = Put {
+        version: 7,
+        epoch: head.epoch,
+        envelope: b"whatever",
+        ttl: None,
+    };
+    let hashes = [ENTITY_HASH, KEY.hash];
+    let put = probe.link.put(KEY, put, &hashes, nonce, opening).await;
+    put.expect("put");
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    assert_eq!(probe.read(KEY).await.value, None, "nothing was put");
+    probe.clear().await;
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    probe.release(KEY, 1).await;
+    probe.fence(head.epoch).await;
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    assert_eq!(probe.guard(&[KEY], lift(1)).await.stood, 1);
+    probe.put(KEY).await;
+}
+
+/// One step may do both, as the end of a write does that is held off.
+pub async fn a_guard_that_lifts_may_leave_a_marker_of_another(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.guard(&[KEY], leave(1, LONG)).await;
+    let both = Markers {
+        lift: Some(1),
+        leave: Some((0, LONG)),
+    };
+    assert_eq!(probe.guard(&[KEY], both).await.stood, 1);
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
+    assert_eq!(probe.guard(&[KEY], lift(0)).await.stood, 1);
+    assert_eq!(probe.state_of(KEY).await, LeaseState::Granted);
+}
+
+/// Leases of many keys in one call are judged each by its own markers.
+pub async fn of_many_keys_each_has_its_own_markers(harness: &Harness) {
+    let probe = harness.probe().await;
+    let third = place(b"user/3", 0x53);
+    probe.guard(&[OTHER], leave(1, LONG)).await;
+    let opening = probe.opening();
+    let request = |token| LeaseRequest {
+        token,
+        ttl: LONG,
+        unusable: None,
+        opening,
+    };
+    let asked = [
+        (KEY, request(11)),
+        (OTHER, request(12)),
+        (third, request(13)),
+    ];
+    let states = probe.link.lease_many(&asked).await;
+    let states: Vec<_> = states
+        .into_iter()
+        .map(|reply| reply.expect("lease").state)
+        .collect();
+    let expected = [
+        LeaseState::Granted,
+        LeaseState::Guarded,
+        LeaseState::Granted,
+    ];
+    assert_eq!(states, expected);
+}
