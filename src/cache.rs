@@ -1,6 +1,6 @@
 //! The handle: one namespace on one store. Each mode adds its own constructor to it.
 
-use crate::bus::{Bus, CloseReport, Health};
+use crate::bus::{Bus, CloseReport, Health, Invalidation};
 use crate::envelope::KeyRing;
 use crate::error::BuildError;
 use crate::presence::Rooms;
@@ -132,6 +132,28 @@ impl Cache {
     #[must_use]
     pub fn under_way(&self) -> crate::testing::UnderWay {
         self.0.bus.under_way()
+    }
+
+    /// Makes every pod forget everything that is cached in this namespace: all entities, and memos with
+    /// tags; handlers, queries and streams run. For when a schema or a source was replaced as a whole.
+    /// Raw data, rooms and what else is no cache stays.
+    ///
+    /// Nothing is scanned or deleted: each lane of the log begins anew, and what was stored before counts
+    /// no more and expires. Two round trips for each of 16 lanes, side by side, some 20 ms after the call.
+    ///
+    /// # Errors
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not taken it within
+    /// [`CacheBuilder::invalidate_timeout`](crate::CacheBuilder::invalidate_timeout): it is repeated.
+    /// [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`close`](Self::close).
+    ///
+    /// # Cancel safety
+    /// Once polled, it happens whether or not the future is dropped.
+    ///
+    /// # Consistency
+    /// As [`Entity::clear`](crate::Entity::clear).
+    pub fn clear(&self) -> Invalidation {
+        let bus = Arc::clone(&self.0.bus);
+        Invalidation::new(&self.0.bus, async move { bus.void_all().await })
     }
 
     /// Closes the cache for every handle: waits (at most 2 s) for pending invalidations to be

@@ -287,6 +287,43 @@ impl Bus {
         Ok(stamp)
     }
 
+    /// Voids everything on every lane: at once in this pod, and in the store as what is pending is, so
+    /// within some 20 ms when nothing is wrong.
+    ///
+    /// Returns when the store has acknowledged all lanes, or when that has taken as long as an
+    /// invalidation may.
+    pub(crate) async fn void_all(self: &Arc<Self>) -> Result<Stamp, InvalidateError> {
+        if self.closing.is_cancelled() {
+            return Err(InvalidateError::Closed);
+        }
+        let since = self.clock.now();
+        let begin = |lane| {
+            let (state, receiver) = watch::channel(CallState::Running);
+            let waiter = Waiter::new(1, state, None);
+            self.enter(vec![Item::Lane { lane }], since, &waiter);
+            CallHandle {
+                lane,
+                state: receiver,
+            }
+        };
+        let handles: Vec<_> = self.namespace.lanes().map(begin).collect();
+        let limit = tokio::time::Instant::now() + self.timing.invalidate_timeout;
+        let mut stamp = Stamp::default();
+        for handle in handles.clone() {
+            let lane = handle.lane;
+            match tokio::time::timeout_at(limit, handle.settled()).await {
+                Ok(Some(position)) => stamp.positions.push((lane, position)),
+                Ok(None) => return Err(InvalidateError::Closed),
+                Err(_) => {
+                    self.flush_journal().await;
+                    let reason = StoreError::new(StoreErrorKind::Timeout, "fence");
+                    return Err(InvalidateError::Pending(Pending { handles, reason }));
+                }
+            }
+        }
+        Ok(stamp)
+    }
+
     /// Begins `calls`, and tells those who watch in this process once all of them are carried out here.
     pub(crate) fn begin_all(self: &Arc<Self>, calls: Vec<(Lane, Call)>) -> Vec<CallHandle> {
         self.begin_with(calls, || Extra::Nothing)

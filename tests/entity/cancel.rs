@@ -256,6 +256,7 @@ fn invalidations() -> Vec<Call> {
     calls![
         "Entity::invalidate" => |w, key| w.on_a.invalidate(&key).await,
         "Entity::invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
+        "Cache::clear" => |w, _key| w.a.cache.clear().await,
         "Entity::clear" => |w, _key| w.on_a.clear().await,
         "Entity::put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
         "WriteGuard::finish" => |w, key| w.on_a.begin_write(&key).await.unwrap().finish().await,

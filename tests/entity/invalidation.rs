@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
-use tidings::Origin;
+use tidings::{InvalidateError, Origin, Ttl};
 use tokio::task::JoinSet;
 
 /// Reads until the pod serves `version`; an older one may be served within the bound alone.
@@ -211,6 +211,88 @@ async fn clear_takes_everything_of_one_entity_and_nothing_of_another(bed: Bed) {
     assert!((0..100).all(|key| other_a.peek(&key).is_some()));
 }
 
+async fn clearing_the_cache_takes_everything_of_every_entity_from_every_pod(bed: Bed) {
+    let source = Source::new();
+    let (a, b) = (bed.pod().await, bed.pod().await);
+    let other = |pod: &Pod| pod.cache.entity("other", source.clone()).build().unwrap();
+    let on_a = [a.numbers(&source), other(&a)];
+    let on_b = [b.numbers(&source), other(&b)];
+    for (on_a, on_b) in on_a.iter().zip(&on_b) {
+        for key in 0..50 {
+            on_a.get(&key).await.unwrap();
+            on_b.get(&key).await.unwrap();
+        }
+    }
+    a.done("fill", 100).await;
+    let raw = a.cache.raw("raw").unwrap();
+    raw.set(b"kept", "yes", Ttl::Forever).await.unwrap();
+    let memo = b.cache.memo("memo", source.clone());
+    let memo = memo.tags(|_| ["group"]).build().unwrap();
+    assert_eq!(memo.get(&7).await.unwrap(), 0);
+    for key in 0..50 {
+        source.commit(key, 1);
+    }
+    let stamp = a.cache.clear().await.unwrap();
+    let acknowledged = Instant::now();
+    assert_eq!(stamp.positions().count(), 16);
+    for (on_a, on_b) in on_a.iter().zip(&on_b) {
+        for key in 0..50 {
+            assert_eq!(*on_a.get(&key).await.unwrap(), 1, "at once here");
+            follows(&b, on_b, key, 1, acknowledged).await;
+        }
+    }
+    eventually("memos with tags follow", async || {
+        memo.get(&7).await.unwrap() == 1
+    })
+    .await;
+    let late = bed.pod().await;
+    let (numbers, others) = (late.numbers(&source), other(&late));
+    for key in 0..50 {
+        assert_eq!(*numbers.get(&key).await.unwrap(), 1, "nor from the store");
+        assert_eq!(*others.get(&key).await.unwrap(), 1, "nor from the store");
+    }
+    assert_eq!(
+        raw.get(b"kept").await.unwrap().as_deref(),
+        Some(&b"yes"[..])
+    );
+    // What comes after is kept as ever.
+    let loads = source.loads();
+    assert_eq!(*on_a[0].get(&1).await.unwrap(), 1);
+    assert_eq!(source.loads(), loads);
+}
+
+async fn clearing_a_cache_that_is_cut_off_holds_here_and_is_pending(bed: Bed) {
+    let source = Source::new();
+    let limit = Duration::from_millis(300);
+    let a = bed.pod_with(|it| it.invalidate_timeout(limit)).await;
+    let b = bed.pod().await;
+    let (on_a, on_b) = (a.numbers(&source), b.numbers(&source));
+    for key in 0..20 {
+        on_a.get(&key).await.unwrap();
+        on_b.get(&key).await.unwrap();
+        source.commit(key, 1);
+    }
+    a.wire.cut(true);
+    let pending = match a.cache.clear().await {
+        Err(InvalidateError::Pending(pending)) => pending,
+        other => panic!("{other:?}"),
+    };
+    for key in 0..20 {
+        assert_eq!(*on_a.get(&key).await.unwrap(), 1, "here at once");
+    }
+    a.wire.cut(false);
+    pending.settled().await.unwrap();
+    let acknowledged = Instant::now();
+    for key in 0..20 {
+        follows(&b, &on_b, key, 1, acknowledged).await;
+    }
+    a.cache.close().await;
+    assert!(matches!(
+        a.cache.clear().await,
+        Err(InvalidateError::Closed)
+    ));
+}
+
 async fn a_load_that_begins_after_a_clear_survives_its_hints(bed: Bed) {
     let source = Source::new();
     // What a busy machine does not answer in time is loaded without the store.
@@ -336,6 +418,8 @@ on_both_stores!(
     many_keys_go_in_one_call_however_often_they_are_named,
     one_key_goes_and_its_neighbours_stay,
     clear_takes_everything_of_one_entity_and_nothing_of_another,
+    clearing_the_cache_takes_everything_of_every_entity_from_every_pod,
+    clearing_a_cache_that_is_cut_off_holds_here_and_is_pending,
     a_load_that_begins_after_a_clear_survives_its_hints,
     the_echo_of_an_invalidation_evicts_nothing_newer,
     a_remote_invalidation_takes_nothing_from_the_store,
