@@ -11,11 +11,9 @@ mod common;
 use std::convert::Infallible;
 use std::future::ready;
 use std::hint::black_box;
-use std::sync::Barrier;
-use std::thread;
 use std::time::Instant;
 
-use common::{Random, Ratio, SEED, Zipf, judge, key, median, rotated};
+use common::{Random, Ratio, SEED, Zipf, judge, key, median};
 use tidings::store::Memory;
 use tidings::{Cache, Entity, Ttl};
 use tokio::runtime::Builder;
@@ -58,15 +56,9 @@ fn main() {
 
 fn compare(scale: &Scale, sides: &[(&str, Values)], threads: u64) {
     let traces: Vec<_> = (1..=threads).map(|thread| trace(scale, thread)).collect();
-    let mut costs = vec![Vec::new(); sides.len()];
-    for round in 0..=scale.rounds {
-        for side in rotated(sides.len(), round) {
-            let cost = nanos_per_read(&sides[side].1, &traces);
-            if round > 0 {
-                costs[side].push(cost);
-            }
-        }
-    }
+    let costs = common::in_rounds(sides, scale.rounds, |(_, side)| {
+        nanos_per_read(side, &traces)
+    });
     println!("{threads} thread(s), ns and ratio to no tags");
     for ((name, _), cost) in sides.iter().zip(&costs) {
         let ratio = Ratio::of(cost, &costs[0]);
@@ -117,10 +109,8 @@ fn trace(scale: &Scale, thread: u64) -> Vec<String> {
 }
 
 fn nanos_per_read(side: &Values, traces: &[Vec<String>]) -> f64 {
-    let start = Barrier::new(traces.len());
-    let run = |trace: &[String]| {
+    common::on_threads(traces, |trace| {
         let runtime = common::reader();
-        start.wait();
         let begin = Instant::now();
         runtime.block_on(async {
             for key in trace {
@@ -128,13 +118,5 @@ fn nanos_per_read(side: &Values, traces: &[Vec<String>]) -> f64 {
             }
         });
         begin.elapsed().as_nanos() as f64 / trace.len() as f64
-    };
-    let nanos: Vec<f64> = thread::scope(|scope| {
-        let threads: Vec<_> = traces.iter().map(|t| scope.spawn(|| run(t))).collect();
-        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        ended
-            .map(|nanos| nanos.expect("a reader panicked"))
-            .collect()
-    });
-    nanos.iter().sum::<f64>() / nanos.len() as f64
+    })
 }
