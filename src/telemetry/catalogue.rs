@@ -42,7 +42,10 @@ macro_rules! instruments {
 const ENTITY: Label = ("entity", &[]);
 const MEMO: Label = ("memo", &[]);
 const LEVEL: Label = ("level", &["local", "store"]);
-const LOAD_OUTCOME: Label = ("outcome", &["value", "error", "aborted", "timed_out"]);
+const LOAD_OUTCOME: Label = (
+    "outcome",
+    &["value", "error", "aborted", "timed_out", "behind"],
+);
 const FILL_OUTCOME: Label = ("outcome", &["stored", "refused", "failed"]);
 const STALE_REASON: Label = (
     "reason",
@@ -63,7 +66,7 @@ instruments! {
     ENTITY_JOINS = Counter "tidings.entity.joins" ["{read}"] (ENTITY)
         "Reads that shared the way of another one of the same key.";
     ENTITY_LOADS = Counter "tidings.entity.loads" ["{load}"] (ENTITY, LOAD_OUTCOME)
-        "Loads from the source, refreshes among them.";
+        "Loads from the source, refreshes among them. Behind: made again, as a replica lags.";
     ENTITY_LOAD_DURATION = Histogram "tidings.entity.load.duration" ["s"] (ENTITY)
         "How long loads took that ended with a value or an error.";
     ENTITY_FILLS = Counter "tidings.entity.fills" ["{fill}"] (ENTITY, FILL_OUTCOME)
