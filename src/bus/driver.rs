@@ -255,6 +255,8 @@ impl Session<'_> {
                 self.poll_sent = None;
                 let polled = polled?;
                 self.bus.observed.polled(polled.server_ms, sent);
+                let server = (polled.incarnation, polled.server_ms);
+                self.bus.compare_clocks(server, sent);
                 let settings = self.bus.space.settings();
                 let record = polled.record.as_deref();
                 // Where the first lane is silent, the record is too: nobody can write another there.

@@ -21,6 +21,7 @@ mod join;
 mod journal;
 mod listen;
 mod minimum;
+mod pace;
 mod pending;
 mod put;
 mod sample;

@@ -119,6 +119,8 @@ instruments! {
         "How long ago an invalidation that came as a message had been published, by the server's clock. In error by a round trip and a tick of the kernel.";
     GUARDS_LAPSED = Counter "tidings.guards.lapsed" ["{guard}"] ()
         "Write guards that had ended before they were finished: what was committed under them was not guarded.";
+    CLOCK_STALLS = Counter "tidings.clock.stalls" ["{stall}"] ()
+        "Times that the store's clock had gone on by more than the bound further than this pod's: its machine was paused with its clock, or the store's was set.";
     BOUND = Gauge "tidings.bound" ["s"] ()
         "Δ: no read that is served as fresh misses an invalidation acknowledged longer ago.";
     CONFIRMED_AGE = Gauge "tidings.confirmed.age" ["s"] ()

@@ -266,6 +266,7 @@ impl Sheet<'_> {
         self.counter(&EVENTS_LOST, &[], lost);
         self.counter(&CIRCUIT_OPENINGS, &[], health.circuit_openings);
         self.counter(&GUARDS_LAPSED, &[], health.lapsed_guards);
+        self.counter(&CLOCK_STALLS, &[], health.clock_stalls);
         for (name, state) in [
             ("closed", CircuitState::Closed),
             ("open", CircuitState::Open),

@@ -138,7 +138,7 @@ impl World {
                 },
                 _,
             ) => {
-                let now = self.now;
+                let now = self.local(n);
                 let ack = self.learn(config, n, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });

@@ -25,6 +25,9 @@ pub(crate) struct Budget {
     pub repeats: u8,
     pub disconnects: u8,
     pub pauses: u8,
+    /// Machines that stand still with their clocks, and clocks that jump ahead.
+    pub freezes: u8,
+    pub jumps: u8,
     pub evictions: u8,
     pub snapshots: u8,
     pub restarts: u8,
@@ -83,6 +86,8 @@ pub(crate) struct Config {
     /// Whether a promoted replica continues, or is fenced.
     pub continuity: Continuity,
     pub off: Option<Mechanism>,
+    /// Promises are measured by the true time also where a pod's clock stood still: more than is promised.
+    pub true_time: bool,
 }
 
 impl Default for Config {
@@ -105,6 +110,7 @@ impl Default for Config {
             replicas: 0,
             continuity: Continuity::Fork,
             off: None,
+            true_time: false,
         }
     }
 }

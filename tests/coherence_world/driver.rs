@@ -172,7 +172,12 @@ impl World {
         let reach = if config.reorder { link.inbox.len() } else { 1 };
         let waiting = link.inbox.len().min(reach) as u8;
         out.extend((0..waiting).map(|at| Event::Deliver(n, at)));
-        if !link.broken && pod.lane.due().is_some_and(|due| due <= self.now) {
+        if !link.broken
+            && pod
+                .lane
+                .due()
+                .is_some_and(|due| due <= pod.clock.at(self.now))
+        {
             out.push(Event::Timer(n));
         }
     }
@@ -200,7 +205,7 @@ impl World {
             return false;
         }
         let touch = Call::Touch {
-            sent: self.now,
+            sent: self.local(n),
             opening: self.opening(config),
         };
         self.pods[usize::from(n)].driver.link = Some(Link {
@@ -230,7 +235,7 @@ impl World {
     }
 
     pub(super) fn poll(&mut self, n: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let may = self.running(n).is_some_and(|pod| pod.driver.may_poll());
         if !may || !spend(&mut self.left.polls) {
             return false;
@@ -298,7 +303,7 @@ impl World {
 
     /// The driver takes an answer.
     pub(super) fn answer(&mut self, config: &Config, n: u8, at: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let Some(link) = self.running(n).and_then(|pod| pod.driver.link.as_mut()) else {
             return false;
         };
@@ -340,7 +345,7 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, config: &Config, n: u8, at: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let Some(hint) = self
             .running(n)
             .and_then(|pod| pod.driver.link.as_mut())
@@ -367,7 +372,7 @@ impl World {
     }
 
     pub(super) fn timer(&mut self, config: &Config, n: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let due = |pod: &mut Pod| pod.lane.due().is_some_and(|due| due <= now);
         if !self.running(n).is_some_and(due) {
             return false;
@@ -397,7 +402,7 @@ impl World {
     }
 
     fn ask_store(&mut self, config: &Config, n: u8, action: Action) {
-        let sent = self.now;
+        let sent = self.local(n);
         let call = match action {
             Action::ReadLog { from } => Call::Log { from },
             Action::Touch => Call::Touch {

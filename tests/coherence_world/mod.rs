@@ -12,6 +12,7 @@
 
 mod calls;
 mod check;
+mod clock;
 mod config;
 mod driver;
 mod flights;
@@ -25,6 +26,7 @@ pub(crate) use nodes::Tally;
 
 use bytes::Bytes;
 use calls::Invalidation;
+use clock::Clock;
 use config::Left;
 use driver::Driver;
 use flights::{Fill, Flight};
@@ -44,6 +46,8 @@ const ENTITY: &str = "e";
 const ENTITY_HASH: u64 = 0xE;
 /// How long a primary that was replaced goes on, where nobody says otherwise.
 const SPLIT_MS: u16 = 500;
+/// By how much a clock jumps: within a lease, and beyond.
+const JUMPS: [u16; 2] = [60, 1000];
 
 type PodId = u8;
 type Key = u8;
@@ -99,8 +103,12 @@ pub(crate) enum Event {
     Timer(PodId),
     /// The pod stands still.
     Pause(PodId),
-    /// It goes on.
+    /// The pod's machine stands still, with its clock.
+    Freeze(PodId),
+    /// It goes on, and its clock with it.
     Resume(PodId),
+    /// The pod's clock jumps ahead by so many milliseconds.
+    Jump(PodId, u16),
     /// The pod evicts an entry.
     EvictLocal(PodId, Key),
     /// The server writes its data to disk.
@@ -166,6 +174,7 @@ pub(crate) struct Pod {
     invalidations: Vec<Invalidation>,
     driver: Driver,
     paused: bool,
+    clock: Clock,
     /// No server can be reached.
     cut: bool,
     /// When it last left a primary that had been replaced.
@@ -223,6 +232,7 @@ impl Pod {
             invalidations: Vec::new(),
             driver: Driver::default(),
             paused: false,
+            clock: Clock::default(),
             cut: false,
             left: Millis(0),
             ticked: Millis(0),
@@ -283,6 +293,12 @@ impl World {
             }
             if self.left.pauses > 0 {
                 out.push(Event::Pause(n));
+            }
+            if self.left.freezes > 0 {
+                out.push(Event::Freeze(n));
+            }
+            if self.left.jumps > 0 {
+                out.extend(JUMPS.map(|ms| Event::Jump(n, ms)));
             }
             if self.left.evictions > 0 {
                 let held = (0..config.keys).filter(|&key| pod.entries[usize::from(key)].is_some());
@@ -385,7 +401,9 @@ impl World {
             E::Repeat(pod) => spend(&mut self.left.repeats) && self.repeat(pod),
             E::Timer(pod) => self.timer(config, pod),
             E::Pause(pod) => spend(&mut self.left.pauses) && self.set_paused(pod, true),
+            E::Freeze(pod) => self.freeze(pod),
             E::Resume(pod) => self.set_paused(pod, false),
+            E::Jump(pod, ms) => self.jump(pod, ms),
             E::EvictLocal(pod, key) => {
                 let Some(pod) = self.running(pod) else {
                     return false;
@@ -439,7 +457,7 @@ impl World {
         self.now = Millis(self.now.0 + ms);
         self.pass_minority();
         for pod in self.pods.iter_mut().filter(|pod| !pod.paused) {
-            pod.ticked = self.now;
+            pod.ticked = pod.clock.at(self.now);
         }
         self.forget_old_acks(config);
         true
@@ -451,9 +469,13 @@ impl World {
     }
 
     fn set_paused(&mut self, pod: u8, paused: bool) -> bool {
+        let now = self.now;
         let Some(pod) = self.pods.get_mut(usize::from(pod)) else {
             return false;
         };
+        if !paused {
+            pod.clock.go_on(now);
+        }
         std::mem::replace(&mut pod.paused, paused) != paused
     }
 
@@ -467,7 +489,7 @@ impl World {
     /// What a reader on `pod` takes for the time.
     fn clock(&self, config: &Config, pod: &Pod) -> Millis {
         if config.on(Mechanism::KernelClock) {
-            self.now
+            pod.clock.at(self.now)
         } else {
             pod.ticked
         }

@@ -315,7 +315,12 @@ impl World {
         if usize::from(n) >= self.pods.len() {
             return false;
         }
-        self.pods[usize::from(n)] = Pod::new(config);
+        let mut clock = std::mem::take(&mut self.pods[usize::from(n)].clock);
+        clock.go_on(self.now);
+        self.pods[usize::from(n)] = Pod {
+            clock,
+            ..Pod::new(config)
+        };
         for ack in self.acks.iter_mut().flatten().filter(|ack| ack.by == n) {
             ack.orphan = true;
         }

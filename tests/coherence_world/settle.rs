@@ -46,7 +46,7 @@ impl World {
         if !pod.invalidations.is_empty() {
             reds.push(Red::Stuck(at));
         }
-        if pod.word.until() < self.now || !pod.driver.is_usable() {
+        if pod.word.until() < self.local(at) || !pod.driver.is_usable() {
             reds.push(Red::Dead(at));
         }
         for key in 0..config.keys {
@@ -93,8 +93,9 @@ impl World {
     fn round(&mut self, config: &Config) {
         for pod in &mut self.pods {
             pod.paused = false;
+            pod.clock.go_on(self.now);
             pod.cut = false;
-            pod.ticked = self.now;
+            pod.ticked = pod.clock.at(self.now);
         }
         for n in 0..self.pods.len() as u8 {
             self.happen(config, Event::Connect(n));

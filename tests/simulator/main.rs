@@ -4,6 +4,7 @@
 //! `TIDINGS_SEED` sets the first seed, `TIDINGS_SIM_SCHEDULES` the number of schedules,
 //! `TIDINGS_SIM_FAILOVERS` that of failovers.
 
+mod clocks;
 #[path = "../coherence_world/mod.rs"]
 #[expect(dead_code, reason = "the model checker asks a little more of it")]
 mod coherence_world;
