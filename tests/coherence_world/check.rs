@@ -55,10 +55,9 @@ impl World {
             let newest = acks.iter().filter(|ack| old(ack)).map(|ack| ack.version);
             let newest = newest.max().unwrap_or(0);
             acks.retain(|ack| !old(ack) || ack.version == newest);
-            // Their time does not count any more.
-            for ack in acks.iter_mut().filter(|ack| old(ack)) {
-                *ack = Ack::new(ack.version, Millis(0), 0);
-            }
+            acks.iter_mut()
+                .filter(|ack| old(ack))
+                .for_each(Ack::grow_old);
             acks.dedup();
         }
     }
@@ -68,7 +67,7 @@ impl World {
         let entry = pod.entries[key]?;
         let now = self.clock(config, pod);
         let may = config.rules().may_serve(pod.word, entry.stamp, now);
-        may.then_some(entry.version)
+        (may && entry.lives(now)).then_some(entry.version)
     }
 
     /// Whether some invalidation was acknowledged.

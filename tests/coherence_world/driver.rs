@@ -390,10 +390,11 @@ impl World {
         step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
     ) -> T {
         let mut actions = Vec::new();
+        let now = self.local(n);
         let pod = &mut self.pods[usize::from(n)];
         let result = step(&mut pod.lane, &mut actions);
         for action in &actions {
-            pod.carry_out(config, action);
+            pod.carry_out(config, action, now);
         }
         for action in actions {
             self.ask_store(config, n, action);
@@ -436,20 +437,31 @@ impl World {
 
 impl Pod {
     /// The actions that concern only the pod, as `Bus::carry_out` has them.
-    fn carry_out(&mut self, config: &Config, action: &Action) {
+    fn carry_out(&mut self, config: &Config, action: &Action, now: Millis) {
+        // Where there are no guards nobody asks, and states that differ in nothing else are the same.
+        let now = match config.budget.guards {
+            0 => Millis(0),
+            _ => now,
+        };
         match *action {
             Action::Evict { hash, rank } => {
                 let stripe = &mut self.stripes[key_of(hash)];
-                stripe.last = stripe.last.max(rank);
+                if stripe.last < rank {
+                    (stripe.last, stripe.disturbed) = (rank, now);
+                }
                 self.evict(key_of(hash), rank);
             }
-            Action::Drop { hash } => self.evict(key_of(hash), Rank(u64::MAX)),
+            Action::Drop { hash } => {
+                self.stripes[key_of(hash)].disturbed = now;
+                self.evict(key_of(hash), Rank(u64::MAX));
+            }
             Action::Clear { rank, .. } if self.cleared < rank => {
                 self.cleared = rank;
                 self.flush();
             }
             Action::Flush => {
                 self.flush();
+                self.followed_since = self.followed_since.max(now);
                 self.cleared = Rank::default();
                 for stripe in &mut self.stripes {
                     stripe.last = Rank::default();

@@ -16,12 +16,14 @@ mod clock;
 mod config;
 mod driver;
 mod flights;
+mod guards;
 mod nodes;
 mod readers;
 mod settle;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
+pub(crate) use guards::GuardPart;
 pub(crate) use nodes::Tally;
 
 use bytes::Bytes;
@@ -30,6 +32,7 @@ use clock::Clock;
 use config::Left;
 use driver::Driver;
 use flights::{Fill, Flight};
+use guards::Writer;
 use nodes::{Ack, Deposed, Node};
 use readers::Reader;
 use std::fmt;
@@ -77,6 +80,10 @@ pub(crate) enum Event {
     Read(PodId, u8),
     /// A writer commits to the source, and is about to invalidate.
     Commit(PodId, Key),
+    /// A writer is about to take a guard.
+    Begin(PodId, Key),
+    /// A writer under a guard takes its next step: leave the marker, be told, commit, finish.
+    Guard(PodId, u8),
     /// Somebody writes every key, and is about to clear the entity.
     Clear(PodId),
     /// An invalidation takes its next step: poison, reach the store, be acknowledged.
@@ -150,6 +157,8 @@ pub(crate) enum Event {
 pub(crate) struct Entry {
     pub version: Version,
     pub stamp: EntryStamp,
+    /// The end of its life, if it has one.
+    pub ends: Option<Millis>,
 }
 
 /// The stripe of one key.
@@ -157,6 +166,8 @@ pub(crate) struct Entry {
 struct Stripe {
     last: Rank,
     poisoned: u8,
+    /// When an invalidation was applied last.
+    disturbed: Millis,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -172,6 +183,9 @@ pub(crate) struct Pod {
     flights: Vec<Flight>,
     readers: Vec<Reader>,
     invalidations: Vec<Invalidation>,
+    writing: Vec<Writer>,
+    /// When it began to follow the lane.
+    followed_since: Millis,
     driver: Driver,
     paused: bool,
     clock: Clock,
@@ -230,6 +244,8 @@ impl Pod {
             flights: Vec::new(),
             readers: Vec::new(),
             invalidations: Vec::new(),
+            writing: Vec::new(),
+            followed_since: Millis(0),
             driver: Driver::default(),
             paused: false,
             clock: Clock::default(),
@@ -307,6 +323,7 @@ impl World {
             self.enabled_flights(pod, n, config, &mut out);
             self.enabled_readers(pod, n, config, &mut out);
             self.enabled_calls(pod, n, config, &mut out);
+            self.enabled_guards(pod, n, config, &mut out);
             self.enabled_driver(pod, n, config, &mut out);
         }
         for fill in 0..self.fills.len() as u8 {
@@ -388,6 +405,8 @@ impl World {
             E::Look(pod, key) => self.look(config, pod, key),
             E::Read(pod, at) => self.step_reader(config, pod, at),
             E::Commit(pod, key) => self.commit(config, pod, key),
+            E::Begin(pod, key) => self.begin_write(pod, key),
+            E::Guard(pod, at) => self.step_guard(config, pod, at),
             E::Clear(pod) => self.begin_clear(config, pod),
             E::Invalidation(pod, at) => self.step_invalidation(config, pod, at),
             E::LoseAnswer(pod, at) => self.lose_answer(pod, at),

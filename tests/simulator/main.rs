@@ -9,6 +9,7 @@ mod clocks;
 #[expect(dead_code, reason = "the model checker asks a little more of it")]
 mod coherence_world;
 mod controls;
+mod guards;
 mod schedule;
 
 use coherence_world::{Budget, Config, ENDLESS, Event as E, Tally};
