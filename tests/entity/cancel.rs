@@ -258,6 +258,8 @@ fn invalidations() -> Vec<Call> {
         "Entity::invalidate_many" => |w, key| w.on_a.invalidate_many(&[key, key + HALF]).await,
         "Cache::clear" => |w, _key| w.a.cache.clear().await,
         "Entity::clear" => |w, _key| w.on_a.clear().await,
+        // Of another entity: this one's loader states no version, and would fill nothing for a minute.
+        "Entity::invalidate_at" => |w, key| w.told.invalidate_at(&key, 1).await,
         "Entity::put_versioned" => |w, key| w.on_a.put_versioned(&key, 0, 1).await,
         "WriteGuard::finish" => |w, key| w.on_a.begin_write(&key).await.unwrap().finish().await,
         "WriteGuard::finish of many" => |w, key| {
