@@ -58,6 +58,8 @@ pub(super) struct Level<K, V, E> {
     flights: Flights<K, Landed<V, E>, Began>,
     turns: Box<[Mutex<()>]>,
     pub(super) clock: Clock,
+    /// Whether values have a life that ends.
+    values_end: bool,
     seeded: RandomState,
 }
 
@@ -67,13 +69,19 @@ where
     V: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(super) fn new(engine: LocalEngine, capacity: Capacity, clock: Clock) -> Self {
+    pub(super) fn new(
+        engine: LocalEngine,
+        capacity: Capacity,
+        clock: Clock,
+        values_end: bool,
+    ) -> Self {
         let seeded = RandomState::default();
         Self {
             map: Map::new(engine, capacity, seeded.clone()),
             flights: Flights::new(),
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             clock,
+            values_end,
             seeded,
         }
     }
@@ -81,12 +89,26 @@ where
     /// What is remembered of `key`, if it may be served now.
     #[inline]
     pub(super) fn hit(&self, key: &K) -> Option<Result<V, Arc<E>>> {
-        self.map.get(&Asked(key))?.current(&self.clock)
+        let began = self.began();
+        self.map.get(&Asked(key))?.current(began, &self.clock)
     }
 
     /// As [`hit`](Self::hit), without counting as a use.
     pub(super) fn peek(&self, key: &K) -> Option<Result<V, Arc<E>>> {
-        self.map.peek(&Asked(key))?.current(&self.clock)
+        let began = self.began();
+        self.map.peek(&Asked(key))?.current(began, &self.clock)
+    }
+
+    /// The time, if anything depends on it; some moment in the past if not.
+    ///
+    /// Looked at *before* the map, which takes a lock: a core reads the clock while it hashes the key, but
+    /// not while it waits for a lock. So a value whose life ends during a call may be served by it.
+    #[inline]
+    fn began(&self) -> Millis {
+        match self.values_end {
+            true => self.clock.now(),
+            false => Millis(0),
+        }
     }
 
     /// By which computations are found, and take turns.
