@@ -17,7 +17,7 @@ use support::{eventually, soon};
 use tidings::coherence::{Batch, Epoch, Hint, Lane, LogEntry, Nonce};
 use tidings::store::{Hints, Link, Namespace, Opening, Publish, Redis, Store};
 use tidings::testing::RedisServer;
-use tidings::{Cache, Entity};
+use tidings::{Cache, Entity, Origin};
 
 const LANES: u16 = 2;
 /// The longest there is, so that a slow machine changes nothing.
@@ -408,6 +408,35 @@ async fn pods_with_a_relay_hear_of_invalidations_and_read_their_own_at_once() {
             1,
             "no subscription was taken for dead"
         );
+    }
+}
+
+/// A lone message is what a relay is there to spare the server, so fills are not announced either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_relay_who_waits_for_another_pods_load_is_served_without_a_message() {
+    let server = RedisServer::start().unwrap();
+    for (publish, messages) in [(RELAY, 0), (ADAPTIVE, 1)] {
+        let load = |key: u64| async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok::<_, Infallible>(key * 2)
+        };
+        let mut pods = Vec::new();
+        for _ in 0..2 {
+            let (cache, _) = cache(&server, publish).await;
+            pods.push(cache.entity("slow", load).build().unwrap());
+        }
+        let mut key = 0;
+        eventually("one pod waits for the other", async || {
+            key += 1;
+            let before = publishes(&server);
+            let (one, other) = tokio::join!(pods[0].get_with(&key), pods[1].get_with(&key));
+            let origins = [one.unwrap().origin, other.unwrap().origin];
+            let waited = origins.contains(&Origin::Store);
+            let published = publishes(&server) - before;
+            assert!(published <= messages, "{publish:?}");
+            waited && published == messages
+        })
+        .await;
     }
 }
 

@@ -114,7 +114,7 @@ impl RedisLink {
     fn value_call(&self, step: &Step, keys: &LaneKeys, place: Place<'_>) -> Cmd {
         let mut call = step.call(2);
         call.arg(&keys.head).arg(keys.value(place.key));
-        self.common_args(&mut call, keys);
+        self.waking_args(&mut call, keys);
         call.arg(&word(place.hash));
         call
     }
@@ -154,7 +154,7 @@ impl RedisLink {
         for (place, _) in &fills {
             call.arg(keys.value(place.key));
         }
-        self.common_args(&mut call, keys);
+        self.waking_args(&mut call, keys);
         for (place, fill) in fills {
             call.arg(&word(place.hash)).arg(&word(fill.token));
             call.arg(&word(fill.epoch.0)).arg(fill.envelope);
@@ -196,6 +196,17 @@ impl RedisLink {
 
     fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
         call.arg(&keys.lane[..]).arg(&keys.channel);
+    }
+
+    /// As [`common_args`](Self::common_args), for steps that wake those who wait for a load. With a relay
+    /// nobody is sent anything but by that: who waits looks every 5 to 50 ms anyway.
+    fn waking_args(&self, call: &mut Cmd, keys: &LaneKeys) {
+        let channel = if self.publisher.relays() {
+            ""
+        } else {
+            &keys.channel
+        };
+        call.arg(&keys.lane[..]).arg(channel);
     }
 
     /// The life of the server that has `lane` as last seen, as scripts take it.

@@ -38,7 +38,8 @@ local function value_of(key)
   if state == VALUE or state == ABSENT then return token end
 end
 
--- Tells the waiters for `hash` to look again.
+-- Tells the waiters for `hash` to look again, unless the channel is empty.
 local function wake(head, hash)
+  if ARGV[2] == '' then return end
   publish(hint(ARGV[1], FILLED, head:sub(1, 8), head:sub(9, 16), NONE, NONE, now_ms(), hash))
 end
