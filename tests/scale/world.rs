@@ -183,6 +183,11 @@ impl Node {
         self.busy = self.busy.max(at as f64 * 1000.0) + cost;
         (self.busy / 1000.0) as Micros
     }
+
+    /// Where what was spent is entered, if that was within the span.
+    fn book(&mut self, at: Micros, span: Duration) -> Option<&mut Spent> {
+        (u128::from(at) < span.as_micros()).then_some(&mut self.spent)
+    }
 }
 
 struct Pod {
@@ -375,7 +380,9 @@ impl World {
             }
             Event::Polled { pod, node, sent } => {
                 let done = self.nodes[node].run(now, POLL);
-                self.nodes[node].spent.polls += POLL;
+                if let Some(spent) = self.nodes[node].book(now, self.plan.span) {
+                    spent.polls += POLL;
+                }
                 if pod < self.pods.len() {
                     let lanes = self.lanes_of(node).into_iter();
                     let heads = lanes.map(|lane| (lane, self.logs[usize::from(lane.0)].head()));
@@ -431,7 +438,9 @@ impl World {
                 let alike = self.plan.pods as f64 / self.plan.followed as f64;
                 let cost = LOG + LOG_ENTRY * entries.len() as f64;
                 let node = self.node_of(lane);
-                self.nodes[node].spent.log_reads += cost * alike;
+                if let Some(spent) = self.nodes[node].book(now, self.plan.span) {
+                    spent.log_reads += cost * alike;
+                }
                 let done = self.nodes[node].run(now, cost * alike);
                 self.outcome.log_reads += 1;
                 let arrives = done + self.random.hop();
@@ -461,7 +470,9 @@ impl World {
     fn invalidate(&mut self, now: Micros, lane: Lane, pod: usize, sent: Micros) {
         let node = self.node_of(lane);
         let done = self.nodes[node].run(now, SCRIPT);
-        self.nodes[node].spent.scripts += SCRIPT;
+        if let Some(spent) = self.nodes[node].book(now, self.plan.span) {
+            spent.scripts += SCRIPT;
+        }
         let (nonce, key) = (Nonce(self.random.next()), self.random.next());
         let entry = self.logs[usize::from(lane.0)].push(nonce, key, done);
         self.outcome.logged += 1;
@@ -482,16 +493,19 @@ impl World {
         }
         let cost = FLUSH + FLUSH_ENTRY * entries as f64;
         let begin = self.nodes[node].run(now, cost);
-        self.nodes[node].spent.flushes += cost;
+        if let Some(spent) = self.nodes[node].book(now, self.plan.span) {
+            spent.flushes += cost;
+        }
         if messages.is_empty() {
             return;
         }
         let mut sent = Sent::default();
         messages.iter().for_each(|message| sent.add(message.len()));
         let subscribers = self.plan.pods as f64;
-        let spent = &mut self.nodes[node].spent;
-        spent.fan_out += subscribers * sent.cost();
-        spent.egress += subscribers * sent.bytes as f64;
+        if let Some(spent) = self.nodes[node].book(now, self.plan.span) {
+            spent.fan_out += subscribers * sent.cost();
+            spent.egress += subscribers * sent.bytes as f64;
+        }
         self.nodes[node].run(begin, subscribers * sent.cost());
         let messages: Vec<Arc<[u8]>> = messages.into_iter().map(Into::into).collect();
         for pod in 0..self.pods.len() {
