@@ -13,7 +13,7 @@
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
 //! | `{ns:xx}g` | hash | which keys are being written: key hash 8, to guard 8 and end 8 for each writer |
-//! | `{ns:00}u` | string | why nobody publishes at present, where not each entry is [at once](Publish) |
+//! | `{ns:00}u` | string | why nobody publishes at present, where not each entry is [at once](Publish); a lane's own on a cluster |
 //! | `{ns:xx}r:prefix:key` | string, hash | raw data |
 //! | `{ns}cfg` | string | the namespace's [record](crate::store::Link::register) |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
@@ -133,7 +133,7 @@ impl Redis {
     }
 
     /// When the hints of invalidations are published; [`Publish::Immediate`] by default. From some thirty
-    /// pods on another choice spares the server most of its work: see `docs/operations.md`.
+    /// pods on another choice may spare the server most of its work: see `docs/operations.md`.
     ///
     /// Connecting fails with [`StoreErrorKind::Config`] if the time is not from 1 to 100 ms.
     ///

@@ -39,8 +39,8 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(300);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Publish {
-    /// Each with its invalidation. The default, and best for up to some hundred messages to pods, times
-    /// pods, in a millisecond: 30 pods, or few invalidations.
+    /// Each with its invalidation. The default, and best while pods times invalidations a second stay
+    /// below some 30,000.
     #[default]
     Immediate,
     /// At once if nothing was published for this long; otherwise together with what else is logged until
@@ -51,7 +51,8 @@ pub enum Publish {
         within: Duration,
     },
     /// Always together: one pod, which a lease in the store elects, publishes all that was logged on a
-    /// node this often. Without a relay as [`Adaptive`](Self::Adaptive). From 1 to 100 ms.
+    /// node this often. While there is none, as [`Adaptive`](Self::Adaptive). Fills are not announced to
+    /// those who wait for them in other pods: they look every 5 to 50 ms. From 1 to 100 ms.
     Relay {
         /// The time between two publishings.
         every: Duration,
