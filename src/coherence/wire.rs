@@ -286,9 +286,9 @@ impl Batch {
         let mut prev = Nonce(bytes.u64()?);
         let names = usize::from(bytes.u8()?);
         let names = Reader(bytes.take(8 * names)?).hashes()?;
-        let mut seq = front.entry.seq.checked_sub(count)?;
+        let before = front.entry.seq.checked_sub(count)?;
         let mut entries = Vec::new();
-        for _ in 0..count {
+        for seq in before..front.entry.seq {
             let name = *names.get(usize::from(bytes.u8()?))?;
             let keys = usize::from(bytes.u8()?);
             let nonce = Nonce(bytes.u64()?);
@@ -298,9 +298,8 @@ impl Batch {
                 0 => Kind::Clear,
                 _ => Kind::Invalidate,
             };
-            seq += 1;
             entries.push(LogEntry {
-                seq,
+                seq: seq + 1,
                 kind,
                 prev: std::mem::replace(&mut prev, nonce),
                 nonce,
