@@ -21,8 +21,6 @@ type WeightOf<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
 pub(super) struct Options<K, V, E> {
     pub(super) ttl: TtlOf<K, V>,
-    /// Whether it ever gives a life that ends.
-    values_end: bool,
     pub(super) error_ttl: ErrorTtl<E>,
     /// None if entries are counted, each as one.
     pub(super) weigh: Option<WeightOf<K, V>>,
@@ -86,7 +84,6 @@ where
             engine: LocalEngine::default(),
             options: Options {
                 ttl: Box::new(|_, _| Ttl::For(DEFAULT_TTL)),
-                values_end: true,
                 error_ttl: Box::new(|_| None),
                 weigh: None,
                 load_timeout: DEFAULT_LOAD_TIMEOUT,
@@ -100,14 +97,12 @@ where
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         let ttl = ttl.into();
         self.options.ttl = Box::new(move |_, _| ttl);
-        self.options.values_end = ttl != Ttl::Forever;
         self
     }
 
     /// How long each value is remembered, decided once, when its computation ends.
     pub fn ttl_with(mut self, ttl: impl Fn(&K, &V) -> Ttl + Send + Sync + 'static) -> Self {
         self.options.ttl = Box::new(ttl);
-        self.options.values_end = true;
         self
     }
 
@@ -199,7 +194,7 @@ where
         let clock = self.cache.0.bus.clock.clone();
         let inner = Arc::new(Inner {
             name: self.name.into(),
-            level: Level::new(self.engine, capacity, clock, self.options.values_end),
+            level: Level::new(self.engine, capacity, clock),
             loader: self.loader,
             options: self.options,
             counts: Arc::default(),

@@ -10,6 +10,7 @@ use crate::time::{Clock, Millis};
 use foldhash::fast::RandomState;
 use quick_cache::Equivalent;
 use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -58,8 +59,8 @@ pub(super) struct Level<K, V, E> {
     flights: Flights<K, Landed<V, E>, Began>,
     turns: Box<[Mutex<()>]>,
     pub(super) clock: Clock,
-    /// Whether values have a life that ends.
-    values_end: bool,
+    /// Whether anything was ever kept that has a life which ends.
+    values_end: AtomicBool,
     seeded: RandomState,
 }
 
@@ -69,19 +70,14 @@ where
     V: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    pub(super) fn new(
-        engine: LocalEngine,
-        capacity: Capacity,
-        clock: Clock,
-        values_end: bool,
-    ) -> Self {
+    pub(super) fn new(engine: LocalEngine, capacity: Capacity, clock: Clock) -> Self {
         let seeded = RandomState::default();
         Self {
             map: Map::new(engine, capacity, seeded.clone()),
             flights: Flights::new(),
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             clock,
-            values_end,
+            values_end: AtomicBool::new(false),
             seeded,
         }
     }
@@ -105,7 +101,7 @@ where
     /// not while it waits for a lock. So a value whose life ends during a call may be served by it.
     #[inline]
     fn began(&self) -> Millis {
-        match self.values_end {
+        match self.values_end.load(Ordering::Relaxed) {
             true => self.clock.now(),
             false => Millis(0),
         }
@@ -155,6 +151,9 @@ where
             let _turn = self.turn(hash);
             if guard.is_detached() {
                 return 0; // drops key and slot after the lock
+            }
+            if slot.ends() {
+                self.values_end.store(true, Ordering::Relaxed);
             }
             self.map.insert(Argument(key), slot)
         };

@@ -81,6 +81,18 @@ impl<V, E> Slot<V, E> {
         }
     }
 
+    /// Whether its life ends by the clock that is looked at for a plain value.
+    pub(super) fn ends(&self) -> bool {
+        match self {
+            Self::Plain {
+                ends_high,
+                ends_low,
+                ..
+            } => join(*ends_high, *ends_low) != Millis::NEVER,
+            Self::Aside(_) => false,
+        }
+    }
+
     /// The outcome, if it may be served to a call that began at `began`. What depends on tags is judged by
     /// the time it is then.
     #[inline(always)]
