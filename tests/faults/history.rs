@@ -56,6 +56,9 @@ pub(crate) enum Violation {
     OwnWrite { read: Read, missed_for: Duration },
     /// Missed one that was acknowledged longer ago than the read itself claimed.
     Claim { read: Read, missed_for: Duration },
+    /// Went back behind what the pod had given before, and missed something that was acknowledged. (One
+    /// that was not may be known from the source and unknown to the store.)
+    Backwards { read: Read, before: u64 },
     /// Gave what was never committed.
     Invented { read: Read },
     /// Never acknowledged.
@@ -74,6 +77,7 @@ impl fmt::Display for Violation {
             Self::Claim { read, missed_for } => {
                 write!(f, "missed for {missed_for:?}, more than claimed: {read:?}")
             }
+            Self::Backwards { read, before } => write!(f, "version {before} came before {read:?}"),
             Self::Invented { read } => write!(f, "never committed: {read:?}"),
             Self::Lost { write } => write!(f, "never acknowledged: {write:?}"),
             Self::Failed { error } => f.write_str(error),
@@ -156,6 +160,39 @@ impl History {
             let missed_for = own.missed_for(read.version, read.start);
             if missed_for > Duration::ZERO {
                 found.push(Violation::OwnWrite { read, missed_for });
+            }
+        }
+        for (read, before) in self.steps_back() {
+            let missed = acked.get(&read.key).unwrap_or(&nothing);
+            if missed.missed_for(read.version, read.start) > Duration::ZERO {
+                found.push(Violation::Backwards { read, before });
+            }
+        }
+        found
+    }
+
+    /// Reads that began after one of the same pod had ended with a newer version of the key.
+    pub(crate) fn steps_back(&self) -> Vec<(Read, u64)> {
+        let mut of_pod: BTreeMap<(usize, u64), Vec<Read>> = BTreeMap::new();
+        for &read in &self.reads {
+            of_pod.entry((read.pod, read.key)).or_default().push(read);
+        }
+        let mut found = Vec::new();
+        for mut reads in of_pod.into_values() {
+            let mut ended: Vec<_> = reads
+                .iter()
+                .map(|read| (read.start + read.took, read.version))
+                .collect();
+            ended.sort_unstable();
+            reads.sort_unstable_by_key(|read| read.start);
+            let (mut ended, mut newest) = (ended.into_iter().peekable(), 0);
+            for read in reads {
+                while let Some((_, version)) = ended.next_if(|&(end, _)| end <= read.start) {
+                    newest = newest.max(version);
+                }
+                if read.version < newest {
+                    found.push((read, newest));
+                }
             }
         }
         found
@@ -269,6 +306,7 @@ mod tests {
                 Violation::Stale { .. } => "stale",
                 Violation::OwnWrite { .. } => "own write",
                 Violation::Claim { .. } => "claim",
+                Violation::Backwards { .. } => "backwards",
                 Violation::Invented { .. } => "invented",
                 Violation::Lost { .. } => "lost",
                 Violation::Failed { .. } => "failed",
@@ -307,6 +345,16 @@ mod tests {
         let told = told.read(0, 1, 150, 100);
         assert_eq!(told.seen(), [""; 0], "another pod may be late");
         assert_eq!(told.read(1, 1, 101, 1000).seen(), ["own write"]);
+    }
+
+    #[test]
+    fn a_pod_goes_back_only_behind_what_is_not_acknowledged() {
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100);
+        let told = told.read(1, 2, 50, 0).read(1, 1, 105, 1000);
+        assert_eq!(told.seen(), [""; 0], "version 2 was not acknowledged yet");
+        let told = told.read(2, 1, 200, 1000);
+        assert_eq!(told.seen(), [""; 0], "another pod had not seen it");
+        assert_eq!(told.read(1, 1, 200, 1000).seen(), ["backwards"]);
     }
 
     #[test]

@@ -21,4 +21,5 @@ mod network;
 mod outage;
 mod restarts;
 mod rubbish;
+mod traps;
 mod trouble;

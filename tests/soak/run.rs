@@ -365,6 +365,10 @@ impl Verdict {
             count(Fate::Lost),
             self.timelines.forks(),
         );
+        println!(
+            "{name}: {} reads went back behind a version that was not acknowledged",
+            history.steps_back().len(),
+        );
         for trend in &self.trends {
             println!("{name}: {trend}");
         }
