@@ -32,6 +32,8 @@ pub(crate) enum Event {
         version: u64,
         tag: String,
     },
+    /// This tag, which no other call has, will be invalidated.
+    Marked { call: u64, tag: String },
     /// The call that invalidates returned, acknowledged or pending.
     Returned { call: u64, at: u64 },
     /// It was acknowledged.
@@ -76,6 +78,7 @@ impl fmt::Display for Event {
                 version,
                 tag,
             } => write!(f, "C {call} {key} {version} {tag}"),
+            Self::Marked { call, tag } => write!(f, "M {call} {tag}"),
             Self::Returned { call, at } => write!(f, "T {call} {at}"),
             Self::Acknowledged { call, at, stamp } => write!(f, "A {call} {at} {stamp}"),
             Self::Failed { what } => write!(f, "F {}", what.replace('\n', " ")),
@@ -114,6 +117,10 @@ impl FromStr for Event {
                 key: number(1)?,
                 version: number(2)?,
                 tag: text(3)?,
+            },
+            "M" => Self::Marked {
+                call: number(0)?,
+                tag: text(1)?,
             },
             "T" => Self::Returned {
                 call: number(0)?,
@@ -166,6 +173,7 @@ fn an_event_is_read_as_it_was_written() {
         "R 7 100 20 3 s 1004000000",
         "R 7 100 20 3",
         "C 1 7 4 record:7",
+        "M 2 mark:1-2",
         "T 1 300",
         "A 1 301 b.1.2",
         "F no answer",

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use tidings::{Cache, CacheError, Entity, InvalidateError, Served, Stamp, StoreState, Tag};
+use tidings::{
+    Cache, CacheError, Entity, InvalidateError, Invalidation, Served, Stamp, StoreState, Tag,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -17,16 +19,18 @@ use tokio_util::task::TaskTracker;
 pub(crate) const ANSWER: &str = "pod> ";
 pub(crate) const NAMESPACE: &str = "soak";
 /// Records are invalidated one by one and in lists.
-const RECORDS: u64 = 24;
+const RECORDS: u64 = 96;
 /// Pages are invalidated by the tag of their group alone. They have the keys from here on.
 const PAGES_FROM: u64 = 100;
-const PAGES: u64 = 12;
-const GROUPS: u64 = 3;
+const PAGES: u64 = 48;
+const GROUPS: u64 = 12;
 
 const READERS: u64 = 2;
 const READ_EVERY: Duration = Duration::from_millis(10);
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+/// Marks are calls too, numbered from here on.
+const MARKS_FROM: u64 = 1 << 32;
 /// Every so many reads of a reader are one list.
 const LIST_EVERY: u64 = 16;
 const LIST: u64 = 6;
@@ -381,12 +385,11 @@ async fn write(shelf: Shelf, pod: usize, history: Arc<EventLog>, stop: Cancellat
             _ = turns.tick() => {}
             () = stop.cancelled() => break,
         }
-        calls.spawn(change(
-            shelf.clone(),
-            pod as u64,
-            call,
-            Arc::clone(&history),
-        ));
+        let (shelf, history) = (shelf.clone(), Arc::clone(&history));
+        calls.spawn(async move {
+            change(&shelf, pod as u64, call, &history).await;
+            mark(&shelf, pod as u64, MARKS_FROM + call, &history).await;
+        });
     }
     calls.close();
     calls.wait().await;
@@ -394,7 +397,7 @@ async fn write(shelf: Shelf, pod: usize, history: Arc<EventLog>, stop: Cancellat
 
 /// Commits new versions, and invalidates them: mostly of one record, sometimes of three, now and then of
 /// all pages of a group.
-async fn change(shelf: Shelf, pod: u64, call: u64, history: Arc<EventLog>) {
+async fn change(shelf: &Shelf, pod: u64, call: u64, history: &EventLog) {
     let turn = call * 7 + pod * 5;
     let of_record = |n: u64| (turn + n * 11) % RECORDS;
     let (keys, group) = match call % 8 {
@@ -419,11 +422,27 @@ async fn change(shelf: Shelf, pod: u64, call: u64, history: Arc<EventLog>) {
             tag: tag.to_string(),
         });
     }
-    let outcome = match group {
-        Some(group) => shelf.cache.invalidate([Tag::of("group", &group)]).await,
-        None if keys.len() > 1 => shelf.records.invalidate_many(&keys).await,
-        None => shelf.records.invalidate(&keys[0]).await,
+    let invalidation = match group {
+        Some(group) => shelf.cache.invalidate([Tag::of("group", &group)]),
+        None if keys.len() > 1 => shelf.records.invalidate_many(&keys),
+        None => shelf.records.invalidate(&keys[0]),
     };
+    see_through(invalidation, call, history).await;
+}
+
+/// Invalidates a tag that nobody invalidates again: should it be lost, nothing takes its place.
+async fn mark(shelf: &Shelf, pod: u64, call: u64, history: &EventLog) {
+    let tag = Tag::of("mark", &format!("{pod}-{call}"));
+    history.add(&Event::Marked {
+        call,
+        tag: tag.to_string(),
+    });
+    see_through(shelf.cache.invalidate([tag]), call, history).await;
+}
+
+/// Waits until the invalidation is acknowledged, however long that takes.
+async fn see_through(invalidation: Invalidation, call: u64, history: &EventLog) {
+    let outcome = invalidation.await;
     history.add(&Event::Returned { call, at: now() });
     let acknowledged = |stamp: &Stamp| Event::Acknowledged {
         call,
@@ -431,7 +450,7 @@ async fn change(shelf: Shelf, pod: u64, call: u64, history: Arc<EventLog>) {
         stamp: stamp.to_string(),
     };
     let failed = |error: InvalidateError| Event::Failed {
-        what: format!("invalidating {keys:?}: {error}"),
+        what: format!("call {call}: {error}"),
     };
     history.add(&match outcome {
         Ok(stamp) => acknowledged(&stamp),

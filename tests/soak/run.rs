@@ -231,12 +231,28 @@ fn trends(survivors: &[(usize, Vec<Sample>)], clients: &[u64]) -> Vec<Trend> {
     trends
 }
 
+/// A tag that a pod was told is invalidated, and where that was logged.
+struct Acknowledged {
+    pod: usize,
+    tag: Tag,
+    stamp: Stamp,
+}
+
+impl Acknowledged {
+    fn new(pod: usize, tag: String, stamp: &str) -> Self {
+        Self {
+            pod,
+            tag: tag.into(),
+            stamp: stamp.parse().unwrap(),
+        }
+    }
+}
+
 /// What all pods did.
 #[derive(Default)]
 struct Evidence {
     history: History,
-    /// Each acknowledged tag, with where it was logged.
-    acknowledged: Vec<(usize, Tag, Stamp)>,
+    acknowledged: Vec<Acknowledged>,
     /// Calls that did not return the acknowledgement itself.
     pending: usize,
 }
@@ -246,6 +262,7 @@ impl Evidence {
     fn add(&mut self, pod: usize, events: Vec<Event>, clocks: Clocks) {
         let mut calls: BTreeMap<u64, Vec<(u64, u64, String)>> = BTreeMap::new();
         let (mut returned, mut acked) = (BTreeMap::new(), BTreeMap::new());
+        let mut marks = BTreeMap::new();
         for event in events {
             match event {
                 Event::Read {
@@ -269,6 +286,7 @@ impl Evidence {
                     version,
                     tag,
                 } => calls.entry(call).or_default().push((key, version, tag)),
+                Event::Marked { call, tag } => drop(marks.insert(call, tag)),
                 Event::Returned { call, at } => drop(returned.insert(call, at)),
                 Event::Acknowledged { call, at, stamp } => {
                     acked.insert(call, (at, stamp));
@@ -277,6 +295,11 @@ impl Evidence {
                     let text = format!("pod {pod}: {what}");
                     self.history.failures.push(text);
                 }
+            }
+        }
+        for (call, tag) in marks {
+            if let Some((_, stamp)) = acked.get(&call) {
+                self.acknowledged.push(Acknowledged::new(pod, tag, stamp));
             }
         }
         for (call, commits) in calls {
@@ -294,8 +317,7 @@ impl Evidence {
                     acked: ack.map(|&(at, _)| clocks.instant(at)),
                 });
                 if let Some((_, stamp)) = ack {
-                    let stamp = stamp.parse().unwrap();
-                    self.acknowledged.push((pod, Tag::from(tag), stamp));
+                    self.acknowledged.push(Acknowledged::new(pod, tag, stamp));
                 }
             }
             let at_once = ack.map(|&(at, _)| at).zip(returned.get(&call).copied());
@@ -389,7 +411,7 @@ impl Verdict {
 
     fn fates(&self) -> Vec<(usize, Fate)> {
         let all = self.evidence.acknowledged.iter();
-        all.map(|(pod, tag, stamp)| (*pod, self.timelines.fate(tag, stamp)))
+        all.map(|one| (one.pod, self.timelines.fate(&one.tag, &one.stamp)))
             .collect()
     }
 
