@@ -92,8 +92,10 @@ fn h23_what_is_loaded_under_a_marker_and_kept_as_any_other_is_stale() {
     is_needed(GuardPart::Youth, &calm(|_| {}));
 }
 
-/// 1. A load finds the marker, and reads the old value. 2. The commit. 3. The bound passes, and the lane is
-/// live all the time. 4. A reader comes, and the load has not ended.
+/// 1. A load finds the marker, and reads the old value.
+/// 2. The commit.
+/// 3. The bound passes, and the lane is live all the time.
+/// 4. A reader comes, and the load has not ended.
 #[test]
 fn h28_a_load_under_a_marker_would_be_joined_after_the_commit() {
     let confirmed = [
