@@ -8,7 +8,7 @@
 use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
-use crate::coherence::{Action, Head, Hint, Incarnation, Kind, Lane, LinkState, LogEntry};
+use crate::coherence::{Action, Batch, Head, Hint, Incarnation, Kind, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
 use crate::store::rooms::RoomEvent;
@@ -177,12 +177,12 @@ impl Session<'_> {
     fn on_time(&mut self) {
         let now = self.bus.clock.now();
         for lane in self.bus.namespace.lanes() {
-            let (behind, actions) = self.bus.step(lane, |state, out| {
+            let (missing, actions) = self.bus.step(lane, |state, out| {
                 state.on_timer(now, out);
-                state.is_behind()
+                state.misses_hints()
             });
             if !actions.is_empty() {
-                self.fell_behind |= behind;
+                self.fell_behind |= missing;
                 self.bus.observed.catch_ups.fetch_add(1, Ordering::Relaxed);
             }
             self.ask_store(lane, actions);
@@ -221,23 +221,33 @@ impl Session<'_> {
     }
 
     fn on_hint(&mut self, bytes: &[u8]) {
-        let hint = Hint::decode(bytes).filter(|hint| hint.lane.0 < self.bus.namespace.lanes);
-        let Some(hint) = hint else {
+        let ours = |lane: &Lane| lane.0 < self.bus.namespace.lanes;
+        let (lane, hints): (_, Vec<Hint>) = if let Some(batch) = Batch::decode(bytes)
+            && ours(&batch.lane)
+        {
+            (batch.lane, batch.into_hints().collect())
+        } else if let Some(hint) = Hint::decode(bytes)
+            && ours(&hint.lane)
+        {
+            (hint.lane, vec![hint])
+        } else {
             self.bus.observed.hints.fetch_add(1, Ordering::Relaxed);
             self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        if matches!(hint.entry.kind, Kind::Unknown(_)) {
-            self.bus.observed.unknown.fetch_add(1, Ordering::Relaxed);
+        for hint in &hints {
+            if matches!(hint.entry.kind, Kind::Unknown(_)) {
+                self.bus.observed.unknown.fetch_add(1, Ordering::Relaxed);
+            }
+            self.bus.note_lag(hint);
         }
-        self.bus.note_lag(&hint);
         let now = self.bus.clock.now();
-        let ((), actions) = self
-            .bus
-            .step(hint.lane, |state, out| state.on_hint(&hint, now, out));
+        let ((), actions) = self.bus.step(lane, |state, out| {
+            hints.iter().for_each(|hint| state.on_hint(hint, now, out));
+        });
         // Whoever sees it counted sees what it did.
         self.bus.observed.hints.fetch_add(1, Ordering::Release);
-        self.ask_store(hint.lane, actions);
+        self.ask_store(lane, actions);
     }
 
     fn on_done(&mut self, done: Done, state: &mut LinkState) -> StoreResult<()> {

@@ -268,8 +268,9 @@ impl Bus {
         clock: Clock,
         pending: PendingOptions,
     ) -> Arc<Self> {
+        let deferral = store.publishes_within();
         let lane = || LaneCell {
-            state: Mutex::new(LaneState::new(rules.mechanisms)),
+            state: Mutex::new(LaneState::new(rules.mechanisms).deferring(deferral)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             flushed: AtomicU64::new(0),
             until: AtomicU64::new(0),

@@ -24,7 +24,7 @@ pub(crate) mod redis;
 pub mod rooms;
 
 #[cfg(feature = "redis")]
-pub use self::redis::Redis;
+pub use self::redis::{Publish, Redis};
 #[cfg(all(feature = "redis", feature = "testing"))]
 pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
@@ -100,6 +100,13 @@ pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
     /// the same bound; others just learn of an invalidation a heartbeat later.
     fn pushes(&self) -> bool {
         true
+    }
+
+    /// How long an entry may stand in the log before its hint is published, where those of some
+    /// milliseconds are published together. For so long pods wait for hints before they read the log
+    /// instead; the bound does not depend on it. At once, unless a store says otherwise.
+    fn publishes_within(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

@@ -8,7 +8,7 @@ local floors = #KEYS + 2 - math.max(#ARGV[7] / 8, 1)
 -- Values go first: that frees memory before anything asks for some.
 if floors > 4 then redis.call('UNLINK', unpack(KEYS, 4, floors - 1)) end
 local head = open()
-local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+local answer = announce(head, INVALIDATE, ARGV[6], ARGV[7])
 raise(head, floors)
 
 local lift, leave, now = ARGV[8], ARGV[9], now_ms()
@@ -61,4 +61,4 @@ if left ~= '' or version ~= '' then
     if not any_stands(some[i + 1], now) then redis.call('HDEL', KEYS[3], some[i]) end
   end
 end
-return head.epoch .. word(head.seq) .. prev .. word(stood)
+return answer .. word(stood)

@@ -27,6 +27,6 @@ elseif lower(there, ARGV[8]) then
     redis.call('SET', KEYS[4], ARGV[10])
   end
 end
-local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+local answer = announce(head, INVALIDATE, ARGV[6], ARGV[7])
 raise(head, 5)
-return head.epoch .. word(head.seq) .. prev
+return answer
