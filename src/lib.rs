@@ -139,7 +139,12 @@ pub mod coherence;
 mod entity;
 mod envelope;
 pub mod error;
+mod fence;
 mod flight;
+// Not inside it: `tests/shuttle` compiles that file without them.
+#[cfg(test)]
+#[path = "flight/tests.rs"]
+mod flight_tests;
 #[cfg(test)]
 mod golden;
 mod key;
@@ -155,6 +160,7 @@ mod registration;
 #[cfg(feature = "redis")]
 pub mod script;
 pub mod store;
+mod sync;
 mod tags;
 mod telemetry;
 #[cfg(feature = "testing")]
@@ -166,8 +172,8 @@ pub use builder::{CacheBuilder, DEFAULT_LANES, MAX_LANES, OnStoreAbsent, STORE_V
 pub use bus::{
     BeginWrite, BeginWriteError, CircuitState, CloseReport, DEFAULT_GUARD_TTL,
     DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING, DEFAULT_READ_TIMEOUT, Finished, Health,
-    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL, ParseStampError,
-    Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
+    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL,
+    MINIMUM_VERSION_TTL, ParseStampError, Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
 };
 pub use cache::Cache;
 pub use codec::CodecError;
@@ -253,6 +259,8 @@ mod pages {
     mod testing {}
     #[doc = include_str!("../docs/topologies.md")]
     mod topologies {}
+    #[doc = include_str!("../docs/versions.md")]
+    mod versions {}
     #[doc = include_str!("../docs/write-guard.md")]
     mod write_guard {}
 }

@@ -20,6 +20,8 @@ mod invalidation;
 mod join;
 mod journal;
 mod listen;
+mod minimum;
+mod pace;
 mod pending;
 mod put;
 mod sample;
@@ -36,12 +38,13 @@ pub(crate) use journal::Journal;
 pub(crate) use journal::read_rubbish;
 pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
+pub use minimum::MINIMUM_VERSION_TTL;
 pub use pending::DEFAULT_MAX_PENDING;
 pub(crate) use pending::LEAST_MAX_PENDING;
 pub(crate) use put::OwnedPut;
 pub use stamp::{ParseStampError, Stamp};
 
-use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
+use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::random::random;
@@ -233,6 +236,7 @@ pub(crate) struct Bus {
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
     hold_offs: guard::HoldOffs,
+    minimums: minimum::Minimums,
     breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -264,8 +268,9 @@ impl Bus {
         clock: Clock,
         pending: PendingOptions,
     ) -> Arc<Self> {
+        let deferral = store.publishes_within();
         let lane = || LaneCell {
-            state: Mutex::new(LaneState::new(rules.mechanisms)),
+            state: Mutex::new(LaneState::new(rules.mechanisms).deferring(deferral)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             flushed: AtomicU64::new(0),
             until: AtomicU64::new(0),
@@ -276,6 +281,7 @@ impl Bus {
             telemetry: Arc::new(Telemetry::new(&namespace.name)),
             calls: calls::Calls::new(namespace.lanes, pending.max),
             hold_offs: guard::HoldOffs::default(),
+            minimums: minimum::Minimums::default(),
             namespace,
             space,
             rules,
@@ -670,26 +676,6 @@ impl Bus {
         if let Some(waiter) = lock(&self.fill_waiters).get(&hash) {
             waiter.notify_waiters();
         }
-    }
-}
-
-/// A lane word that readers load and the bus changes.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(crate) struct AtomicWord(AtomicU64);
-
-impl AtomicWord {
-    #[inline]
-    pub(crate) fn load(&self) -> Word {
-        Word(self.0.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn update(&self, change: impl Fn(Word) -> Word) {
-        let update = |old| Some(change(Word(old)).0);
-        // Never fails: the closure always gives a value.
-        let _ = self
-            .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 }
 

@@ -19,6 +19,7 @@ mod data;
 mod failover;
 mod network;
 mod outage;
+mod publishing;
 mod restarts;
 mod rubbish;
 mod traps;
