@@ -95,7 +95,7 @@ impl<K, T, M> Flights<K, T, M> {
         if let Some(flight) = found.filter(|_| !solo)
             && flight.join(may_join)
         {
-            return Boarding::Waiter(Waiter(Arc::clone(flight)));
+            return Boarding::Waiter(Waiter::on(Arc::clone(flight)));
         }
         let flight = Arc::new(Flight::new(self.clone(), hash, key.clone(), meta, solo));
         let replaced = match solo {
@@ -107,7 +107,7 @@ impl<K, T, M> Flights<K, T, M> {
         }
         // The stripe before `replaced`: if that is the last handle, a user's `Drop` runs with it.
         drop(stripe);
-        Boarding::Leader(Guard(Arc::clone(&flight)), Waiter(flight))
+        Boarding::Leader(Guard(Arc::clone(&flight)), Waiter::on(flight))
     }
 
     /// Joins the flight of `key` if there is one and `may_join` holds, as [`board`](Self::board) does.
@@ -123,7 +123,7 @@ impl<K, T, M> Flights<K, T, M> {
         let stripe = self.stripe(hash);
         let flight = stripe.get(&hash).filter(|flight| flight.key == *key)?;
         let joined = flight.join(may_join);
-        joined.then(|| Waiter(Arc::clone(flight)))
+        joined.then(|| Waiter::on(Arc::clone(flight)))
     }
 
     /// Detaches the flight of `hash` if `when` holds, and returns whether it did.
@@ -246,6 +246,10 @@ impl<K, T, M> Flight<K, T, M> {
             drop(state);
             self.news.notify_waiters();
         }
+    }
+
+    fn is_vacant(&self) -> bool {
+        matches!(self.state().phase, Phase::Vacant)
     }
 
     /// Gives up the lead, unless the flight has landed.
@@ -371,10 +375,18 @@ impl<K, T, M> Drop for Guard<K, T, M> {
 
 /// A caller's place on a flight; to drop it is to leave.
 #[must_use = "a dropped waiter leaves the flight"]
-pub(crate) struct Waiter<K, T, M = FlightMeta>(Arc<Flight<K, T, M>>);
+pub(crate) struct Waiter<K, T, M = FlightMeta> {
+    flight: Arc<Flight<K, T, M>>,
+    /// The lead has fallen to it before.
+    has_led: bool,
+}
 
 impl<K, T: Clone, M> Waiter<K, T, M> {
     /// Waits until the flight lands, or until its lead falls to this waiter.
+    ///
+    /// One that lost the lead again gives everybody else a turn before it takes it once more. Else a
+    /// runtime that is shut down would wait for ever: it drops at once what is spawned, the lead in a
+    /// new task with it, and waits for the task that spawns it to return from its poll.
     ///
     /// May be called again: after a landing it returns the same, and after it gave the lead it waits
     /// for that guard like for any other.
@@ -382,9 +394,13 @@ impl<K, T: Clone, M> Waiter<K, T, M> {
     /// # Cancel safety
     /// Cancel safe. The lead is taken only in the poll that returns it.
     pub(crate) async fn wait(&mut self) -> Flown<K, T, M> {
+        if self.has_led && self.flight.is_vacant() {
+            tokio::task::yield_now().await;
+        }
         loop {
-            let news = self.0.news.notified(); // before the look, so that none is missed
+            let news = self.flight.news.notified(); // before the look, so that none is missed
             if let Some(flown) = self.look() {
+                self.has_led |= matches!(flown, Flown::Lead(_));
                 return flown;
             }
             news.await;
@@ -392,28 +408,33 @@ impl<K, T: Clone, M> Waiter<K, T, M> {
     }
 
     fn look(&self) -> Option<Flown<K, T, M>> {
-        let mut state = self.0.state();
+        let mut state = self.flight.state();
         match &state.phase {
             Phase::Led => None,
             Phase::Landed(landing) => Some(Flown::Landed(landing.clone())),
             Phase::Vacant => {
                 state.phase = Phase::Led;
-                Some(Flown::Lead(Guard(Arc::clone(&self.0))))
+                Some(Flown::Lead(Guard(Arc::clone(&self.flight))))
             }
         }
     }
 }
 
 impl<K, T, M> Waiter<K, T, M> {
+    fn on(flight: Arc<Flight<K, T, M>>) -> Self {
+        let has_led = false;
+        Self { flight, has_led }
+    }
+
     /// Leaves without ending the load, even if nobody else waits for it.
     pub(crate) fn leave_running(self) {
-        self.0.state().unattended = true;
+        self.flight.state().unattended = true;
     }
 }
 
 impl<K, T, M> Drop for Waiter<K, T, M> {
     fn drop(&mut self) {
-        self.0.leave();
+        self.flight.leave();
     }
 }
 

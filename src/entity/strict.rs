@@ -66,7 +66,11 @@ where
             match timeout_at(end, waiter.wait()).await {
                 Ok(Flown::Landed(landing)) => return Ok(self.landed(landing)),
                 // The load took longer than its lead. Another one, if there is time for it.
-                Ok(Flown::Lead(guard)) => drop(guard),
+                Ok(Flown::Lead(guard)) => {
+                    drop(guard);
+                    // Or its task was dropped as the runtime shuts down, which waits for this one.
+                    tokio::task::yield_now().await;
+                }
                 Err(_) => {
                     // The caller gives up, the load does not: it may still fill.
                     waiter.leave_running();
