@@ -5,7 +5,6 @@
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
-use super::calls::Extra;
 use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
@@ -266,6 +265,8 @@ impl Session<'_> {
                 self.poll_sent = None;
                 let polled = polled?;
                 self.bus.observed.polled(polled.server_ms, sent);
+                let server = (polled.incarnation, polled.server_ms);
+                self.bus.compare_clocks(server, sent);
                 let settings = self.bus.space.settings();
                 let record = polled.record.as_deref();
                 // Where the first lane is silent, the record is too: nobody can write another there.
@@ -346,7 +347,8 @@ impl Session<'_> {
                 Action::Touch => self.touch(vec![lane]),
                 Action::Reissue(call) => {
                     // Nobody waits for it: it sees itself through.
-                    drop(self.bus.announce(lane, call, Extra::Nothing));
+                    let extra = self.bus.extra_again(&call);
+                    drop(self.bus.announce(lane, call, extra));
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);

@@ -280,7 +280,7 @@ impl<S: Site> Fleet<S> {
         println!("{}", history.summary());
         assert!(history.reads.len() > 500, "idle: {}", history.summary());
         assert!(history.writes.len() > 30, "idle: {}", history.summary());
-        history.check(bound);
+        history.refuse(&history.violations(bound));
     }
 }
 
@@ -332,8 +332,8 @@ async fn read(
                 start,
                 took: start.elapsed(),
                 version: *served.value,
-                origin: served.origin,
-                bound: served.bound().expect("nothing here has grace"),
+                origin: Some(served.origin),
+                bound: Some(served.bound().expect("nothing here has grace")),
             }),
             Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
         }

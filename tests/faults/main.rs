@@ -22,4 +22,5 @@ mod outage;
 mod publishing;
 mod restarts;
 mod rubbish;
+mod traps;
 mod trouble;

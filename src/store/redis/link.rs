@@ -569,6 +569,10 @@ impl Link for RedisLink {
                 Some((guard, ttl)) => call.arg(&word(guard)).arg(millis(ttl)),
                 None => call.arg("").arg(""),
             };
+            match markers.minimum {
+                Some((version, ttl)) => call.arg(&word(version)).arg(millis(ttl)),
+                None => call.arg("").arg(""),
+            };
             let (guarded, flush) = self.run(&GUARD, &call).await?.guarded()?;
             self.publisher.deferred(lane, flush);
             Ok(guarded)

@@ -124,11 +124,12 @@ impl Reply {
         }
     }
 
-    /// `[head, floor, server ms, state or present value, …]`, as `lease.lua` gives it for `count` keys.
+    /// `[head, floor, server ms, (state or present value, minimum version or nothing), …]`, as `lease.lua`
+    /// gives it for `count` keys.
     pub(super) fn leases(self, count: usize) -> StoreResult<Vec<LeaseReply>> {
         let operation = self.operation;
         let mut items = self.array()?.into_iter();
-        let read = || {
+        let mut read = || {
             let head = head(items.next()?)?;
             let floor = number(items.next()?)?;
             let server_ms = number(items.next()?)?;
@@ -138,14 +139,21 @@ impl Reply {
                 Value::Int(3) => Some(LeaseState::Guarded),
                 item => Some(LeaseState::Present(bytes(item)?.into())),
             };
-            let reply = |state| LeaseReply {
-                head,
-                floor,
-                server_ms,
-                state,
+            let minimum = |item| match bytes(item)? {
+                none if none.is_empty() => Some(None),
+                version => Some(Some(words::<1>(&version)?[0])),
             };
-            let replies: Option<Vec<_>> = items.map(|item| state(item).map(reply)).collect();
-            replies.filter(|replies| replies.len() == count)
+            let mut replies = Vec::with_capacity(count);
+            while let Some(first) = items.next() {
+                replies.push(LeaseReply {
+                    head,
+                    floor,
+                    server_ms,
+                    state: state(first)?,
+                    minimum: minimum(items.next()?)?,
+                });
+            }
+            (replies.len() == count).then_some(replies)
         };
         Self::of(operation, read())
     }
