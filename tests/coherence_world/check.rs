@@ -2,6 +2,7 @@
 
 use super::{Ack, Config, Key, Pod, Version, World};
 use tidings::Millis;
+use tidings::coherence::Nonce;
 
 /// A promise that was broken: pod, key, the version that was given, the oldest that was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +55,7 @@ impl World {
             acks.retain(|ack| !old(ack) || ack.version == newest);
             // Their time does not count any more.
             for ack in acks.iter_mut().filter(|ack| old(ack)) {
-                *ack = Ack::new(ack.version, Millis(0), 0);
+                *ack = Ack::new(ack.version, Millis(0), (0, Nonce(0)));
             }
             acks.dedup();
         }

@@ -116,11 +116,12 @@ impl Redis {
 
     /// Believes nothing that was stored before a failover: every key is loaded once more. Default:
     /// what a promoted replica has goes on being used, a few seconds after its promotion, and pods log
-    /// again those of their own invalidations that it lacks.
+    /// again those of their own invalidations that it lacks, or void the lanes of those that they had
+    /// only heard of.
     ///
     /// What it is for: an invalidation that the replica lacks, and whose pod ended before it could log it
-    /// again. By default the old value is then served until its TTL ends. Use the same setting in all
-    /// pods.
+    /// again, with all that had heard of it. By default the old value is then served until its TTL ends.
+    /// Use the same setting in all pods.
     #[must_use]
     pub fn fence_on_failover(mut self) -> Self {
         self.options.fences = true;
