@@ -24,7 +24,7 @@ pub(crate) mod redis;
 pub mod rooms;
 
 #[cfg(feature = "redis")]
-pub use self::redis::Redis;
+pub use self::redis::{Acknowledge, Redis};
 #[cfg(all(feature = "redis", feature = "testing"))]
 pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
@@ -496,6 +496,12 @@ pub trait Link: Any + Send + Sync + 'static {
         expected: Epoch,
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>>;
+
+    /// Whether what is logged is acknowledged only once replicas have it. What a fence did is not waited
+    /// for; an entry that is logged in its epoch afterwards is.
+    fn waits_for_replicas(&self) -> bool {
+        false
+    }
 
     /// What of this link keeps raw data: no part of the protocol.
     fn raw(&self) -> &dyn RawLink;

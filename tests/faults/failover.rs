@@ -124,15 +124,18 @@ async fn pods_leave_a_primary_that_was_replaced_and_lives() {
     assert!(found.is_empty(), "{found:?} in {}", history.summary());
 }
 
-/// A pod that counts what it loads from a source of one number.
-async fn pod(
-    url: String,
+pub(crate) type Versions = Entity<u64, u64, Infallible>;
+
+/// A pod that loads the same number for every key, from a source that holds it.
+pub(crate) async fn pod(
+    store: Redis,
     mechanisms: Mechanisms,
     source: Arc<AtomicU64>,
-) -> (Cache, Entity<u64, u64, Infallible>) {
+) -> (Cache, Versions) {
     let cache = Cache::builder("twofold")
-        .store_url(url)
+        .store(store)
         .read_timeout(Duration::from_secs(5))
+        .invalidate_timeout(Duration::from_secs(60))
         .mechanisms(mechanisms);
     let cache = cache.build().await.unwrap();
     let load = move |_: u64| {
@@ -143,7 +146,7 @@ async fn pod(
     (cache, entity)
 }
 
-async fn until(what: &str, seen: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, seen: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !block_in_place(&seen) {
         assert!(Instant::now() < deadline, "never so: {what}");
@@ -151,7 +154,7 @@ async fn until(what: &str, seen: impl Fn() -> bool) {
     }
 }
 
-async fn until_well(cache: &Cache) {
+pub(crate) async fn until_well(cache: &Cache) {
     until("the pod is fully at work", || {
         let health = cache.health();
         matches!(health.store, StoreState::Up) && health.live_lanes == health.lanes
@@ -167,11 +170,16 @@ async fn until_well(cache: &Cache) {
 async fn read_after_a_double_fault(mechanisms: Mechanisms) -> u64 {
     let mut redis = block_in_place(|| RedisReplicas::start(1)).unwrap();
     let source = Arc::new(AtomicU64::new(1));
-    let values = |redis: &RedisReplicas| redis.server(1).cli(&["KEYS", "{twofold:*}v:*"]).unwrap();
+    // Not one for all: a runtime takes its connections along when it ends.
+    let store = |redis: &RedisReplicas| Redis::new(&redis.url()).unwrap();
+    let values = |redis: &RedisReplicas| {
+        let keys = ["KEYS", "{twofold:*}v:*"];
+        redis.server(1).cli(&keys).unwrap()
+    };
 
-    let (hearer, versions) = pod(redis.url(), mechanisms, Arc::clone(&source)).await;
+    let (hearer, versions) = pod(store(&redis), mechanisms, Arc::clone(&source)).await;
     let its_own = Runtime::new().unwrap();
-    let origin = pod(redis.url(), mechanisms, Arc::clone(&source));
+    let origin = pod(store(&redis), mechanisms, Arc::clone(&source));
     let (origin, ending) = its_own.spawn(origin).await.unwrap();
     assert_eq!(*versions.get(&7).await.unwrap(), 1);
     until("the replica has the value", || !values(&redis).is_empty()).await;
@@ -195,7 +203,7 @@ async fn read_after_a_double_fault(mechanisms: Mechanisms) -> u64 {
 
     until("the other pod follows", || hearer.health().links > 1).await;
     until_well(&hearer).await;
-    let (late, versions) = pod(redis.url(), mechanisms, source).await;
+    let (late, versions) = pod(store(&redis), mechanisms, source).await;
     until_well(&late).await;
     *versions.get(&7).await.unwrap()
 }

@@ -19,6 +19,7 @@ mod data;
 mod failover;
 mod network;
 mod outage;
+mod replicated;
 mod restarts;
 mod rubbish;
 mod trouble;

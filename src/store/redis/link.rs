@@ -201,6 +201,11 @@ impl RedisLink {
         step.run(&self.nodes, call).await
     }
 
+    /// Runs a call that is acknowledged by its answer.
+    async fn acknowledge(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
+        step.acknowledge(&self.nodes, call).await
+    }
+
     /// Runs many calls of `step` at once.
     pub(super) async fn run_many(&self, step: &Step, calls: &Pipeline) -> Vec<StoreResult<Reply>> {
         step.run_many(&self.nodes, calls).await
@@ -217,6 +222,10 @@ impl RedisLink {
 
     /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
     async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
+        if node.is_lame() {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("the connection for what replicas confirm broke"));
+        }
         if !self.keys.is_sharded() {
             return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
         }
@@ -509,7 +518,7 @@ impl Link for RedisLink {
                 .collect();
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
-            self.run(&INVALIDATE, &call).await?.logged()
+            self.acknowledge(&INVALIDATE, &call).await?.logged()
         })
     }
 
@@ -540,7 +549,7 @@ impl Link for RedisLink {
                 Some((guard, ttl)) => call.arg(&word(guard)).arg(millis(ttl)),
                 None => call.arg("").arg(""),
             };
-            self.run(&GUARD, &call).await?.guarded()
+            self.acknowledge(&GUARD, &call).await?.guarded()
         })
     }
 
@@ -568,7 +577,7 @@ impl Link for RedisLink {
                 Some(ttl) => call.arg(millis(ttl)),
                 None => call.arg(""),
             };
-            self.run(&PUT, &call).await?.logged()
+            self.acknowledge(&PUT, &call).await?.logged()
         })
     }
 
@@ -586,7 +595,7 @@ impl Link for RedisLink {
             let own = [keys.floor(entity), keys.tag(&tag)];
             let mut call = self.opening_call(&CLEAR, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
-            self.run(&CLEAR, &call).await?.logged()
+            self.acknowledge(&CLEAR, &call).await?.logged()
         })
     }
 
@@ -601,6 +610,10 @@ impl Link for RedisLink {
             call.arg(&word(expected.0));
             self.run(&FENCE, &call).await?.head()
         })
+    }
+
+    fn waits_for_replicas(&self) -> bool {
+        self.nodes.all().iter().any(Node::waits_for_replicas)
     }
 
     fn raw(&self) -> &dyn RawLink {

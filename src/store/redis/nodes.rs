@@ -7,6 +7,7 @@
 use super::error;
 use super::hints::Channels;
 use super::keys::Keys;
+use super::replicated::Replicated;
 use super::reply::Reply;
 use super::server::Life;
 use super::slots::{At, SlotMap, slot_of};
@@ -40,6 +41,8 @@ pub(super) struct Elsewhere {
 /// One server.
 pub(super) struct Node {
     connection: MultiplexedConnection,
+    /// Another one, for calls that replicas must have before they count.
+    replicated: Option<Replicated>,
     /// Where the channels of watched rooms are subscribed to.
     pub(super) channels: Channels,
     /// The life of the server as last seen. It can change under a living connection: the server
@@ -52,12 +55,12 @@ pub(super) struct Node {
     fate: Fate,
 }
 
-/// What has become of a node of a cluster, for those who look whether another link would be better.
+/// What has become of a node, for those who look whether another link would be better.
 #[derive(Clone, Default)]
 pub(super) struct Fate {
     /// Its subscription has ended.
     pub(super) deaf: Arc<AtomicBool>,
-    /// Its connection for commands has.
+    /// Its connection for commands has, or that for calls that replicas must have.
     pub(super) lost: Arc<AtomicBool>,
 }
 
@@ -86,12 +89,27 @@ impl Node {
     ) -> Self {
         Self {
             connection,
+            replicated: None,
             channels,
             life: Mutex::new(life),
             lanes,
             alone: false,
             fate,
         }
+    }
+
+    /// The same, with a connection for calls that replicas must have, which sets `fate` when it breaks.
+    pub(super) fn replicating(self, replicated: Option<Replicated>, fate: Fate) -> Self {
+        Self {
+            replicated,
+            fate,
+            ..self
+        }
+    }
+
+    /// Whether calls count only once replicas have them.
+    pub(super) fn waits_for_replicas(&self) -> bool {
+        self.replicated.is_some()
     }
 
     /// The lane beside which the namespace's record stands on a cluster.
@@ -114,6 +132,11 @@ impl Node {
         *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
     }
 
+    /// Whether a server by itself has lost one of its two connections for commands; the other would go on.
+    pub(super) fn is_lame(&self) -> bool {
+        self.alone && self.fate.lost.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_deaf(&self) -> bool {
         self.fate.deaf.load(Ordering::Acquire)
     }
@@ -123,9 +146,27 @@ impl Node {
         answer.map_err(|failed| self.failed(operation, &failed))
     }
 
-    /// A node of a cluster that is lost is not the store.
+    /// Sends a call that is acknowledged by its answer: once as many replicas have it as were asked for.
+    pub(super) async fn acknowledge(
+        &self,
+        operation: &'static str,
+        call: &Cmd,
+    ) -> StoreResult<Value> {
+        match &self.replicated {
+            Some(replicated) => {
+                let answer = replicated.send(operation, call).await;
+                answer.map_err(|error| self.unless_lost(operation, error))
+            }
+            None => self.send(operation, call).await,
+        }
+    }
+
     fn failed(&self, operation: &'static str, error: &RedisError) -> StoreError {
-        let error = error::of_client(operation, error);
+        self.unless_lost(operation, error::of_client(operation, error))
+    }
+
+    /// A node of a cluster that is lost is not the store.
+    fn unless_lost(&self, operation: &'static str, error: StoreError) -> StoreError {
         if self.alone || error.kind() != StoreErrorKind::Unavailable {
             return error;
         }
