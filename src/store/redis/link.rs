@@ -230,6 +230,7 @@ impl RedisLink {
             return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
         }
         let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
+            node.set_proven(false);
             return Ok(None);
         };
         let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
@@ -237,7 +238,9 @@ impl RedisLink {
             let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
             return Err(error.with_detail("a lane has moved to another node"));
         }
-        Ok(polled(node, answers).ok())
+        let polled = polled(node, answers).ok();
+        node.set_proven(polled.is_some());
+        Ok(polled)
     }
 }
 
@@ -613,7 +616,8 @@ impl Link for RedisLink {
     }
 
     fn waits_for_replicas(&self) -> bool {
-        self.nodes.all().iter().any(Node::waits_for_replicas)
+        let mut nodes = self.nodes.all().iter();
+        nodes.any(|node| node.replicas_asked().is_some())
     }
 
     fn raw(&self) -> &dyn RawLink {

@@ -52,6 +52,8 @@ pub(super) struct Node {
     pub(super) lanes: Vec<Lane>,
     /// Whether it is a server by itself, rather than a node of a cluster.
     alone: bool,
+    /// Its last poll was not answered as that of a node which takes writes: what it has may be old.
+    doubtful: AtomicBool,
     fate: Fate,
 }
 
@@ -94,6 +96,7 @@ impl Node {
             life: Mutex::new(life),
             lanes,
             alone: false,
+            doubtful: AtomicBool::new(false),
             fate,
         }
     }
@@ -107,9 +110,10 @@ impl Node {
         }
     }
 
-    /// Whether calls count only once replicas have them.
-    pub(super) fn waits_for_replicas(&self) -> bool {
-        self.replicated.is_some()
+    /// How many replicas must have a call before it counts, if any.
+    pub(super) fn replicas_asked(&self) -> Option<u8> {
+        let replicated = self.replicated.as_ref();
+        replicated.map(|replicated| replicated.replicas)
     }
 
     /// The lane beside which the namespace's record stands on a cluster.
@@ -135,6 +139,11 @@ impl Node {
     /// Whether a server by itself has lost one of its two connections for commands; the other would go on.
     pub(super) fn is_lame(&self) -> bool {
         self.alone && self.fate.lost.load(Ordering::Acquire)
+    }
+
+    /// Whether its last poll proved that it takes writes.
+    pub(super) fn set_proven(&self, proven: bool) {
+        self.doubtful.store(!proven, Ordering::Release);
     }
 
     pub(super) fn is_deaf(&self) -> bool {
@@ -245,6 +254,24 @@ impl Nodes {
         self.keys.data_lane(lane)?; // one of the namespace
         let at = self.at_lane(lane).ok_or_else(|| silent(operation))?;
         Ok(&self.nodes[at])
+    }
+
+    /// Whether what is read of a lane may be believed. A node that its cluster has replaced goes on
+    /// answering reads for a while, and with `cluster-allow-reads-when-down` for ever; a poll notices within
+    /// the bound. A server by itself whose poll fails is given up, link and all.
+    ///
+    /// # Errors
+    /// `Busy` if not.
+    pub(super) fn believed(&self, operation: &'static str, lane: Lane) -> StoreResult<()> {
+        match self
+            .of_lane(operation, lane)?
+            .doubtful
+            .load(Ordering::Acquire)
+        {
+            true => Err(StoreError::new(StoreErrorKind::Busy, operation)
+                .with_detail("the node that has the key did not prove that it takes writes")),
+            false => Ok(()),
+        }
     }
 
     /// The node that a command is for.

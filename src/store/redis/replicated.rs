@@ -46,7 +46,11 @@ pub(super) struct Wanted {
 }
 
 /// The connection to one node for calls that replicas must have.
-pub(super) struct Replicated(mpsc::Sender<Asked>);
+pub(super) struct Replicated {
+    /// How many replicas must have a call.
+    pub(super) replicas: u8,
+    calls: mpsc::Sender<Asked>,
+}
 
 struct Asked {
     call: Cmd,
@@ -77,7 +81,8 @@ impl Replicated {
         Reply::new("wait", answer.map_err(failed)?)?;
         let (calls, queue) = mpsc::channel(BATCH);
         tokio::spawn(serve(connection, queue, wanted, lost));
-        Ok(Self(calls))
+        let replicas = wanted.replicas;
+        Ok(Self { replicas, calls })
     }
 
     /// Sends a call; its answer, once enough replicas have what it did.
@@ -89,7 +94,7 @@ impl Replicated {
         let call = call.clone();
         let asked = Asked { call, answer };
         let broken = || StoreError::new(StoreErrorKind::Unavailable, operation);
-        self.0.send(asked).await.map_err(|_| broken())?;
+        self.calls.send(asked).await.map_err(|_| broken())?;
         answered.await.unwrap_or_else(|_| Err(broken()))
     }
 }
