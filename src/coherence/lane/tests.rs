@@ -522,7 +522,7 @@ fn heard_and_lost() -> (Bench, Head) {
 #[test]
 fn what_was_heard_of_and_is_not_logged_again_in_time_voids_the_lane() {
     let (mut lane, fork) = heard_and_lost();
-    let fence = Action::Fence { epoch: Epoch(0xF) };
+    let fence = [Action::Fence { epoch: Epoch(0xF) }];
     let patience = LaneState::PATIENCE.as_millis() as u64;
     lane.0.on_clock(&fork, patience);
     assert_eq!(
@@ -531,16 +531,12 @@ fn what_was_heard_of_and_is_not_logged_again_in_time_voids_the_lane() {
         "two seconds are not over for certain"
     );
     lane.0.on_clock(&fork, patience + 1000);
-    assert_eq!(lane.head(fork, 300, 301), [fence.clone()]);
-    assert_eq!(
-        lane.head(fork, 500, 501),
-        [fence.clone()],
-        "until it has happened"
-    );
+    assert_eq!(lane.head(fork, 300, 301), fence);
+    assert_eq!(lane.head(fork, 500, 501), fence, "until it has happened");
     let doubt = LaneState::DOUBT.as_millis() as u64;
     assert_eq!(
         lane.head(fork, 9 * doubt, 9 * doubt),
-        [fence],
+        fence,
         "and nothing is confirmed"
     );
     lane.0.on_clock(&fork, 9 * doubt);

@@ -368,6 +368,8 @@ impl Link for RedisLink {
             let count = self.keys.lanes().len();
             let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
             let (mut server_ms, mut record) = (None, None);
+            // Those of silent lanes are of no interest.
+            let mut clocks = vec![0; if self.keys.is_sharded() { count } else { 0 }];
             for answer in answers {
                 let Some(answer) = answer? else { continue };
                 // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
@@ -376,6 +378,9 @@ impl Link for RedisLink {
                 for (lane, head) in answer.heads {
                     let at = usize::from(lane.0);
                     (heads[at], heard[at]) = (head, true);
+                    if let Some(clock) = clocks.get_mut(at) {
+                        *clock = answer.server_ms;
+                    }
                 }
             }
             let nobody = || StoreError::new(StoreErrorKind::Unavailable, "poll");
@@ -388,6 +393,7 @@ impl Link for RedisLink {
                     .collect(),
                 incarnation: self.nodes.incarnation(),
                 server_ms: server_ms.ok_or_else(nobody)?,
+                clocks,
                 record,
             })
         })
