@@ -171,12 +171,19 @@ async fn what_a_node_has_that_takes_no_writes_is_not_believed() {
             .count()
     };
     assert_eq!(read().await, 0);
-    let stored = |at: usize| cluster.node(at).cli(&["KEYS", "{proven:*}v:*"]).unwrap();
+    let stored = |at: usize| {
+        let node = cluster.node(at);
+        let length = |key: &&str| node.cli(&["STRLEN", key]).unwrap().parse::<usize>();
+        let keys = node.cli(&["KEYS", "{proven:*}v:*"]).unwrap();
+        let keys = keys.lines().filter(|key| !key.is_empty());
+        // Leases have 28 bytes, envelopes more.
+        keys.filter(|key| length(key).unwrap() > 28).count()
+    };
     eventually("all are stored", async || {
-        (0..3).map(|at| stored(at).lines().count()).sum::<usize>() == keys.len()
+        (0..3).map(stored).sum::<usize>() == keys.len()
     })
     .await;
-    let there = stored(0).lines().count();
+    let there = stored(0);
 
     cluster
         .node(0)
@@ -184,10 +191,10 @@ async fn what_a_node_has_that_takes_no_writes_is_not_believed() {
         .unwrap();
     source.store(2, Ordering::SeqCst);
     eventually("its keys come from the source", async || {
-        read().await == there
+        read().await >= there
     })
     .await;
-    assert_eq!(stored(0).lines().count(), there, "though it has them");
+    assert_eq!(stored(0), there, "though it has them");
 
     cluster
         .node(0)

@@ -1,6 +1,6 @@
 //! Invalidations that count only once replicas have them.
 
-use crate::failover::{Versions, pod, until, until_well};
+use crate::failover::{Versions, pod, until, until_well, values};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -154,9 +154,7 @@ async fn what_a_replica_confirmed_outlives_the_primary_and_every_pod() {
         assert_eq!(*versions.get(&key).await.unwrap(), 1);
     }
     let stored = |redis: &RedisReplicas, key: u64| {
-        let name = format!("{{twofold:*}}v:version:{key}");
-        let keys = redis.server(1).cli(&["KEYS", &name]).unwrap();
-        !keys.is_empty()
+        values(redis.server(1), &format!("{{twofold:*}}v:version:{key}")) == 1
     };
     until("the replica has all values", || {
         (0..KEYS).all(|key| stored(&redis, key))
