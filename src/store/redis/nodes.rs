@@ -19,6 +19,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{Arg, Cmd, Pipeline, RedisError, Value};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The servers behind a link.
@@ -55,6 +56,8 @@ pub(super) struct Node {
     /// Its last poll was not answered as that of a node which takes writes: what it has may be old.
     doubtful: AtomicBool,
     fate: Fate,
+    /// Woken by a poll that found no relay.
+    vacancy: Notify,
 }
 
 /// What has become of a node, for those who look whether another link would be better.
@@ -98,6 +101,7 @@ impl Node {
             alone: false,
             doubtful: AtomicBool::new(false),
             fate,
+            vacancy: Notify::new(),
         }
     }
 
@@ -144,6 +148,16 @@ impl Node {
     /// Whether its last poll proved that it takes writes.
     pub(super) fn set_proven(&self, proven: bool) {
         self.doubtful.store(!proven, Ordering::Release);
+    }
+
+    /// A poll found that nobody is the relay.
+    pub(super) fn has_no_relay(&self) {
+        self.vacancy.notify_one();
+    }
+
+    /// Waits until the node has no relay. For one at a time.
+    pub(super) async fn vacancy(&self) {
+        self.vacancy.notified().await;
     }
 
     pub(super) fn is_deaf(&self) -> bool {
