@@ -23,6 +23,9 @@ pub enum StoreErrorKind {
     Full,
     /// It takes no writes: a replica, or a server that cannot persist.
     ReadOnly,
+    /// It has done what was asked for, but fewer of its replicas than
+    /// [`Acknowledge`](crate::store::Acknowledge) asks for confirmed that in time.
+    Unreplicated,
     /// It is still loading its data, or busy with a script; or the node of a cluster that has the key
     /// does not answer, or is handing its slot over.
     Busy,
@@ -50,6 +53,7 @@ impl StoreErrorKind {
             Self::Denied => "store denied the command to this user",
             Self::Full => "store out of memory",
             Self::ReadOnly => "store accepts no writes",
+            Self::Unreplicated => "not enough replicas confirmed",
             Self::Busy => "store busy",
             Self::Protocol => "store gave an unexpected answer",
             Self::WrongType => "store holds something of another kind under the key",

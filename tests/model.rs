@@ -311,6 +311,30 @@ fn a_fork_is_doubted_until_what_it_lacks_is_logged_again() {
     keeps_every_promise(a_lost_tail());
 }
 
+/// The primary ends, and with it the pod whose call no replica has; another pod had heard of it or not.
+fn an_inheritance() -> Config {
+    Config {
+        replicas: 1,
+        until: 0,
+        ..with(|budget| {
+            budget.promotions = 1;
+            budget.kills = 1;
+            budget.connects = 2;
+            budget.polls = 1;
+        })
+    }
+}
+
+#[test]
+fn what_was_heard_of_a_pod_that_ended_is_not_forgotten() {
+    keeps_every_promise(an_inheritance());
+}
+
+#[test]
+fn without_hearsay_what_was_heard_of_a_pod_that_ended_is_forgotten() {
+    breaks_without(Mechanism::Hearsay, an_inheritance());
+}
+
 /// Both primaries are at work, and pods choose between them.
 #[test]
 fn two_primaries_keep_what_each_acknowledges() {

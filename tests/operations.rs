@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 use support::eventually;
-use tidings::store::{FailoverWindow, Finding, Redis, ServerReport, Store};
-use tidings::testing::{RedisServer, conformance};
+use tidings::store::{Acknowledge, FailoverWindow, Finding, Redis, ServerReport, Store};
+use tidings::testing::{RedisCluster, RedisServer, conformance};
 use tidings::{BuildError, Cache, Origin, StoreErrorKind, Tag, Ttl};
 
 /// The rule of the page for the namespace `shop`.
@@ -272,6 +272,36 @@ async fn a_primary_that_writes_on_without_its_replicas_has_no_failover_bound() {
         FailoverWindow::AtMost(window)
     );
     assert_eq!(health.failover_bound(), Some(health.bound + window));
+}
+
+/// What a node does that sees only a minority of its cluster.
+#[tokio::test]
+async fn a_cluster_has_the_failover_bound_of_its_node_timeout() {
+    let cluster = RedisCluster::start(3, true).expect("a cluster starts");
+    let cache = shop(&cluster.url()).await.expect("it starts");
+    let window = Duration::from_millis(1500);
+    assert_eq!(
+        report(&cache).failover_window,
+        FailoverWindow::AtMost(window)
+    );
+    let health = cache.health();
+    assert_eq!(health.failover_bound(), Some(health.bound + window));
+    assert_eq!(report(&cache).findings, [Finding::StopsWithOneNode]);
+    for at in 0..6 {
+        let setting = "CONFIG SET cluster-require-full-coverage no";
+        run(cluster.node(at), setting);
+    }
+    // As many as there are, and one more.
+    for (asked, found) in [(1, vec![]), (2, vec![(2, 1)])] {
+        let store = Redis::new(&cluster.url()).expect("an address");
+        let store = store.acknowledge(Acknowledge::Replicated(asked));
+        let cache = Cache::builder("shop").store(store).build().await;
+        let found: Vec<_> = found
+            .into_iter()
+            .map(|(asked, attached)| Finding::TooFewReplicas { asked, attached })
+            .collect();
+        assert_eq!(report(&cache.expect("it starts")).findings, found);
+    }
 }
 
 #[tokio::test]

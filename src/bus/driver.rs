@@ -287,12 +287,13 @@ impl Session<'_> {
                     self.touch(self.served());
                     self.bus.life.send_modify(|lives| *lives += 1);
                 } else {
-                    for (lane, head) in self.bus.namespace.lanes().zip(polled.heads) {
+                    for (lane, head) in self.bus.namespace.lanes().zip(polled.heads.iter().copied())
+                    {
                         if polled.silent.contains(&lane) {
                             continue;
                         }
                         if let Some(head) = head.filter(|head| head.fork) {
-                            let server_ms = polled.server_ms;
+                            let server_ms = polled.clock_of(lane);
                             self.bus
                                 .step(lane, |state, _| state.on_clock(&head, server_ms));
                         }

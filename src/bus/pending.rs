@@ -487,7 +487,16 @@ impl Bus {
             state.on_head(Some(fenced), sent, now, out)
         });
         self.ask_for_poll();
-        Ok(fenced.at)
+        if !link.waits_for_replicas() {
+            return Ok(fenced.at);
+        }
+        // An entry that says nothing, behind the fence: who has the one has the other.
+        let entry = link.invalidate(lane, &[], &[0], self.nonce(), self.opening());
+        let logged = self.within(limit, "fence", entry).await?;
+        match logged.at.epoch == fenced.at.epoch {
+            true => Ok(logged.at),
+            false => Err(busy()),
+        }
     }
 }
 

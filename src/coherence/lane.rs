@@ -10,8 +10,8 @@
 
 use super::wire::Change;
 use super::{
-    Call, Epoch, Head, Hint, Kind, LogEntry, Mechanism, Mechanisms, Nonce, Position, Rank, Ring,
-    View,
+    Call, Epoch, Head, Heard, Hint, Kind, LogEntry, Mechanism, Mechanisms, Nonce, Position, Rank,
+    Ring, View,
 };
 use crate::time::Millis;
 use std::sync::Arc;
@@ -140,6 +140,9 @@ pub struct LaneState {
     /// The epoch followed is a fork that is believed only from then on.
     doubted_until: Option<Millis>,
     ring: Ring,
+    heard: Heard,
+    /// Whoever lives has had the time to log again what the epoch followed lost of its calls.
+    origins_are_late: bool,
 }
 
 impl LaneState {
@@ -155,6 +158,10 @@ impl LaneState {
     /// What was stored or kept before the fork counts again once every pod has had the time for step 4:
     /// up to two seconds until all sentinels know the new primary, two to find it and connect.
     pub const DOUBT: Duration = Duration::from_secs(4);
+    /// How long after a fork pods wait for what they heard of to be logged again by who made it; what is
+    /// missing then voids the lane. The age of a fork is known to two seconds, so that is over by the end
+    /// of the doubt.
+    pub const PATIENCE: Duration = Duration::from_secs(2);
     /// A cold lane: nothing known.
     #[must_use]
     pub fn new(mechanisms: Mechanisms) -> Self {
@@ -176,7 +183,7 @@ impl LaneState {
         self.followed.map(|f| View {
             epoch: f.at.epoch,
             applied: f.rank(),
-            in_doubt: self.doubted_until.is_some(),
+            in_doubt: self.doubted_until.is_some() || self.heard.has_orphans(),
         })
     }
 
@@ -209,7 +216,12 @@ impl LaneState {
     /// The store's clock shows this. A fork that was opened long ago need not be doubted, however late
     /// this pod learns of it.
     pub fn on_clock(&mut self, head: &Head, server_ms: u64) {
-        if self.is_current(head.at.epoch) && head.fork_age(server_ms) > Self::DOUBT {
+        if !self.is_current(head.at.epoch) {
+            return;
+        }
+        let age = head.fork_age(server_ms);
+        self.origins_are_late |= age >= Self::PATIENCE;
+        if age > Self::DOUBT {
             self.doubted_until = None;
         }
     }
@@ -239,8 +251,18 @@ impl LaneState {
             return;
         };
         announce(&hint.entry, rank, out);
-        if self.is_current(hint.epoch) && !self.advance(&hint.entry, now, out) {
-            self.catch_up_soon(hint.entry.seq, now);
+        if self.is_current(hint.epoch) {
+            self.hear(&hint.entry, now);
+            if !self.advance(&hint.entry, now, out) {
+                self.catch_up_soon(hint.entry.seq, now);
+            }
+        }
+    }
+
+    /// Remembers an entry of the epoch followed.
+    fn hear(&mut self, entry: &LogEntry, now: Millis) {
+        if self.mechanisms.on(Mechanism::Hearsay) {
+            self.heard.push(entry.seq, entry.invalidated(), now);
         }
     }
 
@@ -465,6 +487,7 @@ impl LaneState {
                 Some(rank) if chained => announce(entry, rank, out),
                 _ => return false,
             }
+            self.hear(entry, now);
             if !self.advance(entry, now, out) {
                 return false;
             }
@@ -513,8 +536,11 @@ impl LaneState {
                 if let Some(rank) = self.rank_of(at) {
                     announce(entry, rank, out);
                 }
-                if self.is_current(epoch) && !self.advance(entry, now, out) {
-                    self.catch_up_soon(entry.seq, now);
+                if self.is_current(epoch) {
+                    self.heard.repaired(entry.invalidated());
+                    if !self.advance(entry, now, out) {
+                        self.catch_up_soon(entry.seq, now);
+                    }
                 }
                 self.ring.push(at, Arc::clone(call), now);
             }
@@ -628,9 +654,24 @@ impl LaneState {
         }
     }
 
-    /// Everything that was logged before `sent` is applied.
+    /// Everything that was logged before `sent` is applied. What is not there by now and should be:
+    ///
+    /// 1. The store acknowledges an invalidation of pod A; pod B hears of it.
+    /// 2. The store and pod A die before a replica has it. The replica is promoted.
+    /// 3. Nobody who could log it again is left; B knows only hashes. So it voids the lane.
+    ///
+    /// It asks until that has happened: one pod's fence is every pod's, and a link may break meanwhile.
     fn confirm(&mut self, sent: Millis, out: &mut Vec<Action>) {
-        if self.doubted_until.is_some_and(|end| sent < end) {
+        let in_doubt = self.doubted_until.is_some_and(|end| sent < end);
+        if let Some(followed) = self.followed.filter(|_| self.heard.has_orphans()) {
+            if self.origins_are_late || !in_doubt {
+                out.push(Action::Fence {
+                    epoch: followed.at.epoch,
+                });
+            }
+            return;
+        }
+        if in_doubt {
             return;
         }
         self.doubted_until = None;
@@ -643,6 +684,8 @@ impl LaneState {
     fn reissue_lost(&mut self, head: &Head, now: Millis, out: &mut Vec<Action>) {
         let doubted = head.fork && self.mechanisms.on(Mechanism::DoubtForks);
         self.doubted_until = doubted.then(|| now + Self::DOUBT);
+        self.origins_are_late = false;
+        self.heard.enter(head, now);
         match self.ring.take_lost(head) {
             Some(lost) if self.mechanisms.on(Mechanism::Reissue) => {
                 out.extend(lost.into_iter().map(Action::Reissue));

@@ -32,6 +32,8 @@ pub enum Mechanism {
     FenceOnRestart,
     /// H15: a pod logs again what a promoted replica lacks of its calls.
     Reissue,
+    /// H15: what a promoted replica lacks and nobody logs again voids the lane, if somebody heard of it.
+    Hearsay,
     /// H15: a fork is believed only after every pod had the time to log again what it lost; off: at once.
     DoubtForks,
     /// H16: an answer whose epoch is over acknowledges nothing; off: every answer acknowledges.

@@ -15,10 +15,11 @@
 //!
 //! Users of a cache do not. Authors of a [store](crate::store) need the words of the port:
 //! [`Epoch`], [`Position`], [`Head`], [`Incarnation`], [`Lane`], [`Nonce`], [`LogEntry`], [`Hint`], [`Batch`], [`Kind`],
-//! which are as stable as the wire format. The rest ([`LaneState`], [`LinkState`], [`Rules`], [`Ring`]
+//! which are as stable as the wire format. The rest ([`LaneState`], [`LinkState`], [`Rules`], [`Ring`], [`Heard`]
 //! and what belongs to them) is public for simulators and model checkers, and may change in any minor
 //! version.
 
+mod heard;
 mod lane;
 mod link;
 mod mechanism;
@@ -27,6 +28,7 @@ mod ring;
 pub mod rules;
 pub mod wire;
 
+pub use heard::Heard;
 pub use lane::{Ack, Action, LaneState};
 pub use link::{LinkState, Phase};
 pub use mechanism::{Mechanism, Mechanisms};

@@ -1,4 +1,4 @@
-//! What this pod had logged lately, so that it can be logged again if the log's tail was lost.
+//! What this pod itself had logged lately, so that it can be logged again if the log's tail was lost.
 
 use super::wire::Change;
 use super::{Head, Kind, Position};

@@ -98,6 +98,17 @@ impl LogEntry {
         Some(Change { entity, keys })
     }
 
+    /// The hashes of what the entry makes invalid: of keys, or of the entity where it is all of its keys.
+    #[must_use]
+    pub fn invalidated(&self) -> &[u64] {
+        let hashes = match self.kind {
+            Kind::Invalidate => self.hashes.get(1..),
+            Kind::Clear => self.hashes.get(..1),
+            _ => None,
+        };
+        hashes.unwrap_or_default()
+    }
+
     /// The stored form: `version 1 · kind 1 · prev nonce 8 · nonce 8 · hash 8 × n`. The sequence
     /// number is the id under which the log keeps it.
     #[must_use]

@@ -24,7 +24,7 @@ pub(crate) mod redis;
 pub mod rooms;
 
 #[cfg(feature = "redis")]
-pub use self::redis::{Publish, Redis};
+pub use self::redis::{Acknowledge, Publish, Redis};
 #[cfg(all(feature = "redis", feature = "testing"))]
 pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
@@ -148,10 +148,21 @@ pub struct Polled {
     pub silent: Vec<Lane>,
     /// The life of the server that answered; of a store of several parts, one of all of them together.
     pub incarnation: Incarnation,
-    /// The server's clock: milliseconds since the Unix epoch.
+    /// The server's clock: milliseconds since the Unix epoch. Of a store of several parts the latest.
     pub server_ms: u64,
+    /// The clock of each lane's server, in order, where there are several; else empty.
+    pub clocks: Vec<u64>,
     /// The namespace's record, as [`Link::register`] left it.
     pub record: Option<Bytes>,
+}
+
+impl Polled {
+    /// The clock of the server that has `lane`: that which the time of a fork is to be compared with.
+    #[must_use]
+    pub fn clock_of(&self, lane: Lane) -> u64 {
+        let clock = self.clocks.get(usize::from(lane.0));
+        clock.copied().unwrap_or(self.server_ms)
+    }
 }
 
 /// The answer to [`Link::read`]. All three were read in one atomic step.
@@ -510,6 +521,12 @@ pub trait Link: Any + Send + Sync + 'static {
         expected: Epoch,
         opening: Opening,
     ) -> BoxFuture<'_, StoreResult<Head>>;
+
+    /// Whether what is logged is acknowledged only once replicas have it. What a fence did is not waited
+    /// for; an entry that is logged in its epoch afterwards is.
+    fn waits_for_replicas(&self) -> bool {
+        false
+    }
 
     /// What of this link keeps raw data: no part of the protocol.
     fn raw(&self) -> &dyn RawLink;

@@ -38,7 +38,8 @@ impl ServerReport {
 pub enum FailoverWindow {
     /// There is nothing to fail over to.
     None,
-    /// It stops by itself after this long: `min-replicas-max-lag` and a second.
+    /// It stops by itself after this long: `min-replicas-max-lag` and a second, or
+    /// `cluster-node-timeout`, whichever is shorter.
     AtMost(Duration),
     /// It goes on for as long as somebody reaches it.
     Unbounded,
@@ -87,6 +88,15 @@ pub enum Finding {
         /// The policy.
         policy: String,
     },
+    /// It is a node of a cluster that stops as a whole when one node dies without a replica.
+    StopsWithOneNode,
+    /// Fewer replicas are attached than must confirm each invalidation.
+    TooFewReplicas {
+        /// How many [`Acknowledge`](crate::store::Acknowledge) asks for.
+        asked: u8,
+        /// How many there are.
+        attached: u64,
+    },
     /// It stops taking writes when it cannot save.
     StopsWithItsDisk,
     /// Its limit for subscribers cuts them off early.
@@ -122,6 +132,15 @@ impl fmt::Display for Finding {
                 f,
                 "maxmemory-policy {policy} evicts heads and logs too: each time a lane begins cold, \
                  presence and raw data may be lost; set volatile-lru"
+            ),
+            Self::StopsWithOneNode => f.write_str(
+                "cluster-require-full-coverage is yes: a node that dies without a replica takes the lanes \
+                 of all others along; set cluster-require-full-coverage no",
+            ),
+            Self::TooFewReplicas { asked, attached } => write!(
+                f,
+                "{attached} replicas, and invalidations wait for {asked}: none is acknowledged; attach \
+                 more, or set Acknowledge to what there is"
             ),
             Self::StopsWithItsDisk => f.write_str(
                 "it saves to disk and takes no writes when that fails: then nothing is cached and no \

@@ -196,3 +196,69 @@ async fn who_is_in_a_room_is_seen_from_every_pod() {
         assert!(here.get("ada").await.unwrap().is_some(), "{room}");
     }
 }
+
+/// A primary that its cluster may have replaced answers reads for a while. It takes no writes, so nothing
+/// shows that what it has is what was invalidated last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_has_that_takes_no_writes_is_not_believed() {
+    let cluster = RedisCluster::start(3, false).unwrap();
+    let source = Arc::new(AtomicU64::new(1));
+    let cache = cache(&cluster, "proven").await;
+    let load = {
+        let source = Arc::clone(&source);
+        move |_: u64| {
+            let source = Arc::clone(&source);
+            async move { Ok::<_, Infallible>(source.load(Ordering::SeqCst)) }
+        }
+    };
+    let versions = cache.entity("version", load).build().unwrap();
+    let keys: Vec<u64> = (0..48).collect();
+    let read = async || {
+        let found = versions.get_many(&keys).await;
+        found
+            .into_iter()
+            .filter(|found| **found.as_ref().unwrap() == 2)
+            .count()
+    };
+    assert_eq!(read().await, 0);
+    let stored = |at: usize| {
+        let node = cluster.node(at);
+        let length = |key: &&str| node.cli(&["STRLEN", key]).unwrap().parse::<usize>();
+        let keys = node.cli(&["KEYS", "{proven:*}v:*"]).unwrap();
+        let keys = keys.lines().filter(|key| !key.is_empty());
+        // Leases have 28 bytes, envelopes more.
+        keys.filter(|key| length(key).unwrap() > 28).count()
+    };
+    eventually("all are stored", async || {
+        (0..3).map(stored).sum::<usize>() == keys.len()
+    })
+    .await;
+    let there = stored(0);
+
+    cluster
+        .node(0)
+        .cli(&["CONFIG", "SET", "min-replicas-to-write", "1"])
+        .unwrap();
+    source.store(2, Ordering::SeqCst);
+    eventually("its keys come from the source", async || {
+        read().await >= there
+    })
+    .await;
+    assert_eq!(stored(0), there, "though it has them");
+
+    cluster
+        .node(0)
+        .cli(&["CONFIG", "SET", "min-replicas-to-write", "0"])
+        .unwrap();
+    eventually("all lanes are live", async || {
+        let health = cache.health();
+        health.live_lanes == health.lanes
+    })
+    .await;
+    source.store(3, Ordering::SeqCst);
+    let found = versions.get_many(&keys).await;
+    assert!(
+        found.iter().all(|found| **found.as_ref().unwrap() < 3),
+        "nothing is loaded now"
+    );
+}

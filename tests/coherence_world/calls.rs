@@ -168,11 +168,11 @@ impl World {
                 _,
             ) => {
                 let now = self.local(n);
-                let ack = self.learn(config, n, |lane, out| {
+                let (ack, _) = self.learn(config, n, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 match ack {
-                    Ack::Acknowledged(_) => self.acknowledged(n, at, minority),
+                    Ack::Acknowledged(_) => self.acknowledged(n, at, entry.nonce, minority),
                     Ack::Unknown(_) if tries > 1 => {
                         let tries = tries - 1;
                         self.set_stage(
@@ -231,7 +231,7 @@ impl World {
         Some((entry, logged.at.epoch))
     }
 
-    fn acknowledged(&mut self, n: u8, at: u8, minority: bool) {
+    fn acknowledged(&mut self, n: u8, at: u8, nonce: Nonce, minority: bool) {
         let pod = &mut self.pods[usize::from(n)];
         let Some(Invalidation { call, covers, .. }) = take(&mut pod.invalidations, at) else {
             return;
@@ -240,7 +240,7 @@ impl World {
         for (key, version) in covers {
             let own = &mut self.pods[usize::from(n)].own[usize::from(key)];
             *own = version.max(*own);
-            let ack = self.new_ack(usize::from(key), version, n, minority);
+            let ack = self.new_ack(usize::from(key), version, (n, nonce), minority);
             self.acks[usize::from(key)].push(ack);
         }
     }

@@ -4,7 +4,7 @@
 use super::calls::Invalidation;
 use super::{Config, Event, LANE, Pod, World, key_of, spend, take};
 use tidings::Millis;
-use tidings::coherence::{Action, Epoch, Head, Hint, LaneState, LogEntry, Rank};
+use tidings::coherence::{Action, Epoch, Head, Hint, LaneState, LogEntry, Nonce, Rank};
 use tidings::store::Opening;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -318,7 +318,8 @@ impl World {
             return false;
         };
         let polled = call.is_poll();
-        self.learn(config, n, |lane, out| match call {
+        let read = matches!(call, Call::Read { .. });
+        let told = self.learn(config, n, |lane, out| match call {
             Call::Head { sent, head } => lane.on_head(Some(head), sent, now, out),
             Call::Polled {
                 sent,
@@ -333,6 +334,9 @@ impl World {
             Call::Read { from, entries } => lane.on_log(from, &entries, now, out),
             Call::Touch { .. } | Call::Poll { .. } | Call::Log { .. } | Call::Fence { .. } => {}
         });
+        for nonce in told.1.into_iter().filter(|_| read) {
+            self.note_heard(config, n, nonce);
+        }
         if let Some(link) = self.pods[usize::from(n)]
             .driver
             .link
@@ -353,6 +357,10 @@ impl World {
         else {
             return false;
         };
+        let followed = self.pods[usize::from(n)].lane.applied();
+        if followed.is_some_and(|at| at.epoch == hint.epoch) {
+            self.note_heard(config, n, hint.entry.nonce);
+        }
         self.learn(config, n, |lane, out| lane.on_hint(&hint, now, out));
         true
     }
@@ -382,13 +390,13 @@ impl World {
     }
 
     /// Runs one step of a lane, and carries out in order what it asks for, as `Bus::step` and
-    /// `Session::ask_store` do.
+    /// `Session::ask_store` do. Gives which calls were told of as well.
     pub(super) fn learn<T>(
         &mut self,
         config: &Config,
         n: u8,
         step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
-    ) -> T {
+    ) -> (T, Vec<Nonce>) {
         let mut actions = Vec::new();
         let now = self.local(n);
         let pod = &mut self.pods[usize::from(n)];
@@ -396,10 +404,15 @@ impl World {
         for action in &actions {
             pod.carry_out(config, action, now);
         }
+        let told = actions.iter().filter_map(|action| match action {
+            Action::Tell { nonce, .. } => Some(*nonce),
+            _ => None,
+        });
+        let told = told.collect();
         for action in actions {
             self.ask_store(config, n, action);
         }
-        result
+        (result, told)
     }
 
     fn ask_store(&mut self, config: &Config, n: u8, action: Action) {

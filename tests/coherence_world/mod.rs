@@ -35,6 +35,7 @@ use flights::{Fill, Flight};
 use guards::Writer;
 use nodes::{Ack, Deposed, Node};
 use readers::Reader;
+use std::collections::BTreeMap;
 use std::fmt;
 use tidings::Millis;
 use tidings::coherence::{
@@ -211,6 +212,8 @@ pub(crate) struct World {
     fills: Vec<Fill>,
     /// By key.
     acks: Vec<Vec<Ack>>,
+    /// Where pods may end: which of them heard of each call in its place, a bit for each.
+    heard: BTreeMap<u64, u8>,
     left: Left,
     /// No time passes beyond this.
     end: Millis,
@@ -272,6 +275,7 @@ impl World {
             source: vec![0; keys],
             fills: Vec::new(),
             acks: vec![Vec::new(); keys],
+            heard: BTreeMap::new(),
             left: Left::new(config),
             end: Millis(config.until),
             drawn: 1,

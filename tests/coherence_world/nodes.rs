@@ -2,9 +2,10 @@
 //! on for those who do not know it yet.
 
 use super::{Config, Key, LANE, Pod, PodId, Version, World};
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use tidings::Millis;
-use tidings::coherence::{Epoch, Head, Hint, Incarnation, LaneState, Mechanism};
+use tidings::coherence::{Epoch, Head, Hint, Incarnation, LaneState, Mechanism, Nonce};
 use tidings::store::memory::{Continuity, MemoryState};
 
 /// For how long a primary without its replicas goes on taking writes.
@@ -38,16 +39,21 @@ pub(super) struct Ack {
     pub version: Version,
     pub at: Millis,
     by: PodId,
+    /// The call, as pods that heard of it name it.
+    nonce: Nonce,
     /// It counts by its commit, under a guard: the log need not have it.
     by_commit: bool,
-    /// Who had it acknowledged has ended: nobody would log it again.
-    orphan: bool,
+    /// Who had it acknowledged has ended.
+    abandoned: bool,
     /// The primary does not have it, and nobody is bound to it until it has: it was acknowledged by a
     /// primary that had been replaced, or was not logged again within the time of doubt.
     excused: bool,
+    /// That is so because it was not logged again in time. A primary that had been replaced may come to
+    /// have it later than it was acknowledged.
+    late: bool,
     /// A promotion lost it.
     lost: bool,
-    /// Lost, and an orphan.
+    /// Lost, and nobody is left who knows of it.
     declared: bool,
 }
 
@@ -72,7 +78,9 @@ pub(crate) struct Tally {
     pub minority: u64,
     /// Not repaired within the time of doubt.
     pub late: u64,
-    /// Those whose pod ended: nobody logs them again.
+    /// Repaired though the pod ended that had it acknowledged.
+    pub inherited: u64,
+    /// Those whose pod ended, and that no other one had heard of: nobody can repair them.
     pub declared_lost: u64,
     /// Of those: no later invalidation of the key made up for it.
     pub never_repaired: u64,
@@ -101,6 +109,7 @@ impl std::ops::AddAssign for Tally {
         self.late_answers += other.late_answers;
         self.minority += other.minority;
         self.late += other.late;
+        self.inherited += other.inherited;
         self.declared_lost += other.declared_lost;
         self.never_repaired += other.never_repaired;
     }
@@ -138,7 +147,7 @@ impl Ack {
     pub(super) fn by_commit(version: Version, at: Millis, by: PodId) -> Self {
         Self {
             by_commit: true,
-            ..Self::new(version, at, by)
+            ..Self::new(version, at, (by, Nonce(0)))
         }
     }
 
@@ -146,18 +155,20 @@ impl Ack {
     pub(super) fn grow_old(&mut self) {
         *self = Self {
             by_commit: self.by_commit,
-            ..Self::new(self.version, Millis(0), 0)
+            ..Self::new(self.version, Millis(0), (0, Nonce(0)))
         };
     }
 
-    pub(super) fn new(version: Version, at: Millis, by: PodId) -> Self {
+    pub(super) fn new(version: Version, at: Millis, (by, nonce): (PodId, Nonce)) -> Self {
         Self {
             version,
             at,
             by,
+            nonce,
             by_commit: false,
-            orphan: false,
+            abandoned: false,
             excused: false,
+            late: false,
             lost: false,
             declared: false,
         }
@@ -342,9 +353,22 @@ impl World {
             ..Pod::new(config)
         };
         for ack in self.acks.iter_mut().flatten().filter(|ack| ack.by == n) {
-            ack.orphan = true;
+            ack.abandoned = true;
         }
+        self.heard.values_mut().for_each(|pods| *pods &= !(1 << n));
         true
+    }
+
+    /// The pod has come to know of a call, in its place in the log that it follows.
+    pub(super) fn note_heard(&mut self, config: &Config, n: u8, nonce: Nonce) {
+        if config.budget.kills > 0 {
+            *self.heard.entry(nonce.0).or_default() |= 1 << n;
+        }
+    }
+
+    /// Nobody is left who could see to it that `ack` is not forgotten.
+    fn is_orphan(heard: &BTreeMap<u64, u8>, ack: &Ack) -> bool {
+        ack.abandoned && heard.get(&ack.nonce.0).is_none_or(|pods| *pods == 0)
     }
 
     /// `by` is told that the invalidation of `version` is acknowledged; by a primary that had been replaced
@@ -353,7 +377,7 @@ impl World {
         &mut self,
         key: usize,
         version: Version,
-        by: PodId,
+        by: (PodId, Nonce),
         minority: bool,
     ) -> Ack {
         let lacked = self.primary.done[key] < version;
@@ -381,17 +405,20 @@ impl World {
                 let is_done = ack.version <= done;
                 if is_done && ack.lost {
                     self.tally.repaired += 1;
+                    self.tally.inherited += u64::from(ack.abandoned);
                     ack.lost = false;
                 }
-                if ack.lost && ack.orphan && !ack.declared {
+                if ack.lost && !ack.declared && Self::is_orphan(&self.heard, ack) {
                     self.tally.declared_lost += 1;
                     ack.declared = true;
                 }
                 match (ack.excused, is_done) {
                     // From now on it counts, as if it had been acknowledged now.
-                    (true, true) => (ack.excused, ack.at) = (false, self.now),
+                    (true, true) => {
+                        (ack.excused, ack.late, ack.at) = (false, false, self.now);
+                    }
                     (false, false) if too_late => {
-                        ack.excused = true;
+                        (ack.excused, ack.late) = (true, true);
                         self.tally.late += 1;
                     }
                     _ => {}
@@ -410,7 +437,7 @@ impl World {
         for (key, (acks, &done)) in self.acks.iter().zip(&self.primary.done).enumerate() {
             let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit;
             for ack in acks.iter().filter(lacked) {
-                if !ack.orphan {
+                if !Self::is_orphan(&self.heard, ack) {
                     return (orphans, Some((key, ack.version)));
                 }
                 orphans += 1;
@@ -425,7 +452,7 @@ impl Ack {
     pub(super) fn binds(&self, world: &World, pod: &Pod, key: usize) -> Option<Millis> {
         let deposed = world.deposed.as_ref().map(|deposed| &deposed.node);
         if let Some(node) = deposed.filter(|node| pod.driver.leads_to(node.reign)) {
-            return (node.done[key] >= self.version).then_some(self.at);
+            return (!self.late && node.done[key] >= self.version).then_some(self.at);
         }
         (!self.excused).then(|| self.at.max(pod.left))
     }

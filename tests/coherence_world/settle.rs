@@ -22,11 +22,15 @@ impl World {
             Continuity::Fork if config.replicas > 0 => LaneState::DOUBT,
             _ => Duration::ZERO,
         };
-        self.now = self.now + config.lease() + doubt + Duration::from_millis(1);
-        for _ in 0..3 {
-            self.now = Millis(self.now.0 + ROUND_MS);
-            self.account();
-            self.round(config);
+        // Once within the doubt, when whoever heard of what is missing is to act, and once after it.
+        let within = doubt * 4 / 5;
+        for wait in [within, config.lease() + doubt - within] {
+            self.now = self.now + wait + Duration::from_millis(1);
+            for _ in 0..3 {
+                self.now = Millis(self.now.0 + ROUND_MS);
+                self.account();
+                self.round(config);
+            }
         }
         self.check(config);
         for n in 0..self.pods.len() {

@@ -3,11 +3,15 @@
 
 use crate::fleet::{Fleet, Plan, Site};
 use crate::history::Violation;
-use std::time::Duration;
-use tidings::StoreState;
-use tidings::coherence::Head;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tidings::coherence::{Head, Mechanism, Mechanisms};
 use tidings::store::{Namespace, Redis, Store};
-use tidings::testing::{Proxy, RedisReplicas};
+use tidings::testing::{Proxy, RedisReplicas, RedisServer};
+use tidings::{Cache, Entity, StoreState};
+use tokio::runtime::Runtime;
 use tokio::task::block_in_place;
 
 /// For how long two primaries may both be used in a failover that the old one survives: until a sentinel
@@ -118,4 +122,113 @@ async fn pods_leave_a_primary_that_was_replaced_and_lives() {
     let found = found.filter(|found| !matches!(found, Violation::Claim { .. }));
     let found: Vec<_> = found.map(|found| found.to_string()).collect();
     assert!(found.is_empty(), "{found:?} in {}", history.summary());
+}
+
+pub(crate) type Versions = Entity<u64, u64, Infallible>;
+
+/// A pod that loads the same number for every key, from a source that holds it.
+pub(crate) async fn pod(
+    store: Redis,
+    mechanisms: Mechanisms,
+    source: Arc<AtomicU64>,
+) -> (Cache, Versions) {
+    let cache = Cache::builder("twofold")
+        .store(store)
+        .read_timeout(Duration::from_secs(5))
+        .invalidate_timeout(Duration::from_secs(60))
+        .mechanisms(mechanisms);
+    let cache = cache.build().await.unwrap();
+    let load = move |_: u64| {
+        let source = Arc::clone(&source);
+        async move { Ok(source.load(Ordering::SeqCst)) }
+    };
+    let entity = cache.entity("version", load).build().unwrap();
+    (cache, entity)
+}
+
+/// How many values there are, leases left out: those are shorter than any envelope.
+pub(crate) fn values(server: &RedisServer, pattern: &str) -> usize {
+    const LEASE: usize = 28;
+    let keys = server.cli(&["KEYS", pattern]).unwrap();
+    let length = |key: &&str| {
+        server
+            .cli(&["STRLEN", key])
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()
+    };
+    let keys = keys.lines().filter(|key| !key.is_empty());
+    keys.filter(|key| length(key) > LEASE).count()
+}
+
+pub(crate) async fn until(what: &str, seen: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !block_in_place(&seen) {
+        assert!(Instant::now() < deadline, "never so: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) async fn until_well(cache: &Cache) {
+    until("the pod is fully at work", || {
+        let health = cache.health();
+        matches!(health.store, StoreState::Up) && health.live_lanes == health.lanes
+    })
+    .await;
+}
+
+/// 1. A pod changes 1 to 2 and has its invalidation acknowledged by a primary whose replica is cut off.
+/// 2. Another pod hears of it.
+/// 3. The pod and the primary end. The replica is promoted, and has 1.
+///
+/// What a pod reads that starts then.
+async fn read_after_a_double_fault(mechanisms: Mechanisms) -> u64 {
+    let mut redis = block_in_place(|| RedisReplicas::start(1)).unwrap();
+    let source = Arc::new(AtomicU64::new(1));
+    // Not one for all: a runtime takes its connections along when it ends.
+    let store = |redis: &RedisReplicas| Redis::new(&redis.url()).unwrap();
+    let values = |redis: &RedisReplicas| values(redis.server(1), "{twofold:*}v:*");
+
+    let (hearer, versions) = pod(store(&redis), mechanisms, Arc::clone(&source)).await;
+    let its_own = Runtime::new().unwrap();
+    let origin = pod(store(&redis), mechanisms, Arc::clone(&source));
+    let (origin, ending) = its_own.spawn(origin).await.unwrap();
+    assert_eq!(*versions.get(&7).await.unwrap(), 1);
+    until("the replica has the value", || values(&redis) == 1).await;
+
+    block_in_place(|| redis.hold_replicas(0)).unwrap();
+    source.store(2, Ordering::SeqCst);
+    let heard = hearer.health().hints;
+    let changed = its_own.spawn(async move { ending.invalidate(&7).await.map(drop) });
+    changed.await.unwrap().unwrap();
+    until("the other pod heard of it", || {
+        hearer.health().hints > heard
+    })
+    .await;
+
+    its_own.shutdown_background();
+    drop(origin);
+    redis.kill(0);
+    redis.resume_replicas().unwrap();
+    block_in_place(|| redis.wait_for_promotion(0)).unwrap();
+    assert_eq!(values(&redis), 1, "the old value is there again");
+
+    until("the other pod follows", || hearer.health().links > 1).await;
+    until_well(&hearer).await;
+    let (late, versions) = pod(store(&redis), mechanisms, source).await;
+    until_well(&late).await;
+    *versions.get(&7).await.unwrap()
+}
+
+/// Scenario 21.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_heard_of_outlives_its_origin_and_its_primary() {
+    assert_eq!(read_after_a_double_fault(Mechanisms::default()).await, 2);
+}
+
+/// Nobody who heard of it minds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_hearsay_an_old_value_outlives_its_primary() {
+    let off = Mechanisms::default().without(Mechanism::Hearsay);
+    assert_eq!(read_after_a_double_fault(off).await, 1);
 }

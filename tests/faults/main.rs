@@ -20,6 +20,7 @@ mod failover;
 mod network;
 mod outage;
 mod publishing;
+mod replicated;
 mod restarts;
 mod rubbish;
 mod traps;

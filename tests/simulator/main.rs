@@ -83,7 +83,13 @@ fn failovers_that_lose_the_tail_break_no_promise_and_lose_nothing_in_silence() {
         half.lost_tails >= count / 2
     });
     println!("{sum:#?}");
-    let shown = [sum.again, sum.late_answers, sum.minority, sum.declared_lost];
+    let shown = [
+        sum.again,
+        sum.late_answers,
+        sum.minority,
+        sum.inherited,
+        sum.declared_lost,
+    ];
     assert!(shown.iter().all(|times| *times > 0), "not shown: {sum:?}");
 }
 

@@ -178,6 +178,10 @@ impl Schedule {
             events.push(Event::Commit(pod, key));
             events.extend([Event::Invalidation(pod, call); 3]);
         }
+        if below(3) == 0 {
+            let hears = below(self.config.pods);
+            events.extend([Event::Deliver(hears, 0); 4]);
+        }
         events.push(match below(3) {
             0 => Event::Split(replica, [20, 300, 3000][usize::from(below(3))]),
             _ => Event::Promote(replica),

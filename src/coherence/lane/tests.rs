@@ -498,6 +498,137 @@ fn a_fork_that_lost_more_than_is_remembered_is_fenced() {
     assert!(!fences(&lane, 6), "entry 7 is lost and remembered");
 }
 
+/// Pod A's entries 6 and 7 were heard of, and the successor lacks 7.
+fn heard_and_lost() -> (Bench, Head) {
+    let mut lane = Bench::at(5);
+    lane.hint(E, 6, 1);
+    lane.hint(E, 7, 1);
+    let fork = Head {
+        prev_epoch: E,
+        fork_seq: 6,
+        fork: true,
+        ..head(Epoch(0xF), 7)
+    };
+    lane.head(fork, 100, 101);
+    let opened = LogEntry {
+        kind: Kind::Fork,
+        hashes: vec![],
+        ..entry(7)
+    };
+    assert_eq!(lane.log(6, &[entry(6), opened], 101), []);
+    (lane, fork)
+}
+
+#[test]
+fn what_was_heard_of_and_is_not_logged_again_in_time_voids_the_lane() {
+    let (mut lane, fork) = heard_and_lost();
+    let fence = [Action::Fence { epoch: Epoch(0xF) }];
+    let patience = LaneState::PATIENCE.as_millis() as u64;
+    lane.0.on_clock(&fork, patience);
+    assert_eq!(
+        lane.head(fork, 200, 201),
+        [],
+        "two seconds are not over for certain"
+    );
+    lane.0.on_clock(&fork, patience + 1000);
+    assert_eq!(lane.head(fork, 300, 301), fence);
+    assert_eq!(lane.head(fork, 500, 501), fence, "until it has happened");
+    let doubt = LaneState::DOUBT.as_millis() as u64;
+    assert_eq!(
+        lane.head(fork, 9 * doubt, 9 * doubt),
+        fence,
+        "and nothing is confirmed"
+    );
+    lane.0.on_clock(&fork, 9 * doubt);
+    assert!(lane.0.view().expect("followed").in_doubt);
+    let fenced = head(Epoch(0x10), 8);
+    assert!(
+        lane.head(fenced, 10 * doubt, 10 * doubt)
+            .contains(&confirm(10 * doubt))
+    );
+    assert!(!lane.0.view().expect("followed").in_doubt);
+}
+
+#[test]
+fn what_was_heard_of_and_is_logged_again_voids_nothing() {
+    let again = LogEntry {
+        seq: 8,
+        prev: Nonce(7),
+        nonce: Nonce(80),
+        ..entry(7)
+    };
+    let late = LaneState::PATIENCE.as_millis() as u64 + 1000;
+    let doubt = LaneState::DOUBT.as_millis() as u64;
+    // By a hint, from the log, or by this very pod.
+    for way in 0..3 {
+        let (mut lane, fork) = heard_and_lost();
+        match way {
+            0 => lane.run(|lane, out| {
+                let hint = Hint {
+                    entry: again.clone(),
+                    ..hint(Epoch(0xF), 8)
+                };
+                lane.on_hint(&hint, Millis(150), out);
+            }),
+            1 => lane.log(7, &[entry(7), again.clone()], 150),
+            _ => lane.run(|lane, out| {
+                let call = Arc::new(Call::clear(&"e".into(), ENTITY));
+                lane.on_ack(&call, &again, Epoch(0xF), Millis(150), out);
+            }),
+        };
+        let moved = Head {
+            at: Position {
+                epoch: Epoch(0xF),
+                seq: 8,
+            },
+            nonce: again.nonce,
+            ..fork
+        };
+        lane.0.on_clock(&moved, late);
+        let actions = lane.head(moved, 101 + doubt, 102 + doubt);
+        assert_eq!(actions, [confirm(101 + doubt)], "{way}");
+    }
+}
+
+#[test]
+fn more_lost_than_a_hearer_remembers_voids_the_lane() {
+    let mut lane = Bench::at(5);
+    let count = Heard::CAPACITY as u64;
+    for seq in 6..=6 + count {
+        lane.hint(E, seq, 1);
+    }
+    let fork = |fork_seq| Head {
+        prev_epoch: E,
+        fork_seq,
+        fork: true,
+        ..head(Epoch(0xF), fork_seq)
+    };
+    for (fork_seq, voids) in [(5, true), (6 + count, false)] {
+        let mut lane = Bench(lane.0.clone());
+        lane.0.heard.enter(&fork(fork_seq), Millis(2));
+        let all: Vec<_> = (7..=6 + count).map(|seq| seq * 100).collect();
+        lane.0.heard.repaired(&all);
+        assert_eq!(lane.0.heard.has_orphans(), voids, "{fork_seq}");
+    }
+}
+
+#[test]
+fn of_an_unknown_past_a_hearer_minds_the_last_minute_alone() {
+    let elsewhere = Head {
+        prev_epoch: Epoch(0xD),
+        fork_seq: 5,
+        fork: true,
+        ..head(Epoch(0xF), 6)
+    };
+    let minute = Ring::RETENTION.as_millis() as u64;
+    for (now, minds) in [(minute, true), (2 * minute + 1, false)] {
+        let mut lane = Bench::at(5);
+        lane.hint(E, 6, 1);
+        lane.0.heard.enter(&elsewhere, Millis(now));
+        assert_eq!(lane.0.heard.has_orphans(), minds, "{now}");
+    }
+}
+
 #[test]
 fn a_fence_needs_nothing_reissued() {
     let mut lane = Bench::at(5);

@@ -137,6 +137,7 @@ impl MemoryState {
     #[must_use]
     pub fn poll(&self, lanes: u16, now_ms: u64) -> Polled {
         Polled {
+            clocks: Vec::new(),
             heads: (0..lanes).map(|lane| self.head(Lane(lane))).collect(),
             silent: Vec::new(),
             incarnation: self.incarnation,

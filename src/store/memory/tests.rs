@@ -65,7 +65,11 @@ async fn leases_end_by_the_clock_that_was_given() {
     assert_eq!(state(2).await, LeaseState::Held);
     clock.advance(Duration::from_millis(1));
     assert_eq!(state(3).await, LeaseState::Granted);
-    assert_eq!(link.poll().await.unwrap().server_ms, 110);
+    let mut polled = link.poll().await.unwrap();
+    assert_eq!((polled.server_ms, polled.clock_of(Lane(1))), (110, 110));
+    // As a store of several servers has them.
+    polled.clocks = vec![110, 90];
+    assert_eq!(polled.clock_of(Lane(1)), 90);
 }
 
 #[tokio::test]

@@ -193,7 +193,9 @@ impl Shared {
     }
 
     async fn ask_for_one(&self, place: Place<'_>) -> StoreResult<Found> {
-        self.get(&read_command(&self.keys, place)?).await?.found()
+        let found = self.get(&read_command(&self.keys, place)?).await?.found()?;
+        self.nodes.believed("read", place.lane)?;
+        Ok(found)
     }
 
     async fn ask_for_all<A: Asked>(&self, batch: &[A]) -> Vec<StoreResult<Found>> {
@@ -209,7 +211,11 @@ impl Shared {
         let malformed = |_| Err(Reply::malformed("read"));
         let mut found: Vec<_> = batch.iter().map(malformed).collect();
         for ((members, plan), answer) in plans.iter().zip(answers) {
-            let values = answer.and_then(|answer| Reply::new("read", answer)?.array());
+            let values = answer.and_then(|answer| {
+                // Of one node where it matters.
+                self.nodes.believed("read", batch[members[0]].lane())?;
+                Reply::new("read", answer)?.array()
+            });
             match values.and_then(|mut values| plan.hand_out(&mut values)) {
                 Ok(parts) => {
                     for (&at, part) in members.iter().zip(parts) {

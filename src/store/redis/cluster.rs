@@ -10,6 +10,7 @@ use super::hints::{ShardedEar, ShardedHints};
 use super::keys::Keys;
 use super::link::RedisLink;
 use super::nodes::{Elsewhere, Fate, Node, Nodes};
+use super::replicated::{Replicated, Wanted};
 use super::reply::Reply;
 use super::server::{self, Mode};
 use super::slots::{At, SlotMap};
@@ -90,7 +91,8 @@ impl Cluster {
         let opened = owners.iter().map(|(at, lanes)| -> BoxFuture<'_, _> {
             let (ear, keys) = (ear.clone(), &keys);
             Box::pin(async move {
-                let opening = self.open_node(at, lanes, keys, ear, limit);
+                let wanted = options.wanted();
+                let opening = self.open_node(at, lanes, keys, (ear, wanted), limit);
                 let timed_out = || Err(StoreError::new(StoreErrorKind::Timeout, "connect"));
                 timeout(limit, opening)
                     .await
@@ -142,7 +144,7 @@ impl Cluster {
         at: &At,
         lanes: &[Lane],
         keys: &Keys,
-        ear: ShardedEar,
+        (ear, wanted): (ShardedEar, Option<Wanted>),
         limit: Duration,
     ) -> StoreResult<(Node, Fate)> {
         let client = client_at(&self.0.node, &at.host, at.port)?;
@@ -157,7 +159,15 @@ impl Cluster {
         let channels = channels.map(|lane| lane.channel.as_str());
         let deaf = Arc::clone(&fate.deaf);
         let channels = ear.open(&client, channels, limit, deaf).await?;
+        let replicated = match wanted {
+            Some(wanted) => {
+                let (found, lost) = ((Mode::Cluster, life), Arc::clone(&fate.lost));
+                Some(Replicated::open(&client, &config, found, wanted, lost).await?)
+            }
+            None => None,
+        };
         let node = Node::new(connection, channels, life, lanes.to_vec(), fate.clone());
+        let node = node.replicating(replicated, fate.clone());
         Ok((node, fate))
     }
 

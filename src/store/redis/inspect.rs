@@ -85,13 +85,14 @@ const MODES: [(&str, Needs); 4] = [
 ];
 
 /// Asked of `CONFIG GET`, all at once.
-const SETTINGS: [&str; 6] = [
+const SETTINGS: [&str; 7] = [
     "min-replicas-to-write",
     "min-replicas-max-lag",
     "save",
     "stop-writes-on-bgsave-error",
     "client-output-buffer-limit",
     "cluster-node-timeout",
+    "cluster-require-full-coverage",
 ];
 
 /// One round trip to each node.
@@ -137,7 +138,15 @@ async fn inspect_node(node: &Node, keys: &Keys) -> StoreResult<ServerReport> {
     // What may not be asked is unknown, and no error.
     let info = Reply::new("inspect", info).and_then(Reply::text).ok();
     let settings = Reply::new("inspect", settings).and_then(pairs).ok();
-    Ok(assess(info.as_deref(), settings.as_ref(), findings))
+    let mut report = assess(info.as_deref(), settings.as_ref(), findings);
+    let attached = info.and_then(|info| field(&info, "connected_slaves")?.trim().parse().ok());
+    if let (Some(asked), Some(attached)) = (node.replicas_asked(), attached)
+        && attached < u64::from(asked)
+    {
+        let finding = Finding::TooFewReplicas { asked, attached };
+        report.findings.push(finding);
+    }
+    Ok(report)
 }
 
 /// What modes lack, given the numbers of the commands that this user may not run.
@@ -232,6 +241,9 @@ fn assess(
     let replicas = number("connected_slaves");
     let cluster = info_of("redis_mode") == Some("cluster");
     let failover_window = window(replicas, cluster, set);
+    if cluster && set("cluster-require-full-coverage") == Some("yes") {
+        findings.push(Finding::StopsWithOneNode);
+    }
     if let (FailoverWindow::Unbounded, Some(replicas)) = (failover_window, replicas) {
         findings.push(Finding::UnguardedReplicas { replicas });
     }
@@ -272,23 +284,27 @@ fn window<'a>(
     set: impl Fn(&str) -> Option<&'a str>,
 ) -> FailoverWindow {
     let number = |name| set(name)?.parse::<u64>().ok();
-    match (
-        replicas,
+    let (needed, lag) = (
         number("min-replicas-to-write"),
         number("min-replicas-max-lag"),
+    );
+    // The server looks once a second how far its replicas are behind.
+    let lacks_replicas = match (needed, lag) {
+        (Some(1..), Some(lag @ 1..)) => Some(Duration::from_secs(lag.saturating_add(1))),
+        _ => None,
+    };
+    // One that sees only a minority of its cluster stops by itself.
+    let timeout = number("cluster-node-timeout").filter(|_| cluster);
+    let lacks_others = timeout.map(Duration::from_millis);
+    match (
+        replicas,
+        lacks_replicas.into_iter().chain(lacks_others).min(),
     ) {
-        // The server looks once a second how far its replicas are behind.
-        (_, Some(1..), Some(lag @ 1..)) => {
-            FailoverWindow::AtMost(Duration::from_secs(lag.saturating_add(1)))
-        }
-        (Some(0), ..) => FailoverWindow::None,
-        // One that sees only a minority of its cluster stops by itself.
-        (Some(_), ..) if cluster => match number("cluster-node-timeout") {
-            Some(millis) => FailoverWindow::AtMost(Duration::from_millis(millis)),
-            None => FailoverWindow::Unknown,
-        },
-        (Some(_), Some(_), Some(_)) => FailoverWindow::Unbounded,
-        _ => FailoverWindow::Unknown,
+        (Some(0), _) if lacks_replicas.is_none() => FailoverWindow::None,
+        (None, _) if lacks_replicas.is_none() => FailoverWindow::Unknown,
+        (_, Some(after)) => FailoverWindow::AtMost(after),
+        (_, None) if cluster || needed.and(lag).is_none() => FailoverWindow::Unknown,
+        (_, None) => FailoverWindow::Unbounded,
     }
 }
 
@@ -329,6 +345,34 @@ mod tests {
         assert_eq!(window(two, "1", "2"), bounded);
         assert_eq!(window("", "0", "10"), FailoverWindow::Unknown);
         let unasked = assess(Some(two), None, Vec::new());
+        assert_eq!(unasked.failover_window, FailoverWindow::Unknown);
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_stops_by_itself() {
+        let assess = |replicas: u64, min: &str, covered: &str| {
+            let info = format!("redis_mode:cluster\r\nconnected_slaves:{replicas}\r\n");
+            let set = settings(&[
+                ("cluster-node-timeout", "5000"),
+                ("cluster-require-full-coverage", covered),
+                ("min-replicas-to-write", min),
+                ("min-replicas-max-lag", "2"),
+            ]);
+            assess(Some(&info), Some(&set), Vec::new())
+        };
+        let at_most = |seconds| FailoverWindow::AtMost(Duration::from_secs(seconds));
+        assert_eq!(assess(0, "0", "no").failover_window, FailoverWindow::None);
+        assert_eq!(assess(1, "0", "no").failover_window, at_most(5));
+        assert_eq!(
+            assess(1, "1", "no").failover_window,
+            at_most(3),
+            "what comes first"
+        );
+        assert_eq!(assess(1, "0", "no").findings, []);
+        let whole = assess(1, "0", "yes").findings;
+        assert_eq!(whole, [Finding::StopsWithOneNode]);
+        let unasked = "redis_mode:cluster\r\nconnected_slaves:1\r\n";
+        let unasked = super::assess(Some(unasked), None, Vec::new());
         assert_eq!(unasked.failover_window, FailoverWindow::Unknown);
     }
 

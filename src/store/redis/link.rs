@@ -219,6 +219,11 @@ impl RedisLink {
         step.run(&self.nodes, call).await
     }
 
+    /// Runs a call that is acknowledged by its answer.
+    async fn acknowledge(&self, step: &Step, call: &Cmd) -> StoreResult<Reply> {
+        step.acknowledge(&self.nodes, call).await
+    }
+
     /// Runs many calls of `step` at once.
     pub(super) async fn run_many(&self, step: &Step, calls: &Pipeline) -> Vec<StoreResult<Reply>> {
         step.run_many(&self.nodes, calls).await
@@ -235,11 +240,16 @@ impl RedisLink {
 
     /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
     async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
+        if node.is_lame() {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("the connection for what replicas confirm broke"));
+        }
         if !self.keys.is_sharded() {
             let answers = node.send_many("poll", poll).await?;
             return Ok(Some(polled(node, answers, self.publisher.relays())?));
         }
         let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
+            node.set_proven(false);
             return Ok(None);
         };
         let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
@@ -247,7 +257,9 @@ impl RedisLink {
             let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
             return Err(error.with_detail("a lane has moved to another node"));
         }
-        Ok(polled(node, answers, self.publisher.relays()).ok())
+        let polled = polled(node, answers, self.publisher.relays()).ok();
+        node.set_proven(polled.is_some());
+        Ok(polled)
     }
 }
 
@@ -383,6 +395,8 @@ impl Link for RedisLink {
             let count = self.keys.lanes().len();
             let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
             let (mut server_ms, mut record) = (None, None);
+            // Those of silent lanes are of no interest.
+            let mut clocks = vec![0; if self.keys.is_sharded() { count } else { 0 }];
             for answer in answers {
                 let Some(answer) = answer? else { continue };
                 // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
@@ -391,6 +405,9 @@ impl Link for RedisLink {
                 for (lane, head) in answer.heads {
                     let at = usize::from(lane.0);
                     (heads[at], heard[at]) = (head, true);
+                    if let Some(clock) = clocks.get_mut(at) {
+                        *clock = answer.server_ms;
+                    }
                 }
             }
             let nobody = || StoreError::new(StoreErrorKind::Unavailable, "poll");
@@ -403,6 +420,7 @@ impl Link for RedisLink {
                     .collect(),
                 incarnation: self.nodes.incarnation(),
                 server_ms: server_ms.ok_or_else(nobody)?,
+                clocks,
                 record,
             })
         })
@@ -536,7 +554,7 @@ impl Link for RedisLink {
                 .collect();
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
-            let (logged, flush) = self.run(&INVALIDATE, &call).await?.logged()?;
+            let (logged, flush) = self.acknowledge(&INVALIDATE, &call).await?.logged()?;
             self.publisher.deferred(lane, flush);
             Ok(logged)
         })
@@ -573,7 +591,7 @@ impl Link for RedisLink {
                 Some((version, ttl)) => call.arg(&word(version)).arg(millis(ttl)),
                 None => call.arg("").arg(""),
             };
-            let (guarded, flush) = self.run(&GUARD, &call).await?.guarded()?;
+            let (guarded, flush) = self.acknowledge(&GUARD, &call).await?.guarded()?;
             self.publisher.deferred(lane, flush);
             Ok(guarded)
         })
@@ -603,7 +621,7 @@ impl Link for RedisLink {
                 Some(ttl) => call.arg(millis(ttl)),
                 None => call.arg(""),
             };
-            let (logged, flush) = self.run(&PUT, &call).await?.logged()?;
+            let (logged, flush) = self.acknowledge(&PUT, &call).await?.logged()?;
             self.publisher.deferred(place.lane, flush);
             Ok(logged)
         })
@@ -623,7 +641,7 @@ impl Link for RedisLink {
             let own = [keys.floor(entity), keys.tag(&tag)];
             let mut call = self.opening_call(&CLEAR, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
-            let (logged, flush) = self.run(&CLEAR, &call).await?.logged()?;
+            let (logged, flush) = self.acknowledge(&CLEAR, &call).await?.logged()?;
             self.publisher.deferred(lane, flush);
             Ok(logged)
         })
@@ -640,6 +658,11 @@ impl Link for RedisLink {
             call.arg(&word(expected.0));
             self.run(&FENCE, &call).await?.head()
         })
+    }
+
+    fn waits_for_replicas(&self) -> bool {
+        let mut nodes = self.nodes.all().iter();
+        nodes.any(|node| node.replicas_asked().is_some())
     }
 
     fn raw(&self) -> &dyn RawLink {

@@ -38,6 +38,7 @@ mod link;
 mod nodes;
 mod publish;
 mod raw;
+mod replicated;
 mod reply;
 mod rooms;
 #[cfg(feature = "testing")]
@@ -52,8 +53,10 @@ use self::address::Address;
 use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
-use self::nodes::{Elsewhere, Node, Nodes};
+use self::nodes::{Elsewhere, Fate, Node, Nodes};
 pub use self::publish::Publish;
+pub use self::replicated::Acknowledge;
+use self::replicated::{REPLICATION_TIMEOUT, Replicated, Wanted};
 #[cfg(feature = "testing")]
 pub(crate) use self::rubbish::{read_rubbish, read_rubbish_info};
 use self::server::Mode;
@@ -86,7 +89,22 @@ struct Options {
     connect_timeout: Duration,
     /// Whether a promotion counts as a loss.
     fences: bool,
+    acknowledge: Acknowledge,
+    replication_timeout: Duration,
     publish: Publish,
+}
+
+impl Options {
+    /// What replicas are asked for, if they are.
+    fn wanted(&self) -> Option<Wanted> {
+        match self.acknowledge {
+            Acknowledge::Replicated(replicas @ 1..) => Some(Wanted {
+                replicas,
+                timeout: self.replication_timeout,
+            }),
+            _ => None,
+        }
+    }
 }
 
 impl Redis {
@@ -107,6 +125,8 @@ impl Redis {
             options: Options {
                 connect_timeout: CONNECT_TIMEOUT,
                 fences: false,
+                acknowledge: Acknowledge::Primary,
+                replication_timeout: REPLICATION_TIMEOUT,
                 publish: Publish::default(),
             },
         })
@@ -121,14 +141,55 @@ impl Redis {
 
     /// Believes nothing that was stored before a failover: every key is loaded once more. Default:
     /// what a promoted replica has goes on being used, a few seconds after its promotion, and pods log
-    /// again those of their own invalidations that it lacks.
+    /// again those of their own invalidations that it lacks, or void the lanes of those that they had
+    /// only heard of.
     ///
     /// What it is for: an invalidation that the replica lacks, and whose pod ended before it could log it
-    /// again. By default the old value is then served until its TTL ends. Use the same setting in all
-    /// pods.
+    /// again, with all that had heard of it. By default the old value is then served until its TTL ends.
+    /// Use the same setting in all pods.
     #[must_use]
     pub fn fence_on_failover(mut self) -> Self {
         self.options.fences = true;
+        self
+    }
+
+    /// When an invalidation counts as acknowledged: when the server has carried it out (the default), or
+    /// when so many of its replicas have it besides.
+    ///
+    /// What it is for: a failover that loses what was acknowledged last. With as many replicas as there are
+    /// nothing is lost, even if every pod ends with the primary; with fewer it depends on which one is
+    /// promoted. It concerns every invalidation, clear, put and write guard of the cache, on one server, with
+    /// sentinels and on a cluster alike. What is read or stored waits for nobody.
+    ///
+    /// One more connection to each server, and for each batch of calls that are under way at once one
+    /// `WAIT`: a round trip between primary and replica. Its user needs `+wait`.
+    ///
+    /// If fewer confirm in time, the call gives
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) for the reason
+    /// [`StoreErrorKind::Unreplicated`]: it is in the log, other pods have most likely heard of it, and it is
+    /// repeated until enough replicas have it.
+    ///
+    /// ```no_run
+    /// use tidings::Cache;
+    /// use tidings::store::{Acknowledge, Redis};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let redis = Redis::new("redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/main")?
+    ///     .acknowledge(Acknowledge::Replicated(1));
+    /// let cache = Cache::builder("shop").store(redis).build().await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn acknowledge(mut self, acknowledge: Acknowledge) -> Self {
+        self.options.acknowledge = acknowledge;
+        self
+    }
+
+    /// How long replicas may take to confirm a batch of calls. Default: 500 ms. Where it is longer than the
+    /// cache's [`invalidate_timeout`](crate::CacheBuilder::invalidate_timeout), callers are told of a
+    /// [`Timeout`](StoreErrorKind::Timeout) in place of `Unreplicated`.
+    #[must_use]
+    pub fn replication_timeout(mut self, timeout: Duration) -> Self {
+        self.options.replication_timeout = timeout;
         self
     }
 
@@ -183,7 +244,15 @@ impl Redis {
         let life = server::identify(&mut connection, Mode::Standalone).await?;
         let keys = Arc::new(Keys::new(namespace));
         let (hints, channels) = Subscription::open(client, &keys.channel).await?;
-        let node = Node::alone(connection, channels, life, &keys);
+        let fate = Fate::default();
+        let replicated = match self.options.wanted() {
+            Some(wanted) => {
+                let (found, lost) = ((Mode::Standalone, life), Arc::clone(&fate.lost));
+                Some(Replicated::open(client, &config, found, wanted, lost).await?)
+            }
+            None => None,
+        };
+        let node = Node::alone(connection, channels, life, &keys).replicating(replicated, fate);
         let nodes = Nodes::new(vec![node], Arc::clone(&keys), Elsewhere::default());
         let link = RedisLink::new(nodes, keys, self.options);
         Ok((link, hints))
@@ -232,6 +301,8 @@ impl fmt::Debug for Redis {
             .field("address", &self.describe())
             .field("connect_timeout", &self.options.connect_timeout)
             .field("fence_on_failover", &self.options.fences)
+            .field("acknowledge", &self.options.acknowledge)
+            .field("replication_timeout", &self.options.replication_timeout)
             .field("publish", &self.options.publish)
             .finish()
     }

@@ -7,6 +7,7 @@
 use super::error;
 use super::hints::Channels;
 use super::keys::Keys;
+use super::replicated::Replicated;
 use super::reply::Reply;
 use super::server::Life;
 use super::slots::{At, SlotMap, slot_of};
@@ -41,6 +42,8 @@ pub(super) struct Elsewhere {
 /// One server.
 pub(super) struct Node {
     connection: MultiplexedConnection,
+    /// Another one, for calls that replicas must have before they count.
+    replicated: Option<Replicated>,
     /// Where the channels of watched rooms are subscribed to.
     pub(super) channels: Channels,
     /// The life of the server as last seen. It can change under a living connection: the server
@@ -50,17 +53,19 @@ pub(super) struct Node {
     pub(super) lanes: Vec<Lane>,
     /// Whether it is a server by itself, rather than a node of a cluster.
     alone: bool,
+    /// Its last poll was not answered as that of a node which takes writes: what it has may be old.
+    doubtful: AtomicBool,
     fate: Fate,
     /// Woken by a poll that found no relay.
     vacancy: Notify,
 }
 
-/// What has become of a node of a cluster, for those who look whether another link would be better.
+/// What has become of a node, for those who look whether another link would be better.
 #[derive(Clone, Default)]
 pub(super) struct Fate {
     /// Its subscription has ended.
     pub(super) deaf: Arc<AtomicBool>,
-    /// Its connection for commands has.
+    /// Its connection for commands has, or that for calls that replicas must have.
     pub(super) lost: Arc<AtomicBool>,
 }
 
@@ -89,13 +94,30 @@ impl Node {
     ) -> Self {
         Self {
             connection,
+            replicated: None,
             channels,
             life: Mutex::new(life),
             lanes,
             alone: false,
+            doubtful: AtomicBool::new(false),
             fate,
             vacancy: Notify::new(),
         }
+    }
+
+    /// The same, with a connection for calls that replicas must have, which sets `fate` when it breaks.
+    pub(super) fn replicating(self, replicated: Option<Replicated>, fate: Fate) -> Self {
+        Self {
+            replicated,
+            fate,
+            ..self
+        }
+    }
+
+    /// How many replicas must have a call before it counts, if any.
+    pub(super) fn replicas_asked(&self) -> Option<u8> {
+        let replicated = self.replicated.as_ref();
+        replicated.map(|replicated| replicated.replicas)
     }
 
     /// The lane beside which the namespace's record stands on a cluster.
@@ -118,6 +140,16 @@ impl Node {
         *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
     }
 
+    /// Whether a server by itself has lost one of its two connections for commands; the other would go on.
+    pub(super) fn is_lame(&self) -> bool {
+        self.alone && self.fate.lost.load(Ordering::Acquire)
+    }
+
+    /// Whether its last poll proved that it takes writes.
+    pub(super) fn set_proven(&self, proven: bool) {
+        self.doubtful.store(!proven, Ordering::Release);
+    }
+
     /// A poll found that nobody is the relay.
     pub(super) fn has_no_relay(&self) {
         self.vacancy.notify_one();
@@ -137,9 +169,27 @@ impl Node {
         answer.map_err(|failed| self.failed(operation, &failed))
     }
 
-    /// A node of a cluster that is lost is not the store.
+    /// Sends a call that is acknowledged by its answer: once as many replicas have it as were asked for.
+    pub(super) async fn acknowledge(
+        &self,
+        operation: &'static str,
+        call: &Cmd,
+    ) -> StoreResult<Value> {
+        match &self.replicated {
+            Some(replicated) => {
+                let answer = replicated.send(operation, call).await;
+                answer.map_err(|error| self.unless_lost(operation, error))
+            }
+            None => self.send(operation, call).await,
+        }
+    }
+
     fn failed(&self, operation: &'static str, error: &RedisError) -> StoreError {
-        let error = error::of_client(operation, error);
+        self.unless_lost(operation, error::of_client(operation, error))
+    }
+
+    /// A node of a cluster that is lost is not the store.
+    fn unless_lost(&self, operation: &'static str, error: StoreError) -> StoreError {
         if self.alone || error.kind() != StoreErrorKind::Unavailable {
             return error;
         }
@@ -218,6 +268,24 @@ impl Nodes {
         self.keys.data_lane(lane)?; // one of the namespace
         let at = self.at_lane(lane).ok_or_else(|| silent(operation))?;
         Ok(&self.nodes[at])
+    }
+
+    /// Whether what is read of a lane may be believed. A node that its cluster has replaced goes on
+    /// answering reads for a while, and with `cluster-allow-reads-when-down` for ever; a poll notices within
+    /// the bound. A server by itself whose poll fails is given up, link and all.
+    ///
+    /// # Errors
+    /// `Busy` if not.
+    pub(super) fn believed(&self, operation: &'static str, lane: Lane) -> StoreResult<()> {
+        match self
+            .of_lane(operation, lane)?
+            .doubtful
+            .load(Ordering::Acquire)
+        {
+            true => Err(StoreError::new(StoreErrorKind::Busy, operation)
+                .with_detail("the node that has the key did not prove that it takes writes")),
+            false => Ok(()),
+        }
     }
 
     /// The node that a command is for.

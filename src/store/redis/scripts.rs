@@ -5,10 +5,11 @@
 //! must not push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
 //! one can do so always, by [`ROOM_LEAVE`].
 
-use super::nodes::Nodes;
+use super::nodes::{Node, Nodes};
 use super::reply::Reply;
 use crate::store::StoreResult;
 use ::redis::{Cmd, Pipeline, Script, ServerErrorKind, Value};
+use std::future::Future;
 use std::sync::LazyLock;
 
 macro_rules! steps {
@@ -81,11 +82,25 @@ impl Step {
     /// Runs a call; loads the script and repeats it if the server does not know it.
     pub(super) async fn run(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Reply> {
         let node = nodes.of(self.operation, call)?;
-        let mut answer = node.send(self.operation, call).await?;
+        self.known(node, || node.send(self.operation, call)).await
+    }
+
+    /// The same for a call that is acknowledged by its answer.
+    pub(super) async fn acknowledge(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Reply> {
+        let node = nodes.of(self.operation, call)?;
+        let send = || node.acknowledge(self.operation, call);
+        self.known(node, send).await
+    }
+
+    async fn known<F>(&self, node: &Node, send: impl Fn() -> F) -> StoreResult<Reply>
+    where
+        F: Future<Output = StoreResult<Value>>,
+    {
+        let mut answer = send().await?;
         if is_unknown(&answer) {
             let loaded = node.send(self.operation, &self.load()).await?;
             Reply::new(self.operation, loaded)?;
-            answer = node.send(self.operation, call).await?;
+            answer = send().await?;
         }
         Reply::new(self.operation, answer)
     }
