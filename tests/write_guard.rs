@@ -1,4 +1,5 @@
-//! Writers that die between their commit and their invalidation, with a real PostgreSQL and a real Redis.
+//! Writers that die between their commit and their invalidation, with a real PostgreSQL and a real Redis,
+//! or what `TIDINGS_TEST_STORE` says.
 //!
 //! A writer is this very program, run again for the one test [`writer`] with the addresses of both
 //! servers in the environment. It begins, says so, waits for a line, commits, says so, and does nothing
@@ -7,6 +8,11 @@
 #![cfg(feature = "redis")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "support/servers.rs"]
+mod servers;
+
+use servers::{Servers, servers};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
@@ -15,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tidings::testing::{PostgresServer, RedisServer};
+use tidings::testing::PostgresServer;
 use tidings::{Cache, Entity, MAX_GUARD_TTL};
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, NoTls};
@@ -54,8 +60,9 @@ async fn connect(url: &str) -> Client {
 }
 
 /// A pod, and how often it has loaded each row.
-async fn records(redis: &str, source: &str) -> (Cache, Records, Arc<AtomicUsize>) {
-    let cache = Cache::builder("guards").store_url(redis).build().await;
+async fn records(redis: &str, source: &str, guarded: bool) -> (Cache, Records, Arc<AtomicUsize>) {
+    let namespace = if guarded { "guarded" } else { "unguarded" };
+    let cache = Cache::builder(namespace).store_url(redis).build().await;
     let (cache, client) = (cache.unwrap(), Arc::new(connect(source).await));
     let loads = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&loads);
@@ -86,7 +93,7 @@ fn writer() {
 }
 
 async fn write(redis: &str, source: &str, rows: Range<u64>, guarded: bool) {
-    let (_cache, records, _) = records(redis, source).await;
+    let (_cache, records, _) = records(redis, source, guarded).await;
     let client = connect(source).await;
     let mut lines = std::io::stdin().lines();
     let mut guards = Vec::new();
@@ -113,7 +120,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(redis: &RedisServer, source: &PostgresServer, first: u64, guarded: bool) -> Self {
+    fn start(redis: &Servers, source: &PostgresServer, first: u64, guarded: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "writer", "--nocapture"]);
         command.env(REDIS_VARIABLE, redis.url());
@@ -199,10 +206,10 @@ async fn worst_after(kills: u64, guarded: bool) -> (u64, u64) {
     let last = kills * ROWS - 1;
     let rows = format!("INSERT INTO records SELECT id, 0 FROM generate_series(0, {last}) id");
     source.sql(&rows).unwrap();
-    let redis = RedisServer::start().unwrap();
+    let redis = servers();
     let mut pods = Vec::new();
     for _ in 0..2 {
-        pods.push(records(&redis.url(), &source.url()).await);
+        pods.push(records(&redis.url(), &source.url(), guarded).await);
     }
     let bound = pods[0].0.health().bound;
     let nanos = u64::try_from(bound.as_nanos()).unwrap();

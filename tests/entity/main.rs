@@ -8,6 +8,9 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "../support/servers.rs"]
+mod servers;
 
 mod bed;
 mod lab;
