@@ -228,7 +228,18 @@ impl RedisLink {
             let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
             return Err(error.with_detail("a lane has moved to another node"));
         }
-        Ok(polled(node, answers).ok())
+        let Ok(polled) = polled(node, answers) else {
+            return Ok(None);
+        };
+        if polled
+            .heads
+            .iter()
+            .any(|(lane, _)| node.moving.contains(lane))
+        {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("a lane that was on the move stays where it is"));
+        }
+        Ok(Some(polled))
     }
 }
 
@@ -415,7 +426,9 @@ impl Link for RedisLink {
             commands.add_command(read_command(&self.keys, place)?);
             let beacon = self.keys.beacon(place.lane)?;
             commands.cmd("UNLINK").arg(beacon); // as in a poll
-            let answers = self.pipeline("read", &commands).await?;
+            // At one node: the write proves nothing of another.
+            let node = self.nodes.of_lane("read", place.lane)?;
+            let answers = node.send_many("read", &commands).await?;
             let [found, _written] = Reply::pipeline("read", answers)?;
             found.found()
         })
