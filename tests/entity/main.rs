@@ -41,6 +41,7 @@ mod puts;
 mod races;
 mod reads;
 mod refresh;
+mod replicas;
 #[cfg(all(feature = "lz4", feature = "seal"))]
 mod sealed;
 mod settled;

@@ -135,7 +135,10 @@ impl Cluster {
             cluster.until_changed(&known, &owners, &slots, &lost).await;
         });
         let link = RedisLink::new(Nodes::new(nodes, Arc::clone(&keys), elsewhere), keys);
-        let link = link.watched(watch).fencing(options.fences);
+        let mut link = link.watched(watch).fencing(options.fences);
+        if options.replicas {
+            link = link.reading_replicas(self.0.node.clone());
+        }
         Ok((Arc::new(link), Box::new(hints)))
     }
 

@@ -4,7 +4,8 @@ use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, by_lane, groups, run};
 use super::keys::{Key, Keys, LaneKeys, tag_name};
-use super::nodes::{Node, Nodes};
+use super::nodes::{Node, Nodes, Side};
+use super::replicas;
 use super::reply::{self, Reply};
 use super::scripts::{
     CLEAR, FENCE, FILL, GUARD, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
@@ -18,12 +19,13 @@ use crate::store::{
     BoxFuture, Fill, Found, Guarded, LeaseReply, LeaseRequest, Link, Logged, Markers, Opening,
     Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
-use ::redis::{Cmd, Pipeline, Value};
+use ::redis::{Cmd, ConnectionInfo, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 /// How long a node of a cluster may take to answer a poll before it counts as silent: less than the
 /// driver gives to all of them.
@@ -34,6 +36,8 @@ pub(crate) struct RedisLink {
     pub(super) nodes: Arc<Nodes>,
     pub(super) keys: Arc<Keys>,
     reads: Reads,
+    /// Those of replicas, if they are to be asked, and what finds these.
+    replicas: Option<(Reads, DropGuard)>,
     /// What a poll asks of each node.
     polls: Vec<Pipeline>,
     /// Looks whether the servers are still the right ones, where somebody else knows.
@@ -51,7 +55,8 @@ impl RedisLink {
                 .iter()
                 .map(|node| poll_commands(&keys, node))
                 .collect(),
-            reads: Reads::new(Arc::clone(&nodes), Arc::clone(&keys)),
+            reads: Reads::new(Side::Nodes, Arc::clone(&nodes), Arc::clone(&keys)),
+            replicas: None,
             nodes,
             keys,
             watch: None,
@@ -68,6 +73,17 @@ impl RedisLink {
     /// The same; `fences` if a promotion counts as a loss.
     pub(super) fn fencing(self, fences: bool) -> Self {
         Self { fences, ..self }
+    }
+
+    /// The same, which reads entities from replicas; `info` says how to connect to one, but for its address.
+    pub(super) fn reading_replicas(self, info: ConnectionInfo) -> Self {
+        let reads = Reads::new(
+            Side::Replicas,
+            Arc::clone(&self.nodes),
+            Arc::clone(&self.keys),
+        );
+        let replicas = Some((reads, replicas::keep(&self.nodes, info)));
+        Self { replicas, ..self }
     }
 
     /// A call of `step`, which may have to open an epoch, up to its own keys.
@@ -418,6 +434,22 @@ impl Link for RedisLink {
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         Box::pin(self.reads.read(place))
+    }
+
+    fn read_replica<'a>(&'a self, place: Place<'a>) -> Option<BoxFuture<'a, StoreResult<Found>>> {
+        let (reads, _) = self.replicas.as_ref()?;
+        let there = self.nodes.has_replica(place.lane);
+        there.then(|| -> BoxFuture<'a, _> { Box::pin(reads.read(place)) })
+    }
+
+    fn read_replica_many<'a>(
+        &'a self,
+        places: &'a [Place<'a>],
+    ) -> Option<BoxFuture<'a, Vec<StoreResult<Found>>>> {
+        let (reads, _) = self.replicas.as_ref()?;
+        let mut places_there = places.iter().map(|place| place.lane);
+        let there = places_there.any(|lane| self.nodes.has_replica(lane));
+        there.then(|| -> BoxFuture<'a, _> { Box::pin(reads.read_many(places)) })
     }
 
     fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {

@@ -36,6 +36,7 @@ mod keys;
 mod link;
 mod nodes;
 mod raw;
+mod replicas;
 mod reply;
 mod rooms;
 #[cfg(feature = "testing")]
@@ -83,6 +84,8 @@ struct Options {
     connect_timeout: Duration,
     /// Whether a promotion counts as a loss.
     fences: bool,
+    /// Whether entities are read from replicas.
+    replicas: bool,
 }
 
 impl Redis {
@@ -103,6 +106,7 @@ impl Redis {
             options: Options {
                 connect_timeout: CONNECT_TIMEOUT,
                 fences: false,
+                replicas: false,
             },
         })
     }
@@ -124,6 +128,23 @@ impl Redis {
     #[must_use]
     pub fn fence_on_failover(mut self) -> Self {
         self.options.fences = true;
+        self
+    }
+
+    /// Reads entities from replicas where that is as good: each pod keeps a connection to one replica of each
+    /// primary, chosen at random among those that the primary is in touch with. Default: all reads go to
+    /// primaries.
+    ///
+    /// What it is for: relief of a primary whose processor is busy with reads. It makes nothing faster, and
+    /// costs a round trip where the replica is behind. Only `get` and `get_many` of an entity ask
+    /// replicas, for values without tags; leases, loads, invalidations and everything else go to primaries.
+    ///
+    /// # Consistency
+    /// The same bound as ever. A replica's value counts only while the lane is live, and if the lane's log
+    /// reaches as far on the replica as this pod has followed it; otherwise the primary is asked.
+    #[must_use]
+    pub fn read_from_replicas(mut self) -> Self {
+        self.options.replicas = true;
         self
     }
 
@@ -166,7 +187,10 @@ impl Redis {
         let (hints, channels) = Subscription::open(client, &keys.channel).await?;
         let node = Node::alone(connection, channels, life, &keys);
         let nodes = Nodes::new(vec![node], Arc::clone(&keys), Elsewhere::default());
-        let link = RedisLink::new(nodes, keys).fencing(self.options.fences);
+        let mut link = RedisLink::new(nodes, keys).fencing(self.options.fences);
+        if self.options.replicas {
+            link = link.reading_replicas(client.get_connection_info().clone());
+        }
         Ok((link, hints))
     }
 }
@@ -209,6 +233,7 @@ impl fmt::Debug for Redis {
             .field("address", &self.describe())
             .field("connect_timeout", &self.options.connect_timeout)
             .field("fence_on_failover", &self.options.fences)
+            .field("read_from_replicas", &self.options.replicas)
             .finish()
     }
 }

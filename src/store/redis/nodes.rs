@@ -10,6 +10,7 @@ use super::cluster::Cluster;
 use super::error;
 use super::hints::Channels;
 use super::keys::Keys;
+use super::replicas::Replica;
 use super::reply::Reply;
 use super::server::Life;
 use super::slots::{At, SlotMap, slot_of};
@@ -45,9 +46,20 @@ pub(super) struct Elsewhere {
     pub(super) next: tokio::sync::Mutex<BTreeMap<At, MultiplexedConnection>>,
 }
 
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Those that take writes.
+    Nodes,
+    /// A replica of each, for reads that are judged by the head among them.
+    Replicas,
+}
+
 /// One server.
 pub(super) struct Node {
     connection: MultiplexedConnection,
+    /// Where entities may be read from besides.
+    pub(super) replica: Replica,
     /// Where the channels of watched rooms are subscribed to.
     pub(super) channels: Channels,
     /// The life of the server as last seen. It can change under a living connection: the server
@@ -96,6 +108,7 @@ impl Node {
     ) -> Self {
         Self {
             connection,
+            replica: Replica::default(),
             channels,
             life: Mutex::new(life),
             lanes,
@@ -149,6 +162,18 @@ impl Node {
         silent(operation)
     }
 
+    async fn send_many_to(
+        &self,
+        side: Side,
+        operation: &'static str,
+        commands: &Pipeline,
+    ) -> StoreResult<Vec<Value>> {
+        match side {
+            Side::Nodes => self.send_many(operation, commands).await,
+            Side::Replicas => self.replica.send_many(operation, commands).await,
+        }
+    }
+
     /// Sends commands as one; an answer for each.
     pub(super) async fn send_many(
         &self,
@@ -185,6 +210,12 @@ impl Nodes {
             keys,
             elsewhere,
         }
+    }
+
+    /// Whether the node of a lane has a replica at the time.
+    pub(super) fn has_replica(&self, lane: Lane) -> bool {
+        let at = self.at_lane(lane);
+        at.is_some_and(|at| self.nodes[at].replica.is_there())
     }
 
     pub(super) fn all(&self) -> &[Node] {
@@ -309,6 +340,15 @@ impl Nodes {
         last.ok_or_else(|| Reply::malformed(operation))
     }
 
+    /// Sends a command to a replica of the node that has its first key.
+    pub(super) async fn ask_replica(
+        &self,
+        operation: &'static str,
+        cmd: &Cmd,
+    ) -> StoreResult<Value> {
+        self.of(operation, cmd)?.replica.send(operation, cmd).await
+    }
+
     /// Sends many commands; an answer for each, in their order. `first`, if there is one, goes to every
     /// node before what is for it.
     pub(super) async fn send_many(
@@ -317,11 +357,23 @@ impl Nodes {
         first: Option<&Cmd>,
         commands: &Pipeline,
     ) -> Vec<StoreResult<Value>> {
+        self.send_many_to(Side::Nodes, operation, first, commands)
+            .await
+    }
+
+    /// The same, to the nodes or to their replicas.
+    pub(super) async fn send_many_to(
+        &self,
+        side: Side,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        commands: &Pipeline,
+    ) -> Vec<StoreResult<Value>> {
         if let ([node], None) = (&self.nodes[..], first)
             && node.alone
         {
             // As it is: what is divided is copied.
-            return match node.send_many(operation, commands).await {
+            return match node.send_many_to(side, operation, commands).await {
                 Ok(answers) => answers.into_iter().map(Ok).collect(),
                 Err(failed) => commands.cmd_iter().map(|_| Err(failed.clone())).collect(),
             };
@@ -349,7 +401,7 @@ impl Nodes {
         let nodes_asked: Vec<_> = (0..self.nodes.len()).filter(some).collect();
         let sent = nodes_asked.iter().map(|&at| -> BoxFuture<'_, _> {
             let (node, (places, part)) = (&self.nodes[at], &parts[at]);
-            Box::pin(async move { (places, node.send_many(operation, part).await) })
+            Box::pin(async move { (places, node.send_many_to(side, operation, part).await) })
         });
         let mut asked = Vec::new();
         for ((places, part), at) in together(sent).await.into_iter().zip(nodes_asked) {
