@@ -26,14 +26,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
 
 use crate::coherence::FlightMeta;
-
-#[cfg(test)]
-mod tests;
+use crate::sync::{Arc, Mutex, MutexGuard, Notify, PoisonError};
 
 /// How many locks the map is split into; a power of two.
 const STRIPES: usize = 32;

@@ -139,7 +139,12 @@ pub mod coherence;
 mod entity;
 mod envelope;
 pub mod error;
+mod fence;
 mod flight;
+// Not inside it: `tests/shuttle` compiles that file without them.
+#[cfg(test)]
+#[path = "flight/tests.rs"]
+mod flight_tests;
 #[cfg(test)]
 mod golden;
 mod key;
@@ -155,6 +160,7 @@ mod registration;
 #[cfg(feature = "redis")]
 pub mod script;
 pub mod store;
+mod sync;
 mod tags;
 mod telemetry;
 #[cfg(feature = "testing")]

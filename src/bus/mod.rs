@@ -41,7 +41,7 @@ pub(crate) use pending::LEAST_MAX_PENDING;
 pub(crate) use put::OwnedPut;
 pub use stamp::{ParseStampError, Stamp};
 
-use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View, Word};
+use crate::coherence::{Action, Epoch, Lane, LaneState, Nonce, Position, Rank, Rules, View};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::key::KeySpace;
 use crate::random::random;
@@ -670,26 +670,6 @@ impl Bus {
         if let Some(waiter) = lock(&self.fill_waiters).get(&hash) {
             waiter.notify_waiters();
         }
-    }
-}
-
-/// A lane word that readers load and the bus changes.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(crate) struct AtomicWord(AtomicU64);
-
-impl AtomicWord {
-    #[inline]
-    pub(crate) fn load(&self) -> Word {
-        Word(self.0.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn update(&self, change: impl Fn(Word) -> Word) {
-        let update = |old| Some(change(Word(old)).0);
-        // Never fails: the closure always gives a value.
-        let _ = self
-            .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 }
 

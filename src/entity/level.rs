@@ -2,8 +2,9 @@
 
 use super::course::Flights;
 use super::outcome::{Kept, Landed, Origin, StaleReason};
-use crate::bus::{AtomicWord, Bus, Member, Stripe, lock};
-use crate::coherence::{EntryStamp, Lane, Mechanism, Rank, Rules, Word};
+use crate::bus::{Bus, Member, Stripe, lock};
+use crate::coherence::{EntryStamp, Lane, Rank, Rules, Word};
+use crate::fence::{self, AtomicWord};
 use crate::key::KeySpace;
 use crate::local::{Local, Phase, Slot};
 use crate::tags::Standing;
@@ -177,35 +178,22 @@ where
         stands.then_some(slot)
     }
 
-    /// What `get` finds, if the coherence rules let it be served now.
-    ///
-    /// The order is the point (hole H11): first the lane's word, then the entry, then the clock. With
-    /// the entry first:
-    ///
-    /// 1. a reader fetches the entry and is stopped for ten seconds;
-    /// 2. the bus removes the entry and confirms the lane;
-    /// 3. the reader finds the lane live, and serves what was removed.
+    /// What `get` finds, if the coherence rules and its tags let it be served now.
     #[inline]
     fn look(&self, hash: u64, get: impl FnOnce() -> Option<Kept<V, E>>) -> Option<Hit<V, E>> {
-        let lane = self.space.lane_of(hash);
-        let word = self.word(lane);
-        let slot = get()?;
-        let word = if self.rules.mechanisms.on(Mechanism::CheckOrder) {
-            word
-        } else {
-            self.word(lane)
-        };
-        let (standing, now) = match &slot.tied {
-            None => (Standing::Current, self.clock.now()),
-            Some(tied) => tied.standing(&self.clock),
-        };
-        let served = self.rules.may_serve(word, stamp(&slot), now) && standing != Standing::Gone;
-        let expired = standing == Standing::Expired;
-        served.then_some(Hit {
-            slot,
-            word,
-            now,
-            expired,
+        let word = &self.words[usize::from(self.space.lane_of(hash).0)];
+        let seen = fence::look(&self.rules, word, get, |slot| {
+            let (standing, now) = match &slot.tied {
+                None => (Standing::Current, self.clock.now()),
+                Some(tied) => tied.standing(&self.clock),
+            };
+            (stamp(slot), standing, now)
+        })?;
+        (seen.aside != Standing::Gone).then_some(Hit {
+            slot: seen.entry,
+            word: seen.word,
+            now: seen.now,
+            expired: seen.aside == Standing::Expired,
         })
     }
 

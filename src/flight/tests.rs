@@ -1,5 +1,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use tokio::sync::Barrier;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 
-use super::*;
 use crate::Millis;
-use crate::coherence::Rank;
+use crate::coherence::{FlightMeta, Rank};
+use crate::flight::*;
 
+#[path = "tests/stress.rs"]
 mod stress;
 
 type Key = &'static str;

@@ -120,8 +120,8 @@ pub async fn log_since_starts_at_the_number_asked_and_keeps_the_limit(harness: &
     };
     assert_eq!(seqs(LANE, 3, 100).await, [3, 4, 5, 6]);
     assert_eq!(seqs(LANE, 3, 2).await, [3, 4]);
-    assert_eq!(seqs(LANE, 7, 100).await, []);
-    assert_eq!(seqs(Lane(0), 0, 100).await, []);
+    assert!(seqs(LANE, 7, 100).await.is_empty());
+    assert!(seqs(Lane(0), 0, 100).await.is_empty());
 }
 
 /// A fence changes the epoch, goes on counting, and continues nothing.
