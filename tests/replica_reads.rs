@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use support::eventually;
+use support::{PATIENCE, eventually};
 use tidings::store::Redis;
 use tidings::testing::{Direction, Fault, Proxy, RedisCluster, RedisReplicas, RedisServer};
 use tidings::{Cache, Entity};
@@ -120,7 +120,14 @@ impl Pod {
 /// How many commands read values at these servers.
 fn reads(servers: &[&RedisServer]) -> u64 {
     let of = |server: &&RedisServer| {
-        let stats = server.cli(&["INFO", "commandstats"]).unwrap();
+        let began = Instant::now();
+        let stats = loop {
+            // One that becomes a replica of another closes its connections.
+            match server.cli(&["INFO", "commandstats"]) {
+                Ok(stats) => break stats,
+                Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+            }
+        };
         let line = stats
             .lines()
             .find_map(|line| line.strip_prefix("cmdstat_mget:calls="));

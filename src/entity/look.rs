@@ -96,8 +96,22 @@ where
         self.told(link, target, began, found.ok()?).await
     }
 
-    /// One `read` of a replica; `None` if it is not as good as one of the store.
-    pub(super) async fn ask_replica(
+    /// As [`ask_store`](Self::ask_store), unless a `read` of a replica is as good.
+    pub(super) async fn ask_near(
+        &self,
+        link: &dyn Link,
+        target: &Target<K>,
+        began: &Began,
+        limit: Duration,
+        read: BoxFuture<'_, StoreResult<Found>>,
+    ) -> Option<Look<V, E>> {
+        match self.ask_replica(target, began, limit, read).await {
+            Some(look) => Some(look),
+            None => self.ask_store(link, target, began, limit).await,
+        }
+    }
+
+    async fn ask_replica(
         &self,
         target: &Target<K>,
         began: &Began,

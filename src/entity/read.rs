@@ -392,13 +392,9 @@ where
         let Ok(link) = self.bus().link_for_reads() else {
             return Glance::Seek(None);
         };
-        let near = match link.read_replica(target.place(&self.name)) {
+        let look = match link.read_replica(target.place(&self.name)) {
             // Boxed, so that the future of most reads stays small.
-            Some(read) => Box::pin(self.ask_replica(target, &began, limit, read)).await,
-            None => None,
-        };
-        let look = match near {
-            Some(look) => Some(look),
+            Some(read) => Box::pin(self.ask_near(&*link, target, &began, limit, read)).await,
             None => self.ask_store(&*link, target, &began, limit).await,
         };
         if let Some(Look::Found(found)) = &look
