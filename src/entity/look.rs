@@ -96,19 +96,22 @@ where
         self.told(link, target, began, found.ok()?).await
     }
 
-    /// As [`ask_store`](Self::ask_store), unless a `read` of a replica is as good.
-    pub(super) async fn ask_near(
-        &self,
-        link: &dyn Link,
-        target: &Target<K>,
-        began: &Began,
+    /// As [`ask_store`](Self::ask_store), unless a read of a replica is as good; `None` if there is no
+    /// replica to ask. Boxed, so that the future of a read without one stays small.
+    pub(super) fn ask_near<'a>(
+        &'a self,
+        link: &'a dyn Link,
+        target: &'a Target<K>,
+        began: &'a Began,
         limit: Duration,
-        read: BoxFuture<'_, StoreResult<Found>>,
-    ) -> Option<Look<V, E>> {
-        match self.ask_replica(target, began, limit, read).await {
-            Some(look) => Some(look),
-            None => self.ask_store(link, target, began, limit).await,
-        }
+    ) -> Option<BoxFuture<'a, Option<Look<V, E>>>> {
+        let read = link.read_replica(target.place(&self.name))?;
+        Some(Box::pin(async move {
+            match self.ask_replica(target, began, limit, read).await {
+                Some(look) => Some(look),
+                None => self.ask_store(link, target, began, limit).await,
+            }
+        }))
     }
 
     async fn ask_replica(
@@ -146,7 +149,10 @@ where
         if rank < self.level.last_change(bus, target.hash) {
             return None;
         }
-        let look = self.judge(target, &began.at_replica(bus.rules.lease), found);
+        let began_there = began.at_replica(bus.rules.lease);
+        // What is known of tags is of more lanes than this one, which is all that the head vouches for: a
+        // value with tags is never found here.
+        let look = self.judge_by(target, &began_there, found, Some(&Told::default()));
         let helps = match &look {
             Look::Found(standing) => standing.is_fresh(),
             // It needs the right to load, for which the store is asked anyway.
@@ -224,10 +230,6 @@ where
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));
         };
-        if began.of_replica && !header.tags.is_empty() {
-            // What is known of tags is of more lanes than this one, which is all that the head vouches for.
-            return Look::Sync;
-        }
         let mut over = false;
         let tied = match self.worth(began, &header.tags, told) {
             Worth::Free => None,
@@ -340,7 +342,7 @@ where
             let slot = Slot {
                 value: outcome,
                 rank,
-                generation: began.generation,
+                generation: began.word.generation(),
                 load_start: began.start,
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 load_ms: load_ms(header),

@@ -392,10 +392,10 @@ where
         let Ok(link) = self.bus().link_for_reads() else {
             return Glance::Seek(None);
         };
-        let look = match link.read_replica(target.place(&self.name)) {
-            // Boxed, so that the future of most reads stays small.
-            Some(read) => Box::pin(self.ask_near(&*link, target, &began, limit, read)).await,
-            None => self.ask_store(&*link, target, &began, limit).await,
+        let look = if let Some(near) = self.ask_near(&*link, target, &began, limit) {
+            near.await
+        } else {
+            self.ask_store(&*link, target, &began, limit).await
         };
         if let Some(Look::Found(found)) = &look
             && let Some(landed) = self.served(target, found)

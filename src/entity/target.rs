@@ -56,12 +56,9 @@ impl<K> Target<K> {
 #[derive(Clone, Copy)]
 pub(super) struct Began {
     pub(super) view: Option<View>,
-    pub(super) generation: u32,
     pub(super) start: Millis,
-    /// The lane as it was before that: live until then, and so confirmed a lease earlier.
+    /// The lane as it was before the view: its generation, and until when it was live.
     pub(super) word: Word,
-    /// What is read comes from a replica.
-    pub(super) of_replica: bool,
     /// What this pod came to know of before this, what is read from here on reflects.
     pub(super) moment: Moment,
     /// Every lane was live until then, so that no tag can have been missed before.
@@ -74,7 +71,6 @@ impl Began {
     pub(super) fn at_replica(&self, lease: Duration) -> Self {
         Self {
             start: self.start.min(self.word.confirmed_at(lease)),
-            of_replica: true,
             ..*self
         }
     }
@@ -127,9 +123,7 @@ where
         let word = self.level.word(lane);
         Began {
             view: bus.view(lane),
-            generation: word.generation(),
             word,
-            of_replica: false,
             moment,
             tags_until,
             start: bus.clock.now(),
