@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::coherence::wire::{Hint, Kind, LogEntry};
+use crate::coherence::wire::{Batch, Hint, Kind, LogEntry};
 use crate::coherence::{Epoch, Head, Incarnation, Lane, Nonce, Position};
 use crate::envelope::{
     self, Compression, Header, Lease, Outcome, Packing, Seal, Stored, TagVersion,
@@ -91,6 +91,7 @@ enum Sample {
     Head(Head),
     LogEntry(LogEntry),
     Hint(Hint),
+    Batch(Batch),
 }
 
 fn samples() -> Vec<(&'static str, Sample)> {
@@ -153,6 +154,28 @@ fn samples() -> Vec<(&'static str, Sample)> {
         epoch: began.epoch,
         server_ms: 1_700_000_000_000,
         entry: entry.clone(),
+    };
+    let batch = Batch {
+        lane: Lane(3),
+        epoch: began.epoch,
+        server_ms: 1_700_000_000_000,
+        entries: vec![
+            entry.clone(),
+            LogEntry {
+                seq: 0x2124,
+                kind: Kind::Clear,
+                prev: Nonce(0x62),
+                nonce: Nonce(0x63),
+                hashes: vec![0x73],
+            },
+            LogEntry {
+                seq: 0x2125,
+                kind: Kind::Invalidate,
+                prev: Nonce(0x63),
+                nonce: Nonce(0x64),
+                hashes: vec![0x71, 0x74, 0x75],
+            },
+        ],
     };
     // MessagePack of {"id": 42}, and of "gone".
     let (value, error) = (b"\x81\xa2id\x2a".to_vec(), b"\xa4gone".to_vec());
@@ -235,6 +258,7 @@ fn samples() -> Vec<(&'static str, Sample)> {
         ("head", Sample::Head(head)),
         ("log-entry", Sample::LogEntry(entry)),
         ("hint", Sample::Hint(hint)),
+        ("batch", Sample::Batch(batch)),
     ]
 }
 
@@ -248,6 +272,7 @@ fn encode(sample: &Sample) -> Vec<u8> {
         Sample::Head(head) => head.encode().to_vec(),
         Sample::LogEntry(entry) => entry.encode(),
         Sample::Hint(hint) => hint.encode(),
+        Sample::Batch(batch) => batch.encode(),
     }
 }
 
@@ -286,6 +311,7 @@ fn assert_reads(bytes: &[u8], sample: &Sample, file: &str) {
             );
         }
         Sample::Hint(hint) => assert_eq!(Hint::decode(bytes).as_ref(), Some(hint), "{file}"),
+        Sample::Batch(batch) => assert_eq!(Batch::decode(bytes).as_ref(), Some(batch), "{file}"),
     }
 }
 

@@ -172,8 +172,8 @@ pub use builder::{CacheBuilder, DEFAULT_LANES, MAX_LANES, OnStoreAbsent, STORE_V
 pub use bus::{
     BeginWrite, BeginWriteError, CircuitState, CloseReport, DEFAULT_GUARD_TTL,
     DEFAULT_INVALIDATE_TIMEOUT, DEFAULT_MAX_PENDING, DEFAULT_READ_TIMEOUT, Finished, Health,
-    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL, ParseStampError,
-    Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
+    InvalidateError, Invalidation, JournalDamage, JournalHealth, MAX_GUARD_TTL,
+    MINIMUM_VERSION_TTL, ParseStampError, Pending, Stamp, StoreState, Unacknowledged, WriteGuard,
 };
 pub use cache::Cache;
 pub use codec::CodecError;
@@ -259,6 +259,8 @@ mod pages {
     mod testing {}
     #[doc = include_str!("../docs/topologies.md")]
     mod topologies {}
+    #[doc = include_str!("../docs/versions.md")]
+    mod versions {}
     #[doc = include_str!("../docs/write-guard.md")]
     mod write_guard {}
 }

@@ -131,6 +131,12 @@ async fn serve(url: &str) {
                 let journal = cache.health().journal;
                 println!("{ANSWER}{}", journal.map_or(0, |journal| journal.replayed));
             }
+            ["version", key] => {
+                let version = records.get(&key.parse().unwrap()).await.unwrap();
+                println!("{ANSWER}{version}");
+            }
+            ["flushes"] => println!("{ANSWER}{}", cache.health().flushes),
+            ["links"] => println!("{ANSWER}{}", cache.health().links),
             ["spin"] => spinner = Some(Spinner::start(records.clone())),
             ["seen"] => {
                 let seen = spinner.take().map(Spinner::stop).unwrap();
@@ -301,19 +307,62 @@ async fn another_pod_takes_over_when_the_loading_one_is_killed() {
     assert_eq!(loads, "2", "the hung one, and the one that took over");
 }
 
+/// For how many milliseconds pods are stopped, one time after the other, parted by commas.
+fn stops() -> Vec<u64> {
+    let set = std::env::var("TIDINGS_STOP_MILLIS").unwrap_or_else(|_| "500,2000,5000".to_owned());
+    set.split(',').map(|stop| stop.parse().unwrap()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_was_stopped_serves_nothing_older_than_the_bound_when_it_goes_on() {
+    for stop in stops() {
+        let server = RedisServer::start().unwrap();
+        nothing_old_after_a_stop(&server, async |_| sleep(Duration::from_millis(stop)).await).await;
+    }
+}
+
+/// The server gives up a subscriber that takes nothing any more, and what was on its way is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_stopped_until_its_buffer_overflowed_misses_nothing() {
     let server = RedisServer::start().unwrap();
-    let mut stopped = Pod::start(&server).await;
+    let limit = ["client-output-buffer-limit", "pubsub 256kb 256kb 1"];
+    server.cli(&["CONFIG", "SET", limit[0], limit[1]]).unwrap();
+    let flood = "x".repeat(64 * 1024);
+    let subscribers = || {
+        let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]).unwrap();
+        clients.lines().count()
+    };
+    let links = nothing_old_after_a_stop(&server, async |channel| {
+        assert_eq!(subscribers(), 2);
+        let deadline = Instant::now() + PATIENCE;
+        // The one that is left is the writer's.
+        while subscribers() > 1 {
+            assert!(Instant::now() < deadline, "it is never given up");
+            server.cli(&["PUBLISH", channel, &flood]).unwrap();
+            sleep(Duration::from_millis(2)).await;
+        }
+        sleep(Duration::from_millis(1500)).await;
+    })
+    .await;
+    assert_eq!(links, 2, "its connection was replaced");
+}
+
+/// Stops a pod that reads without a pause while another one writes, and lets it go on after `meanwhile`,
+/// which is given the channel of the hints. Looks when each version was served last, and that the pod
+/// has lost nothing, neither what it held nor what it missed. Gives how many links it has had.
+async fn nothing_old_after_a_stop(server: &RedisServer, meanwhile: impl AsyncFnOnce(&str)) -> u64 {
+    let mut stopped = Pod::start(server).await;
     let (cache, records) = records(&server.url()).await;
-    let bound = u64::try_from(cache.health().bound.as_nanos()).unwrap();
+    let bound = cache.health().bound;
     let stop = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn(write(server.url(), records, Arc::clone(&stop)));
 
     stopped.tell("spin").await;
     sleep(Duration::from_secs(1)).await;
     stopped.signal(Signal::STOP);
-    sleep(Duration::from_secs(5)).await;
+    let began = Instant::now();
+    meanwhile("{processes}c").await;
+    let gone = began.elapsed();
     stopped.signal(Signal::CONT);
     let deadline = Instant::now() + HEALED_WITHIN;
     while stopped.ask("health").await != "whole" {
@@ -326,14 +375,33 @@ async fn a_pod_that_was_stopped_serves_nothing_older_than_the_bound_when_it_goes
     let pause = stopped.ask("seen").await;
     let pause: u64 = pause.strip_prefix("pause ").unwrap().parse().unwrap();
     assert!(
-        pause > 4_000_000_000,
+        Duration::from_nanos(pause) >= gone / 2,
         "it read until it was stopped: {pause}"
     );
+    let seen = seen_in_time(&mut stopped, &acked, bound).await;
+    assert!(seen > 30, "too few versions seen: {seen}");
+
+    sleep(bound).await;
+    for key in VERSIONED..VERSIONED + VERSIONS {
+        let versions = acked.iter().filter(|ack| ack.key == key);
+        let last = versions.map(|ack| ack.version).max().unwrap();
+        let served = stopped.ask(&format!("version {key}")).await;
+        assert_eq!(served, last.to_string());
+    }
+    assert_eq!(stopped.ask("flushes").await, "16", "one for each lane");
+    let links = stopped.ask("links").await;
+    println!("stopped for {gone:?}: {seen} versions seen, {links} links");
+    links.parse().unwrap()
+}
+
+/// Reads what a pod has seen; panics if it served a version for too long. Gives how many there were.
+async fn seen_in_time(pod: &mut Pod, acked: &[Acked], bound: Duration) -> usize {
+    let bound = u64::try_from(bound.as_nanos()).unwrap();
     let mut seen = 0;
     loop {
-        let answer = stopped.answer().await;
+        let answer = pod.answer().await;
         let Some(line) = answer.strip_prefix("seen ") else {
-            break;
+            return seen;
         };
         let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
         let [key, version, last] = numbers[..] else {
@@ -350,7 +418,6 @@ async fn a_pod_that_was_stopped_serves_nothing_older_than_the_bound_when_it_goes
         );
         seen += 1;
     }
-    assert!(seen > 30, "too few versions seen: {seen}");
 }
 
 /// A pod that is cut off invalidates, is told that it is pending, and is killed. Gives what another pod

@@ -38,15 +38,15 @@ enum CallState {
     Acknowledged(Position),
 }
 
-/// What goes with the first attempt at a call, and with that alone: what is repeated is the invalidation,
-/// which is never wrong.
+/// What goes with the first attempt at a call: what is repeated is the invalidation, which is never wrong,
+/// with a minimum version if its key [has one](Bus::extra_again).
 #[derive(Debug, Default)]
 pub(super) enum Extra {
     #[default]
     Nothing,
     /// A value for its only key.
     Put(OwnedPut),
-    /// Markers for its keys.
+    /// Markers, or a minimum version, for its keys.
     Markers(OwnedMarkers),
 }
 

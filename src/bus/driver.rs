@@ -5,11 +5,10 @@
 //! a time that a lane set itself, the heartbeat, or somebody who wants a poll now. Store calls run
 //! beside it, so that hints go on being applied while the store is slow.
 
-use super::calls::Extra;
 use super::join::{inspect, join, refused};
 use super::sample::sample;
 use super::{Bus, lock};
-use crate::coherence::{Action, Head, Hint, Incarnation, Kind, Lane, LinkState, LogEntry};
+use crate::coherence::{Action, Batch, Head, Hint, Incarnation, Kind, Lane, LinkState, LogEntry};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
 use crate::store::rooms::RoomEvent;
@@ -178,12 +177,12 @@ impl Session<'_> {
     fn on_time(&mut self) {
         let now = self.bus.clock.now();
         for lane in self.bus.namespace.lanes() {
-            let (behind, actions) = self.bus.step(lane, |state, out| {
+            let (missing, actions) = self.bus.step(lane, |state, out| {
                 state.on_timer(now, out);
-                state.is_behind()
+                state.misses_hints()
             });
             if !actions.is_empty() {
-                self.fell_behind |= behind;
+                self.fell_behind |= missing;
                 self.bus.observed.catch_ups.fetch_add(1, Ordering::Relaxed);
             }
             self.ask_store(lane, actions);
@@ -222,23 +221,33 @@ impl Session<'_> {
     }
 
     fn on_hint(&mut self, bytes: &[u8]) {
-        let hint = Hint::decode(bytes).filter(|hint| hint.lane.0 < self.bus.namespace.lanes);
-        let Some(hint) = hint else {
+        let ours = |lane: &Lane| lane.0 < self.bus.namespace.lanes;
+        let (lane, hints): (_, Vec<Hint>) = if let Some(batch) = Batch::decode(bytes)
+            && ours(&batch.lane)
+        {
+            (batch.lane, batch.into_hints().collect())
+        } else if let Some(hint) = Hint::decode(bytes)
+            && ours(&hint.lane)
+        {
+            (hint.lane, vec![hint])
+        } else {
             self.bus.observed.hints.fetch_add(1, Ordering::Relaxed);
             self.bus.observed.rubbish.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        if matches!(hint.entry.kind, Kind::Unknown(_)) {
-            self.bus.observed.unknown.fetch_add(1, Ordering::Relaxed);
+        for hint in &hints {
+            if matches!(hint.entry.kind, Kind::Unknown(_)) {
+                self.bus.observed.unknown.fetch_add(1, Ordering::Relaxed);
+            }
+            self.bus.note_lag(hint);
         }
-        self.bus.note_lag(&hint);
         let now = self.bus.clock.now();
-        let ((), actions) = self
-            .bus
-            .step(hint.lane, |state, out| state.on_hint(&hint, now, out));
+        let ((), actions) = self.bus.step(lane, |state, out| {
+            hints.iter().for_each(|hint| state.on_hint(hint, now, out));
+        });
         // Whoever sees it counted sees what it did.
         self.bus.observed.hints.fetch_add(1, Ordering::Release);
-        self.ask_store(hint.lane, actions);
+        self.ask_store(lane, actions);
     }
 
     fn on_done(&mut self, done: Done, state: &mut LinkState) -> StoreResult<()> {
@@ -256,6 +265,8 @@ impl Session<'_> {
                 self.poll_sent = None;
                 let polled = polled?;
                 self.bus.observed.polled(polled.server_ms, sent);
+                let server = (polled.incarnation, polled.server_ms);
+                self.bus.compare_clocks(server, sent);
                 let settings = self.bus.space.settings();
                 let record = polled.record.as_deref();
                 // Where the first lane is silent, the record is too: nobody can write another there.
@@ -336,7 +347,8 @@ impl Session<'_> {
                 Action::Touch => self.touch(vec![lane]),
                 Action::Reissue(call) => {
                     // Nobody waits for it: it sees itself through.
-                    drop(self.bus.announce(lane, call, Extra::Nothing));
+                    let extra = self.bus.extra_again(&call);
+                    drop(self.bus.announce(lane, call, extra));
                 }
                 Action::ReadLog { from } => {
                     let (link, limit) = (Arc::clone(&self.link), self.bus.timing.poll_timeout);

@@ -41,7 +41,7 @@ pub(super) struct OwnedMarkers {
 }
 
 impl OwnedMarkers {
-    fn extra(markers: Markers, stood: &Arc<AtomicUsize>) -> Extra {
+    pub(super) fn extra(markers: Markers, stood: &Arc<AtomicUsize>) -> Extra {
         let stood = Arc::clone(stood);
         Extra::Markers(Self { markers, stood })
     }
@@ -287,8 +287,8 @@ impl Held {
     /// Leaves the markers; gives where that was logged.
     async fn mark(&self, ttl: Duration) -> Result<Stamp, BeginWriteError> {
         let markers = Markers {
-            lift: None,
             leave: Some((self.id, ttl)),
+            ..Markers::default()
         };
         let marked = self.attempt(markers, &Arc::default()).await;
         let positions = marked.into_iter().collect::<StoreResult<_>>()?;
@@ -318,7 +318,7 @@ impl Held {
     fn lifting(&self) -> Markers {
         Markers {
             lift: Some(self.id),
-            leave: None,
+            ..Markers::default()
         }
     }
 

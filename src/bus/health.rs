@@ -1,6 +1,8 @@
 //! How the cache is doing: what it tells operators.
 
+use super::pace::Pace;
 use super::{Bus, CircuitState, JournalHealth, lock};
+use crate::coherence::Incarnation;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::ServerReport;
 use crate::time::Millis;
@@ -73,6 +75,10 @@ pub struct Health {
     /// Write guards of this pod that had ended before they were finished: see
     /// [`Finished::Lapsed`](crate::Finished::Lapsed).
     pub lapsed_guards: u64,
+    /// Times that the store's clock had gone on by more than the bound further than this pod's: the
+    /// machine was paused with its clock, or that is slow, or the store's was set. What was served
+    /// meanwhile may have been as old as the pause.
+    pub clock_stalls: u64,
 }
 
 impl Health {
@@ -101,6 +107,8 @@ pub(super) struct Observed {
     pub(super) catch_ups: AtomicU64,
     pub(super) unusable: AtomicU64,
     lapsed_guards: AtomicU64,
+    pace: Mutex<Pace>,
+    clock_stalls: AtomicU64,
 }
 
 /// How far the server's clock is ahead of the local one, in wrapping milliseconds: one word, because
@@ -193,6 +201,18 @@ impl Bus {
         self.observed.unusable.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A poll was answered: compares the store's clock with this pod's.
+    pub(super) fn compare_clocks(&self, server: (Incarnation, u64), sent: Millis) {
+        let here = (sent, self.clock.now());
+        let ahead = lock(&self.observed.pace).polled(server, here, self.bound());
+        if let Some(ahead) = ahead {
+            self.observed.clock_stalls.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(namespace = %self.namespace.name, ?ahead,
+                "the store's clock went on further than this machine's, which may have been paused: \
+                what was served meanwhile may be as old");
+        }
+    }
+
     pub(super) fn count_lapsed_guard(&self) {
         self.observed.lapsed_guards.fetch_add(1, Ordering::Relaxed);
     }
@@ -230,6 +250,7 @@ impl Bus {
             catch_ups: self.observed.catch_ups.load(Ordering::Relaxed),
             unusable_values: self.observed.unusable.load(Ordering::Relaxed),
             lapsed_guards: self.observed.lapsed_guards.load(Ordering::Relaxed),
+            clock_stalls: self.observed.clock_stalls.load(Ordering::Relaxed),
         }
     }
 

@@ -20,6 +20,8 @@ mod invalidation;
 mod join;
 mod journal;
 mod listen;
+mod minimum;
+mod pace;
 mod pending;
 mod put;
 mod sample;
@@ -36,6 +38,7 @@ pub(crate) use journal::Journal;
 pub(crate) use journal::read_rubbish;
 pub use journal::{JournalDamage, JournalHealth};
 pub(crate) use listen::{Listener, Liveness};
+pub use minimum::MINIMUM_VERSION_TTL;
 pub use pending::DEFAULT_MAX_PENDING;
 pub(crate) use pending::LEAST_MAX_PENDING;
 pub(crate) use put::OwnedPut;
@@ -233,6 +236,7 @@ pub(crate) struct Bus {
     fill_waiters: Mutex<HashMap<u64, Arc<Notify>>>,
     calls: calls::Calls,
     hold_offs: guard::HoldOffs,
+    minimums: minimum::Minimums,
     breaker: Mutex<breaker::Breaker>,
     observed: Observed,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -264,8 +268,9 @@ impl Bus {
         clock: Clock,
         pending: PendingOptions,
     ) -> Arc<Self> {
+        let deferral = store.publishes_within();
         let lane = || LaneCell {
-            state: Mutex::new(LaneState::new(rules.mechanisms)),
+            state: Mutex::new(LaneState::new(rules.mechanisms).deferring(deferral)),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             flushed: AtomicU64::new(0),
             until: AtomicU64::new(0),
@@ -276,6 +281,7 @@ impl Bus {
             telemetry: Arc::new(Telemetry::new(&namespace.name)),
             calls: calls::Calls::new(namespace.lanes, pending.max),
             hold_offs: guard::HoldOffs::default(),
+            minimums: minimum::Minimums::default(),
             namespace,
             space,
             rules,

@@ -7,7 +7,7 @@
 //! of a lane. Each is more than was asked for, so nothing stale can come of it.
 
 use super::Bus;
-use super::calls::{Extra, Waiter};
+use super::calls::Waiter;
 use super::lock;
 use crate::coherence::{Call, Kind, Lane};
 use crate::random::random_part;
@@ -410,7 +410,10 @@ impl Bus {
                 return;
             };
             let attempt = match item.call() {
-                Some(call) => self.attempt(lane, &Arc::new(call), &Extra::Nothing).await,
+                Some(call) => {
+                    let extra = self.extra_again(&call);
+                    self.attempt(lane, &Arc::new(call), &extra).await
+                }
                 None => self.void(lane).await,
             };
             let position = match attempt {

@@ -110,6 +110,14 @@ struct Target {
     sent: Millis,
 }
 
+/// A gap, and when to read it from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Due {
+    at: Millis,
+    /// The newest entry that is known to stand behind the gap.
+    seq: u64,
+}
+
 /// What one pod knows of one lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LaneState {
@@ -124,7 +132,9 @@ pub struct LaneState {
     /// A polled head that is not applied yet.
     target: Option<Target>,
     /// When to read the log, if hints have not closed the gap by then.
-    due: Option<Millis>,
+    due: Option<Due>,
+    /// How long an entry may stand in the log before it is published.
+    deferral: Duration,
     /// When `followed` last moved.
     moved_at: Millis,
     /// The epoch followed is a fork that is believed only from then on.
@@ -154,6 +164,12 @@ impl LaneState {
         }
     }
 
+    /// The same lane of a store that may publish an entry only so long after it was logged.
+    #[must_use]
+    pub fn deferring(self, deferral: Duration) -> Self {
+        Self { deferral, ..self }
+    }
+
     /// What a load that starts now may rely on.
     #[must_use]
     pub fn view(&self) -> Option<View> {
@@ -176,6 +192,20 @@ impl LaneState {
         self.target.is_some()
     }
 
+    /// Whether something is not applied yet that was published before a head was read: its hint is late,
+    /// or lost.
+    #[must_use]
+    pub fn misses_hints(&self) -> bool {
+        let published = |head: &Head| head.at.seq.saturating_sub(head.unpublished());
+        let missed = |head: &Head, followed: Followed| {
+            head.at.epoch != followed.at.epoch || published(head) > followed.at.seq
+        };
+        match (self.target, self.followed) {
+            (Some(target), Some(followed)) => missed(&target.head, followed),
+            _ => false,
+        }
+    }
+
     /// The store's clock shows this. A fork that was opened long ago need not be doubted, however late
     /// this pod learns of it.
     pub fn on_clock(&mut self, head: &Head, server_ms: u64) {
@@ -187,7 +217,7 @@ impl LaneState {
     /// When [`on_timer`](Self::on_timer) wants to be called.
     #[must_use]
     pub fn due(&self) -> Option<Millis> {
-        self.due
+        self.due.map(|due| due.at)
     }
 
     /// A pub/sub message arrived.
@@ -210,7 +240,7 @@ impl LaneState {
         };
         announce(&hint.entry, rank, out);
         if self.is_current(hint.epoch) && !self.advance(&hint.entry, now, out) {
-            self.catch_up_soon(now);
+            self.catch_up_soon(hint.entry.seq, now);
         }
     }
 
@@ -274,14 +304,23 @@ impl LaneState {
             self.confirm(sent, out);
         } else {
             self.target = Some(Target { head, sent });
-            self.catch_up_soon(now);
+            self.catch_up_soon(head.at.seq, now);
         }
     }
 
-    /// Has the log read once the grace is over. It counts from when the gap was first noticed: polls
-    /// that follow each other faster than the grace would put the read off for ever.
-    fn catch_up_soon(&mut self, now: Millis) {
-        self.due.get_or_insert(now + Self::GRACE);
+    /// Has the log read up to `seq` once the grace is over. It counts from when the gap was first noticed:
+    /// polls that follow each other faster than the grace would put the read off for ever.
+    fn catch_up_soon(&mut self, seq: u64, now: Millis) {
+        let at = now + Self::GRACE + self.deferral;
+        let due = self.due.get_or_insert(Due { at, seq });
+        due.seq = due.seq.max(seq);
+    }
+
+    /// Forgets the gap once all that was known behind it is applied.
+    fn close_gap(&mut self, applied: u64) {
+        if self.target.is_none() && self.due.is_some_and(|due| due.seq <= applied) {
+            self.due = None;
+        }
     }
 
     /// An answer that was overtaken is of no interest. One that was asked for after we had moved on
@@ -321,12 +360,12 @@ impl LaneState {
             ..head
         };
         self.target = Some(Target { head, sent });
-        self.catch_up_soon(now);
+        self.catch_up_soon(head.at.seq, now);
     }
 
     /// Time passed.
     pub fn on_timer(&mut self, now: Millis, out: &mut Vec<Action>) {
-        if self.due.is_none_or(|due| now < due) {
+        if self.due.is_none_or(|due| now < due.at) {
             return;
         }
         self.due = None;
@@ -475,7 +514,7 @@ impl LaneState {
                     announce(entry, rank, out);
                 }
                 if self.is_current(epoch) && !self.advance(entry, now, out) {
-                    self.catch_up_soon(now);
+                    self.catch_up_soon(entry.seq, now);
                 }
                 self.ring.push(at, Arc::clone(call), now);
             }
@@ -519,6 +558,7 @@ impl LaneState {
         followed.nonce = entry.nonce;
         self.moved_at = now;
         self.reach_target(out);
+        self.close_gap(entry.seq);
         self.followed.is_some()
     }
 
@@ -542,7 +582,6 @@ impl LaneState {
         let kept = target.head.nonce == followed.nonce || target.head.at.seq < followed.at.seq;
         if kept || !self.mechanisms.on(Mechanism::NonceChain) {
             self.target = None;
-            self.due = None;
             self.confirm(target.sent, out);
             return;
         }

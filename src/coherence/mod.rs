@@ -14,7 +14,7 @@
 //! # Who needs it
 //!
 //! Users of a cache do not. Authors of a [store](crate::store) need the words of the port:
-//! [`Epoch`], [`Position`], [`Head`], [`Incarnation`], [`Lane`], [`Nonce`], [`LogEntry`], [`Hint`], [`Kind`],
+//! [`Epoch`], [`Position`], [`Head`], [`Incarnation`], [`Lane`], [`Nonce`], [`LogEntry`], [`Hint`], [`Batch`], [`Kind`],
 //! which are as stable as the wire format. The rest ([`LaneState`], [`LinkState`], [`Rules`], [`Ring`]
 //! and what belongs to them) is public for simulators and model checkers, and may change in any minor
 //! version.
@@ -33,4 +33,4 @@ pub use mechanism::{Mechanism, Mechanisms};
 pub use position::{Epoch, HEAD_LEN, Head, Incarnation, Lane, Nonce, Position, Rank};
 pub use ring::{Call, Ring};
 pub use rules::{EntryStamp, FlightMeta, Rules, Verdict, View, Word};
-pub use wire::{Change, Hint, Kind, LogEntry};
+pub use wire::{Batch, Change, Hint, Kind, LogEntry};

@@ -61,7 +61,8 @@ pub struct Head {
     pub prev_epoch: Epoch,
     /// The last sequence number shared with `prev_epoch`.
     pub fork_seq: u64,
-    /// When something was last published on the lane: the server's clock, in milliseconds.
+    /// When something was last published on the lane: the server's clock, in milliseconds. Or how much of
+    /// its log [was not published yet](Self::unpublished), above the highest of its 48 bits.
     pub last_pub_ms: u64,
     /// Whether values and entries of `prev_epoch` up to `fork_seq` are still good: true after a
     /// promotion, false after a fence.
@@ -70,6 +71,8 @@ pub struct Head {
     pub forked_s: u16,
 }
 
+/// From here on it is no time, but a number of entries: the highest of 48 bits.
+const UNPUBLISHED: u64 = 1 << 47;
 /// Where the seconds of a fork start again from nothing.
 const FORKED_MODULUS: u64 = 1 << 15;
 /// By how many seconds the server's clock may have been set back since.
@@ -116,6 +119,13 @@ impl Head {
             fork: bytes[55] & 1 == 1,
             forked_s: u16::from_be_bytes([bytes[54], bytes[55]]) >> 1,
         })
+    }
+
+    /// How many of the newest entries are logged and not published yet: a store may publish those of some
+    /// milliseconds together.
+    #[must_use]
+    pub fn unpublished(&self) -> u64 {
+        self.last_pub_ms.saturating_sub(UNPUBLISHED)
     }
 
     /// The time of a fork that is opened now, as a head keeps it.

@@ -1,4 +1,4 @@
-//! Log entries and hints, and the bytes they travel as. `docs/wire-format.md` is the specification.
+//! Log entries, hints and batches of them, and the bytes they travel as. `docs/wire-format.md` is the specification.
 
 use super::{Epoch, Lane, Nonce, Position};
 
@@ -10,6 +10,11 @@ pub const ENTRY_PREFIX: usize = 18;
 pub const HINT_PREFIX: usize = 44;
 /// The most keys one entry may name; longer lists are split by the sender.
 pub const MAX_KEYS: usize = 64;
+/// Bytes of a batch before the names of its entities: a hint without hashes, the number of entries, the
+/// nonce before them, and the number of entities.
+pub const BATCH_PREFIX: usize = HINT_PREFIX + 11;
+/// The kind byte of a batch.
+const BATCH: u8 = 6;
 
 /// What a log entry or hint announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -196,6 +201,136 @@ impl Hint {
     }
 }
 
+/// A pub/sub message that carries several log entries: those that were logged behind each other on one
+/// lane, of one epoch. Only ever hints.
+///
+/// Its front is that of a [`Hint`] of a kind of its own, with the last entry's number and no nonces. A
+/// version that does not know the kind reads from it that there is more than it has applied, and reads
+/// the log: without nonces nothing can be taken for the next entry of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Batch {
+    /// The lane.
+    pub lane: Lane,
+    /// The epoch the entries were logged in.
+    pub epoch: Epoch,
+    /// When they were published: the server's clock, in milliseconds.
+    pub server_ms: u64,
+    /// The entries: [`Kind::Invalidate`] with keys, or [`Kind::Clear`]; numbers and nonces without a gap.
+    pub entries: Vec<LogEntry>,
+}
+
+impl Batch {
+    /// The wire form: `version 1 · kind 1 · lane 2 · epoch 8 · last seq 8 · 0 16 · server ms 6 · 0 2 ·
+    /// entries 2 · prev nonce 8 · entities 1 · entity 8 × entities`, then for each entry `entity's place 1 ·
+    /// keys 1 · nonce 8 · key 8 × keys`. An entry without keys is a clear.
+    ///
+    /// What has no such form is left out with all that follows it: an entry of another kind, of a gap, or
+    /// with more than 255 keys; one beyond 255 entities or 65,535 entries.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let (mut names, mut parts) = (Vec::new(), Vec::new());
+        let mut packed: Vec<&LogEntry> = Vec::new();
+        for entry in &self.entries {
+            let follows = packed.last().is_none_or(|last| {
+                entry.prev == last.nonce && Some(entry.seq) == last.seq.checked_add(1)
+            });
+            let whole = entry.kind != Kind::Clear || entry.hashes.len() == 1;
+            let Some(change) = entry.change().filter(|_| follows && whole) else {
+                break;
+            };
+            let known = names.iter().position(|&name| name == change.entity);
+            let place = known.unwrap_or(names.len());
+            let (Ok(at), Ok(keys)) = (u8::try_from(place), u8::try_from(change.keys.len())) else {
+                break;
+            };
+            if at == u8::MAX || packed.len() == usize::from(u16::MAX) {
+                break;
+            }
+            if known.is_none() {
+                names.push(change.entity);
+            }
+            parts.extend([at, keys]);
+            parts.extend(entry.nonce.0.to_be_bytes());
+            parts.extend(change.keys.iter().flat_map(|key| key.to_be_bytes()));
+            packed.push(entry);
+        }
+        let front = Hint {
+            lane: self.lane,
+            epoch: self.epoch,
+            server_ms: self.server_ms,
+            entry: LogEntry {
+                seq: packed.last().map_or(0, |last| last.seq),
+                kind: Kind::Unknown(BATCH),
+                prev: Nonce(0),
+                nonce: Nonce(0),
+                hashes: Vec::new(),
+            },
+        };
+        let mut out = front.encode();
+        out.extend((packed.len() as u16).to_be_bytes());
+        let before = packed.first().map_or(0, |first| first.prev.0);
+        out.extend(before.to_be_bytes());
+        out.push(names.len() as u8);
+        out.extend(names.iter().flat_map(|name| name.to_be_bytes()));
+        out.extend(parts);
+        out
+    }
+
+    /// Reads the wire form; `None` if it is not one of ours. Bytes behind the entries are of a later
+    /// version, and ignored.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let front = Hint::decode(bytes).filter(|front| front.entry.kind == Kind::Unknown(BATCH))?;
+        let mut bytes = Reader(bytes.get(HINT_PREFIX + 8 * front.entry.hashes.len()..)?);
+        let count = u64::from(bytes.u16()?);
+        let mut prev = Nonce(bytes.u64()?);
+        let names = usize::from(bytes.u8()?);
+        let names = Reader(bytes.take(8 * names)?).hashes()?;
+        let before = front.entry.seq.checked_sub(count)?;
+        let mut entries = Vec::new();
+        for seq in before..front.entry.seq {
+            let name = *names.get(usize::from(bytes.u8()?))?;
+            let keys = usize::from(bytes.u8()?);
+            let nonce = Nonce(bytes.u64()?);
+            let mut hashes = vec![name];
+            hashes.extend(Reader(bytes.take(8 * keys)?).hashes()?);
+            let kind = match keys {
+                0 => Kind::Clear,
+                _ => Kind::Invalidate,
+            };
+            entries.push(LogEntry {
+                seq: seq + 1,
+                kind,
+                prev: std::mem::replace(&mut prev, nonce),
+                nonce,
+                hashes,
+            });
+        }
+        Some(Self {
+            lane: front.lane,
+            epoch: front.epoch,
+            server_ms: front.server_ms,
+            entries,
+        })
+    }
+
+    /// The same as hints, one for each entry.
+    pub fn into_hints(self) -> impl Iterator<Item = Hint> {
+        let Self {
+            lane,
+            epoch,
+            server_ms,
+            entries,
+        } = self;
+        entries.into_iter().map(move |entry| Hint {
+            lane,
+            epoch,
+            server_ms,
+            entry,
+        })
+    }
+}
+
 /// Reads big-endian numbers off the front of a slice.
 struct Reader<'a>(&'a [u8]);
 
@@ -280,6 +415,67 @@ mod tests {
         );
     }
 
+    fn batch() -> Batch {
+        let entry = |seq, kind, hashes| LogEntry {
+            seq,
+            kind,
+            prev: Nonce(seq + 99),
+            nonce: Nonce(seq + 100),
+            hashes,
+        };
+        Batch {
+            lane: Lane(3),
+            epoch: Epoch(0xE0),
+            server_ms: 0x0102_0304_0506,
+            entries: vec![
+                entry(12, Kind::Invalidate, vec![7, 8]),
+                entry(13, Kind::Clear, vec![9]),
+                entry(14, Kind::Invalidate, vec![7, 1, 2]),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_batch_survives_the_wire_and_costs_18_bytes_a_key() {
+        let bytes = batch().encode();
+        assert_eq!(bytes.len(), BATCH_PREFIX + 2 * 8 + 3 * 10 + 3 * 8);
+        assert_eq!(Batch::decode(&bytes), Some(batch()));
+        let mut longer = bytes.clone();
+        longer.extend([1, 2, 3]);
+        assert_eq!(Batch::decode(&longer), Some(batch()), "of a later version");
+        for len in 0..bytes.len() {
+            assert_eq!(Batch::decode(&bytes[..len]), None, "prefix of {len} bytes");
+        }
+        assert_eq!(Batch::decode(&hint().encode()), None);
+    }
+
+    #[test]
+    fn what_a_batch_has_no_form_for_ends_it() {
+        let whole = batch();
+        for spoil in [
+            |entry: &mut LogEntry| entry.kind = Kind::Fork,
+            |entry: &mut LogEntry| entry.seq = 99,
+            |entry: &mut LogEntry| entry.prev = Nonce(1),
+            |entry: &mut LogEntry| entry.hashes = vec![3; 257],
+            |entry: &mut LogEntry| entry.hashes = vec![],
+        ] {
+            let mut batch = whole.clone();
+            spoil(&mut batch.entries[1]);
+            let read = Batch::decode(&batch.encode()).expect("a batch");
+            assert_eq!(read.entries, whole.entries[..1]);
+        }
+    }
+
+    /// What a version that knows no batches makes of one: no step of a chain, whatever it has applied.
+    #[test]
+    fn the_front_of_a_batch_is_a_hint_without_nonces() {
+        let front = Hint::decode(&batch().encode()).expect("a hint");
+        assert_eq!(front.entry.kind, Kind::Unknown(6));
+        assert_eq!(front.entry.seq, 14);
+        assert_eq!((front.entry.prev, front.entry.nonce), (Nonce(0), Nonce(0)));
+        assert_eq!(front.entry.change(), None);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>, seq: u64) {
@@ -287,6 +483,9 @@ mod tests {
                 let again = hint.encode();
                 // What was read is what was there: all but a later version's surplus.
                 prop_assert_eq!(&again[1..], &bytes[1..again.len()]);
+            }
+            if let Some(batch) = Batch::decode(&bytes) {
+                prop_assert_eq!(Batch::decode(&batch.encode()), Some(batch));
             }
             if let Some(entry) = LogEntry::decode(seq, &bytes) {
                 prop_assert_eq!(&entry.encode()[1..], &bytes[1..]);

@@ -124,7 +124,11 @@ where
             floor,
             server_ms,
             state,
+            minimum,
         } = reply;
+        if let Some(version) = minimum {
+            self.bus().note_minimum(target.hash, version);
+        }
         let rank = rank_of_head(began.view, &head);
         let run = |held: LeaseHeld| LoadRun {
             rank,
@@ -133,6 +137,7 @@ where
             queued: false,
             previous: None,
             guarded: false,
+            minimum: minimum.max(self.bus().minimum(target.hash)),
         };
         match state {
             LeaseState::Granted => {
@@ -157,6 +162,7 @@ where
                         queued: true,
                         previous: None,
                         guarded: true,
+                        minimum: minimum.max(self.bus().minimum(target.hash)),
                     }),
                 })
             }

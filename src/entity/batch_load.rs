@@ -35,6 +35,12 @@ where
             }
             return;
         }
+        // A batch loader states no versions.
+        let versioned = |load: &Load<K, V, E>| load.run.minimum.is_some();
+        let (versioned, loads): (Vec<_>, Vec<_>) = loads.into_iter().partition(versioned);
+        for Load { target, guard, run } in versioned {
+            self.load_in_task(&target, guard, run);
+        }
         let mut loads = loads.into_iter().peekable();
         while loads.peek().is_some() {
             let batch = loads.by_ref().take(self.batches.max).collect();

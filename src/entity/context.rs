@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// What a load is given beside its key; see [`Loader::load_with`] and
 /// [`Cache::entity_with`](crate::Cache::entity_with).
 pub struct LoadContext<K, V> {
-    key: K,
-    previous: Option<Previous<V>>,
-    cancellation: Cancellation,
+    pub(super) key: K,
+    pub(super) previous: Option<Previous<V>>,
+    pub(super) minimum: Option<u64>,
+    pub(super) cancellation: Cancellation,
 }
 
 impl<K, V> LoadContext<K, V> {
@@ -26,6 +27,7 @@ impl<K, V> LoadContext<K, V> {
         Self {
             key,
             previous: None,
+            minimum: None,
             cancellation: Cancellation(CancellationToken::new()),
         }
     }
@@ -37,15 +39,18 @@ impl<K, V> LoadContext<K, V> {
         self
     }
 
-    pub(crate) fn with(
-        key: K,
-        previous: Option<Previous<V>>,
-        cancelled: CancellationToken,
-    ) -> Self {
+    /// As if somebody [had said](crate::Entity::invalidate_at) that the source has this version.
+    #[must_use]
+    pub fn with_minimum_version(mut self, version: u64) -> Self {
+        self.minimum = Some(version);
+        self
+    }
+
+    /// As [`new`](Self::new), for a load whose end `cancelled` tells.
+    pub(crate) fn of(key: K, cancelled: &CancellationToken) -> Self {
         Self {
-            key,
-            previous,
-            cancellation: Cancellation(cancelled),
+            cancellation: Cancellation::of(cancelled),
+            ..Self::new(key)
         }
     }
 
@@ -63,6 +68,16 @@ impl<K, V> LoadContext<K, V> {
         self.previous.as_ref()
     }
 
+    /// The version that the source has at least, if somebody [said so](crate::Entity::invalidate_at) lately:
+    /// a load that [states](Loaded::version) a lower one is made again until it does not. So a loader that
+    /// reads a replica does well to ask the primary when the replica has less, or to wait for it.
+    ///
+    /// None says nothing of the source. A memo has none.
+    #[must_use]
+    pub fn minimum_version(&self) -> Option<u64> {
+        self.minimum
+    }
+
     /// Tells work that the load hands to others when the load itself was dropped.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
@@ -75,6 +90,7 @@ impl<K: fmt::Debug, V> fmt::Debug for LoadContext<K, V> {
         f.debug_struct("LoadContext")
             .field("key", &self.key)
             .field("previous", &self.previous)
+            .field("minimum", &self.minimum)
             .finish_non_exhaustive()
     }
 }
@@ -107,6 +123,12 @@ impl<V> Previous<V> {
     #[must_use]
     pub fn not_modified(&self) -> Loaded<V> {
         Loaded::from(Arc::clone(&self.value))
+    }
+}
+
+impl<V> Clone for Previous<V> {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.value), self.age)
     }
 }
 
@@ -155,7 +177,8 @@ impl<V> Loaded<V> {
     /// Names the state of the source that it is: a row version, a commit number. A later state has a
     /// greater number, in the order in which the source commits; clocks of services are no such thing.
     /// Needed for [`put_versioned`](crate::Entity::put_versioned), which takes the place only of a value
-    /// that has a version.
+    /// that has a version, and for [`invalidate_at`](crate::Entity::invalidate_at), which keeps out what
+    /// a lagging replica gives.
     #[must_use]
     pub fn version(mut self, version: u64) -> Self {
         self.said.version = Some(version);
@@ -211,6 +234,10 @@ impl<V> fmt::Debug for Loaded<V> {
 pub struct Cancellation(CancellationToken);
 
 impl Cancellation {
+    pub(super) fn of(load: &CancellationToken) -> Self {
+        Self(load.clone())
+    }
+
     /// Whether the load was dropped.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {

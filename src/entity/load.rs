@@ -1,7 +1,7 @@
 //! Loading from the source, and what becomes of the outcome.
 
 use super::Inner;
-use super::context::{LoadContext, Loaded, Previous, Said};
+use super::context::{Cancellation, LoadContext, Loaded, Previous, Said};
 use super::course::Guard;
 use super::lease::{GrantedLease, LeaseHeld};
 use super::outcome::{EarlyRefresh, Landed, Origin, Outcome, StaleReason};
@@ -13,6 +13,7 @@ use crate::coherence::{Epoch, Rank};
 use crate::envelope::{self, Header, Lease, TagVersion};
 use crate::key::{Carried, Key};
 use crate::local::{Life, Slot};
+use crate::random::random_part;
 use crate::store::{Fill, Link, Place, Replaces};
 use crate::telemetry::spanned;
 use crate::time::{Millis, millis};
@@ -29,6 +30,11 @@ use tokio_util::sync::CancellationToken;
 const LEASE_MIN: Duration = Duration::from_secs(1);
 /// … and no longer than this, or a crash of it would leave the key without filler for too long.
 const LEASE_MAX: Duration = Duration::from_secs(30);
+/// The first pause before a source is asked again that was behind what it is known to have: what a
+/// healthy replica lags …
+const BEHIND_PAUSE: Duration = Duration::from_millis(20);
+/// … and the longest, after each of which twice as long: a replica that lags for long is in trouble already.
+const BEHIND_PAUSE_MAX: Duration = Duration::from_millis(320);
 /// Lives shorter than this are not jittered: their loads do not fall together.
 const JITTER_FROM: Duration = Duration::from_secs(10);
 
@@ -53,6 +59,8 @@ pub(super) struct LoadRun<V> {
     /// The key is being written, or may be: whatever the lane says, the outcome is served by its youth
     /// alone.
     pub(super) guarded: bool,
+    /// The version that the source has at least.
+    pub(super) minimum: Option<u64>,
 }
 
 impl<V> LoadRun<V> {
@@ -62,6 +70,11 @@ impl<V> LoadRun<V> {
         if self.guarded {
             guard.change(|course| course.meta.uncovered = true);
         }
+    }
+
+    /// Whether an outcome of this version, or of none, may reflect less than the source is known to have.
+    fn may_be_behind(&self, version: Option<u64>) -> bool {
+        self.minimum.is_some() && version < self.minimum
     }
 }
 
@@ -199,18 +212,47 @@ where
         let previous = run.previous.take().or_else(|| self.previous(target));
         let cancelled = CancellationToken::new();
         let dropped = cancelled.clone().drop_guard();
-        let context = LoadContext::with(target.key.clone(), previous, cancelled);
-        let loader = Arc::clone(&self.loader);
+        let (hash, told) = (target.hash, run.minimum);
+        let context = || LoadContext {
+            key: target.key.clone(),
+            previous: previous.clone(),
+            minimum: told.max(self.bus().minimum(hash)),
+            cancellation: Cancellation::of(&cancelled),
+        };
         let load = async {
             let _panic = OnPanic(|| {
                 self.level.telemetry.load_aborted();
                 self.note_failure(target, StaleReason::LoadFailed);
             });
-            let loaded = loader.load(context).await;
+            let loaded = self.load_up_to_date(context).await;
             dropped.disarm();
             loaded
         };
         self.load_here(target, guard, run, load).await;
+    }
+
+    /// Loads until the source states a version that is not below the minimum that the context names; as
+    /// long as the lead lasts, which whoever runs it ends. What states no version is taken as it is.
+    async fn load_up_to_date(
+        &self,
+        context: impl Fn() -> LoadContext<K, V>,
+    ) -> Result<Loaded<V>, E> {
+        let mut pause = BEHIND_PAUSE;
+        loop {
+            let context = context();
+            let minimum = context.minimum;
+            let loaded = self.loader.load(context).await?;
+            let (Some(version), Some(minimum)) = (loaded.said.version, minimum) else {
+                return Ok(loaded);
+            };
+            if version >= minimum {
+                return Ok(loaded);
+            }
+            self.level.telemetry.load_behind();
+            tracing::debug!(entity = %self.name, version, minimum, "the source is behind; loading again");
+            sleep(pause.mul_f64(0.5 + random_part())).await;
+            pause = (pause * 2).min(BEHIND_PAUSE_MAX);
+        }
     }
 
     /// The value that this pod has kept of a key, whether or not it may be served.
@@ -278,6 +320,7 @@ where
             let began = self.began(target.lane);
             (run.rank, run.generation) = (began.rank(), began.word.generation());
             run.guarded |= self.bus().may_be_guarded(target.lane, target.hash);
+            run.minimum = run.minimum.max(self.bus().minimum(target.hash));
         }
     }
 
@@ -287,12 +330,19 @@ where
         &self,
         target: &Arc<Target<K>>,
         guard: Guard<K, V, E>,
-        run: LoadRun<V>,
+        mut run: LoadRun<V>,
         timing: Timing,
         outcome: Outcome<V, E>,
         said: Said,
     ) -> Option<Unfilled<K, V, E>> {
-        let ttl = self.ttl_of(&target.key, &outcome, said.ttl);
+        let mut ttl = self.ttl_of(&target.key, &outcome, said.ttl);
+        if run.may_be_behind(said.version) {
+            // Dropping the lease gives it back.
+            (run.lease, run.guarded) = (None, true);
+            if said.version.is_some() {
+                ttl = Ttl::NONE; // it is behind
+            }
+        }
         let tags = self.tags_of(target, &outcome, said.tags);
         let mut landed = Landed::new(&outcome, Origin::Loader, timing.took, timing.start);
         landed.tagged = (!tags.is_empty()).then(|| Tagged {
@@ -340,7 +390,7 @@ where
         };
         match ttl {
             Ttl::For(life) if life > JITTER_FROM => {
-                let random = crate::random::random_part();
+                let random = random_part();
                 let factor = 1.0 + self.options.jitter * (2.0 * random - 1.0);
                 Ttl::For(Duration::try_from_secs_f64(life.as_secs_f64() * factor).unwrap_or(life))
             }

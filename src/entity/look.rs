@@ -226,6 +226,10 @@ where
         let Stored::Outcome(kind, header, payload) = stored else {
             return Look::Held(lease.token);
         };
+        // Stored when the store had lost the minimum that this pod still knows.
+        if header.version.is_some() && header.version < self.bus().minimum(target.hash) {
+            return Look::Absent(Some(bytes));
+        }
         let now = self.bus().clock.now();
         let Some(life) = self.life_left(&header, now) else {
             return Look::Absent(Some(bytes));

@@ -30,6 +30,7 @@ mod strict;
 mod tagging;
 mod target;
 mod usual;
+mod version;
 mod view;
 mod waiting;
 mod write;

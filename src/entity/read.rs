@@ -311,10 +311,12 @@ where
         };
         match next {
             Next::Land(landed) => guard.land(landed),
-            Next::Load(run) => {
+            Next::Load(mut run) => {
                 self.level.telemetry.store_missed(1);
                 match once.take() {
                     Some(load) => {
+                        // It will state no version.
+                        run.guarded |= run.minimum.is_some();
                         let load = load();
                         let load = async { load.await.map(Loaded::new) };
                         self.load_here(target, guard, run, load).await;

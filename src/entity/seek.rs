@@ -129,6 +129,7 @@ where
             queued: true,
             previous: None,
             guarded: self.bus().may_be_guarded(target.lane, target.hash),
+            minimum: self.bus().minimum(target.hash),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::time::{Clock, Millis};
 use foldhash::fast::RandomState;
 use quick_cache::Equivalent;
 use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(super) struct Level<K, V, E> {
     flights: Flights<K, Landed<V, E>, Began>,
     turns: Box<[Mutex<()>]>,
     pub(super) clock: Clock,
+    /// Whether anything was ever kept that has a life which ends.
+    values_end: AtomicBool,
     seeded: RandomState,
 }
 
@@ -74,6 +77,7 @@ where
             flights: Flights::new(),
             turns: (0..TURNS).map(|_| Mutex::default()).collect(),
             clock,
+            values_end: AtomicBool::new(false),
             seeded,
         }
     }
@@ -81,12 +85,26 @@ where
     /// What is remembered of `key`, if it may be served now.
     #[inline]
     pub(super) fn hit(&self, key: &K) -> Option<Result<V, Arc<E>>> {
-        self.map.get(&Asked(key))?.current(&self.clock)
+        let began = self.began();
+        self.map.get(&Asked(key))?.current(began, &self.clock)
     }
 
     /// As [`hit`](Self::hit), without counting as a use.
     pub(super) fn peek(&self, key: &K) -> Option<Result<V, Arc<E>>> {
-        self.map.peek(&Asked(key))?.current(&self.clock)
+        let began = self.began();
+        self.map.peek(&Asked(key))?.current(began, &self.clock)
+    }
+
+    /// The time, if anything depends on it; some moment in the past if not.
+    ///
+    /// Looked at *before* the map, which takes a lock: a core reads the clock while it hashes the key, but
+    /// not while it waits for a lock. So a value whose life ends during a call may be served by it.
+    #[inline]
+    fn began(&self) -> Millis {
+        match self.values_end.load(Ordering::Relaxed) {
+            true => self.clock.now(),
+            false => Millis(0),
+        }
     }
 
     /// By which computations are found, and take turns.
@@ -133,6 +151,9 @@ where
             let _turn = self.turn(hash);
             if guard.is_detached() {
                 return 0; // drops key and slot after the lock
+            }
+            if slot.ends() {
+                self.values_end.store(true, Ordering::Relaxed);
             }
             self.map.insert(Argument(key), slot)
         };

@@ -128,7 +128,7 @@ where
         let (began, dependency) = (Instant::now(), self.dependency(&key));
         let cancelled = CancellationToken::new();
         let dropped = cancelled.clone().drop_guard();
-        let context = LoadContext::with(key.clone(), None, cancelled);
+        let context = LoadContext::of(key.clone(), &cancelled);
         let (outcome, said) = match self.loader.load(context).await {
             Ok(Loaded { value, said }) => (Ok(Arc::unwrap_or_clone(value)), said.ttl),
             Err(error) => (Err(Arc::new(error)), None),

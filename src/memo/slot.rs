@@ -81,10 +81,22 @@ impl<V, E> Slot<V, E> {
         }
     }
 
-    /// The outcome, if it may be served. To be asked *after* it was fetched, so that a reader that is
-    /// stopped in between does not serve what expired meanwhile.
+    /// Whether its life ends by the clock that is looked at for a plain value.
+    pub(super) fn ends(&self) -> bool {
+        match self {
+            Self::Plain {
+                ends_high,
+                ends_low,
+                ..
+            } => join(*ends_high, *ends_low) != Millis::NEVER,
+            Self::Aside(_) => false,
+        }
+    }
+
+    /// The outcome, if it may be served to a call that began at `began`. What depends on tags is judged by
+    /// the time it is then.
     #[inline(always)]
-    pub(super) fn current(self, clock: &Clock) -> Option<Result<V, Arc<E>>>
+    pub(super) fn current(self, began: Millis, clock: &Clock) -> Option<Result<V, Arc<E>>>
     where
         V: Clone,
     {
@@ -96,7 +108,7 @@ impl<V, E> Slot<V, E> {
                 ..
             } => {
                 let expires = join(ends_high, ends_low);
-                let stands = expires == Millis::NEVER || clock.now() < expires;
+                let stands = expires == Millis::NEVER || began < expires;
                 stands.then_some(Ok(value))
             }
             Self::Aside(aside) => aside.current(clock),
@@ -150,11 +162,18 @@ mod tests {
     fn a_slot_ends_at_its_millisecond_however_far_that_is() {
         for expires in [1, 255, 1 << 32, NEVER - 1, NEVER, NEVER + 1, u64::MAX - 1] {
             let slot = Slot::<_, ()>::new(Ok(1), Millis(expires), 1, None);
-            let at = |now| slot.clone().current(&Clock::manual(Millis(now)));
+            let at = |now| {
+                slot.clone()
+                    .current(Millis(now), &Clock::manual(Millis(now)))
+            };
             assert_eq!((at(expires - 1), at(expires)), (Some(Ok(1)), None));
         }
         let for_ever = Slot::<_, ()>::new(Ok(1), Millis::NEVER, 1, None);
-        let at = |now| for_ever.clone().current(&Clock::manual(Millis(now)));
+        let at = |now| {
+            for_ever
+                .clone()
+                .current(Millis(now), &Clock::manual(Millis(now)))
+        };
         assert_eq!(at(u64::MAX), Some(Ok(1)));
     }
 

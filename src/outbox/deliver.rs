@@ -1,6 +1,7 @@
 //! The task that takes rows out and carries them out.
 
 use super::health::{DeliveryHealth, DeliveryState, Progress};
+use super::protection::Protection;
 use super::row::Waiting;
 use super::session::{Connect, Session};
 use super::{Outbox, OutboxError};
@@ -140,9 +141,9 @@ impl Deliverer {
 
     /// Connects, waits for its turn, and delivers until something fails.
     async fn session(&self, backoff: &mut Duration) -> Result<std::convert::Infallible, End> {
-        let (connect, table) = (&self.connect, &self.outbox.table);
-        let session = self.unless_over(Session::open(connect, table)).await??;
-        while !self.unless_over(session.lock()).await?? {
+        let session = Session::open(&self.connect, &self.outbox);
+        let session = self.unless_over(session).await??;
+        while self.is_on(Protection::Lock) && !self.unless_over(session.lock()).await?? {
             *backoff = BACKOFF_MIN;
             self.progress.enter(DeliveryState::Standby);
             // Not all at the same time.
@@ -152,8 +153,13 @@ impl Deliverer {
         // Before the first look, so that what is committed after it is told.
         session.listen().await?;
         self.progress.enter(DeliveryState::Delivering);
+        let mut greatest = i64::MIN;
         loop {
-            let rows = self.unless_over(session.look()).await??;
+            let mut rows = self.unless_over(session.look()).await??;
+            if !self.is_on(Protection::AllVisible) {
+                rows.retain(|row| row.id > greatest);
+                greatest = rows.last().map_or(greatest, |row| row.id);
+            }
             *backoff = BACKOFF_MIN;
             self.progress.looked(&rows);
             for piece in rows.chunks(PIECE) {
@@ -170,8 +176,12 @@ impl Deliverer {
     async fn rest(&self, session: &Session) {
         tokio::select! {
             () = session.wake.notified() => {}
-            () = sleep(self.outbox.poll) => {}
+            () = sleep(self.outbox.poll), if self.is_on(Protection::Poll) => {}
         }
+    }
+
+    fn is_on(&self, protection: Protection) -> bool {
+        self.outbox.protections.on(protection)
     }
 
     /// A row is deleted after its invalidation was acknowledged. Of what can end this pod in between,
@@ -187,12 +197,20 @@ impl Deliverer {
                 Err(reason) => rubbish.push((row.id, *reason)),
             }
         }
+        if let Some((_, reason)) = rubbish.first()
+            && !self.is_on(Protection::SetAside)
+        {
+            return Err(End::Failed(OutboxError::Tag { reason }));
+        }
         if !rubbish.is_empty() {
             session.refuse(&rubbish).await?;
             self.progress.done(0, rubbish.len());
             tracing::error!(rows = ?rubbish, "outbox: rows that name nothing were set aside");
         }
         if !tags.is_empty() {
+            if !self.is_on(Protection::AckFirst) {
+                session.delete(&ids).await?;
+            }
             match self.cache.invalidate(tags).await {
                 Ok(_) => {}
                 Err(InvalidateError::Pending(pending)) => return Err(End::StoreAway(pending)),

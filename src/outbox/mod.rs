@@ -12,6 +12,7 @@
 
 mod deliver;
 mod health;
+mod protection;
 mod row;
 mod schema;
 mod session;
@@ -19,9 +20,11 @@ mod write;
 
 pub use deliver::Delivery;
 pub use health::{DeliveryHealth, DeliveryState};
+pub use protection::Protection;
 
 use crate::cache::Cache;
 use crate::error::{BuildError, StoreError};
+use protection::Protections;
 use schema::Table;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +86,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 pub struct Outbox {
     table: Arc<Table>,
     poll: Duration,
+    protections: Protections,
 }
 
 impl Default for Outbox {
@@ -92,6 +96,7 @@ impl Default for Outbox {
         Self {
             table: Arc::new(table),
             poll: DEFAULT_POLL,
+            protections: Protections::default(),
         }
     }
 }
@@ -104,6 +109,7 @@ impl Outbox {
         OutboxBuilder {
             table: table.to_owned(),
             poll: DEFAULT_POLL,
+            protections: Protections::default(),
         }
     }
 
@@ -144,6 +150,7 @@ impl Outbox {
 pub struct OutboxBuilder {
     table: String,
     poll: Duration,
+    protections: Protections,
 }
 
 impl OutboxBuilder {
@@ -152,6 +159,14 @@ impl OutboxBuilder {
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
         self.poll = every;
+        self
+    }
+
+    /// Switches a protection off, so that a test can show what it is for.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn without(mut self, protection: Protection) -> Self {
+        self.protections.off = Some(protection);
         self
     }
 
@@ -167,6 +182,7 @@ impl OutboxBuilder {
         Ok(Outbox {
             table: Arc::new(Table::parse(&self.table)?),
             poll: self.poll,
+            protections: self.protections,
         })
     }
 }

@@ -1,8 +1,9 @@
 //! One connection of a pod that delivers, or would.
 
-use super::OutboxError;
+use super::protection::Protection;
 use super::row::{Rubbish, Waiting};
 use super::schema::Table;
+use super::{Outbox, OutboxError};
 use crate::store::BoxFuture;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -72,19 +73,22 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(super) async fn open(connect: &Connect, table: &Arc<Table>) -> Result<Self, OutboxError> {
+    pub(super) async fn open(connect: &Connect, outbox: &Outbox) -> Result<Self, OutboxError> {
         let wake = Arc::new(Notify::new());
         let (client, driver) = answer(connect(Arc::clone(&wake))).await?;
         let session = Self {
-            table: Arc::clone(table),
+            table: Arc::clone(&outbox.table),
             client,
             driver: tokio::spawn(driver).abort_handle(),
             wake,
         };
+        let lease = match outbox.protections.on(Protection::Lease) {
+            true => LEASE.as_millis(),
+            false => 0, // for ever
+        };
         // What waits for somebody else's lock does not see that its client is gone.
         let limits = format!(
-            "SET idle_session_timeout = {}; SET statement_timeout = {}",
-            LEASE.as_millis(),
+            "SET idle_session_timeout = {lease}; SET statement_timeout = {}",
             ANSWER_LIMIT.as_millis()
         );
         answer(session.client.batch_execute(&limits)).await?;

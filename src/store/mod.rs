@@ -24,7 +24,7 @@ pub(crate) mod redis;
 pub mod rooms;
 
 #[cfg(feature = "redis")]
-pub use self::redis::Redis;
+pub use self::redis::{Publish, Redis};
 #[cfg(all(feature = "redis", feature = "testing"))]
 pub(crate) use self::redis::{read_rubbish, read_rubbish_info};
 pub use rooms::RoomLink;
@@ -100,6 +100,13 @@ pub trait Store: Any + fmt::Debug + Send + Sync + 'static {
     /// the same bound; others just learn of an invalidation a heartbeat later.
     fn pushes(&self) -> bool {
         true
+    }
+
+    /// How long an entry may stand in the log before its hint is published, where those of some
+    /// milliseconds are published together. For so long pods wait for hints before they read the log
+    /// instead; the bound does not depend on it. At once, unless a store says otherwise.
+    fn publishes_within(&self) -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -206,6 +213,9 @@ pub struct LeaseReply {
     pub server_ms: u64,
     /// Who has the key now.
     pub state: LeaseState,
+    /// The version that the source had of the key at least, if a [minimum](Markers::minimum) of its hash
+    /// stands.
+    pub minimum: Option<u64>,
 }
 
 /// Who has a key.
@@ -270,6 +280,9 @@ pub struct Markers {
     /// One of this guard is left for each, and ends after so long. It takes the place of an earlier one
     /// of the same guard.
     pub leave: Option<(u64, Duration)>,
+    /// The source has this version of each at least: the store says so with the leases of their hashes
+    /// for so long. Of two that stand the higher one counts, for as long as the later one lasts.
+    pub minimum: Option<(u64, Duration)>,
 }
 
 /// The answer to [`Link::guard`].
@@ -476,7 +489,8 @@ pub trait Link: Any + Send + Sync + 'static {
     /// it is for, and so nothing is stored: what could be [filled](Self::fill) was removed with what it
     /// would replace. A key may have markers of many guards. Nothing but [`Markers::lift`] and the end of
     /// its time removes one; an `invalidate`, a `clear` or a `fence` leaves it. The store keeps markers no
-    /// less than it keeps heads, and floors of entities: they are not the first to be evicted.
+    /// less than it keeps heads, and floors of entities: they are not the first to be evicted. The same
+    /// holds for minimum versions, which refuse no lease, and go by their time alone.
     ///
     /// The provided method refuses with `Unsupported`: a store that knows no markers takes no write guards.
     fn guard<'a>(

@@ -42,7 +42,10 @@ macro_rules! instruments {
 const ENTITY: Label = ("entity", &[]);
 const MEMO: Label = ("memo", &[]);
 const LEVEL: Label = ("level", &["local", "store"]);
-const LOAD_OUTCOME: Label = ("outcome", &["value", "error", "aborted", "timed_out"]);
+const LOAD_OUTCOME: Label = (
+    "outcome",
+    &["value", "error", "aborted", "timed_out", "behind"],
+);
 const FILL_OUTCOME: Label = ("outcome", &["stored", "refused", "failed"]);
 const STALE_REASON: Label = (
     "reason",
@@ -63,7 +66,7 @@ instruments! {
     ENTITY_JOINS = Counter "tidings.entity.joins" ["{read}"] (ENTITY)
         "Reads that shared the way of another one of the same key.";
     ENTITY_LOADS = Counter "tidings.entity.loads" ["{load}"] (ENTITY, LOAD_OUTCOME)
-        "Loads from the source, refreshes among them.";
+        "Loads from the source, refreshes among them. Behind: made again, as a replica lags.";
     ENTITY_LOAD_DURATION = Histogram "tidings.entity.load.duration" ["s"] (ENTITY)
         "How long loads took that ended with a value or an error.";
     ENTITY_FILLS = Counter "tidings.entity.fills" ["{fill}"] (ENTITY, FILL_OUTCOME)
@@ -116,6 +119,8 @@ instruments! {
         "How long ago an invalidation that came as a message had been published, by the server's clock. In error by a round trip and a tick of the kernel.";
     GUARDS_LAPSED = Counter "tidings.guards.lapsed" ["{guard}"] ()
         "Write guards that had ended before they were finished: what was committed under them was not guarded.";
+    CLOCK_STALLS = Counter "tidings.clock.stalls" ["{stall}"] ()
+        "Times that the store's clock had gone on by more than the bound further than this pod's: its machine was paused with its clock, or the store's was set.";
     BOUND = Gauge "tidings.bound" ["s"] ()
         "Δ: no read that is served as fresh misses an invalidation acknowledged longer ago.";
     CONFIRMED_AGE = Gauge "tidings.confirmed.age" ["s"] ()

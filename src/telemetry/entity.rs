@@ -118,6 +118,11 @@ impl EntityTelemetry {
         self.load_failed(LoadFailure::TimedOut);
     }
 
+    /// The source was behind what it is known to have: it is asked once more.
+    pub(crate) fn load_behind(&self) {
+        self.counts.loads_behind.add(1);
+    }
+
     fn load_failed(&self, failure: LoadFailure) {
         self.cache.tell(|| Event::LoadFailed {
             entity: self.name(),

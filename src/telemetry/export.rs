@@ -209,6 +209,7 @@ impl Sheet<'_> {
         self.counter(&ENTITY_LOADS, &outcome("error"), stats.load_errors);
         self.counter(&ENTITY_LOADS, &outcome("aborted"), stats.loads_aborted);
         self.counter(&ENTITY_LOADS, &outcome("timed_out"), stats.loads_timed_out);
+        self.counter(&ENTITY_LOADS, &outcome("behind"), stats.loads_behind);
         self.counter(&ENTITY_FILLS, &outcome("stored"), stats.fills);
         self.counter(&ENTITY_FILLS, &outcome("refused"), stats.fills_refused);
         self.counter(&ENTITY_FILLS, &outcome("failed"), stats.fills_failed);
@@ -265,6 +266,7 @@ impl Sheet<'_> {
         self.counter(&EVENTS_LOST, &[], lost);
         self.counter(&CIRCUIT_OPENINGS, &[], health.circuit_openings);
         self.counter(&GUARDS_LAPSED, &[], health.lapsed_guards);
+        self.counter(&CLOCK_STALLS, &[], health.clock_stalls);
         for (name, state) in [
             ("closed", CircuitState::Closed),
             ("open", CircuitState::Open),

@@ -48,6 +48,9 @@ pub struct EntityStats {
     pub loads_aborted: u64,
     /// Loads that were given up because they took too long.
     pub loads_timed_out: u64,
+    /// Loads that were made again, because the source was behind the version that it is
+    /// [known](crate::Entity::invalidate_at) to have.
+    pub loads_behind: u64,
     /// The time that the loads that ended took together.
     pub load_time: Duration,
     /// Outcomes that were stored.
@@ -89,6 +92,7 @@ impl AddAssign for EntityStats {
         self.load_errors += other.load_errors;
         self.loads_aborted += other.loads_aborted;
         self.loads_timed_out += other.loads_timed_out;
+        self.loads_behind += other.loads_behind;
         self.load_time += other.load_time;
         self.fills += other.fills;
         self.fills_refused += other.fills_refused;

@@ -6,7 +6,7 @@
 use crate::Stamp;
 use crate::bus::read_rubbish as journal;
 use crate::codec;
-use crate::coherence::{Epoch, HEAD_LEN, Head, Hint, LogEntry};
+use crate::coherence::{Batch, Epoch, HEAD_LEN, Head, Hint, LogEntry};
 use crate::envelope::{self, Packing, Stored};
 use crate::key::{HashedKey, KeySpace};
 use crate::registration::Settings;
@@ -74,6 +74,9 @@ fn stored_and_signed(bytes: &[u8]) {
 fn hint(bytes: &[u8]) {
     if let Some(hint) = Hint::decode(bytes) {
         assert_eq!(Hint::decode(&hint.encode()), Some(hint));
+    }
+    if let Some(batch) = Batch::decode(bytes) {
+        assert_eq!(Batch::decode(&batch.encode()), Some(batch));
     }
 }
 

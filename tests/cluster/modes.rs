@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidings::error::StoreErrorKind;
 use tidings::script::{Key, Script};
+use tidings::store::{Publish, Redis};
 use tidings::testing::{RedisCluster, RedisServer};
 use tidings::{Cache, Origin, StoreState};
 
@@ -31,6 +32,55 @@ pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) 
     while !look().await {
         assert!(began.elapsed() < PATIENCE, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// What stands under the pace keys of the lanes that a node has: who publishes for them.
+fn relays_of(node: &RedisServer, namespace: &str) -> BTreeSet<String> {
+    let keys = node.cli(&["KEYS", &format!("{{{namespace}:*}}u")]).unwrap();
+    let relay = |key| node.cli(&["GET", key]).unwrap();
+    keys.lines()
+        .filter(|key| !key.is_empty())
+        .map(relay)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_has_one_relay_that_publishes_for_all_its_lanes() {
+    let cluster = cluster();
+    let every = Duration::from_millis(20);
+    let mut pods = Vec::new();
+    for _ in 0..3 {
+        let store = Redis::new(&cluster.url()).unwrap();
+        let store = store.publish(Publish::Relay { every });
+        let cache = Cache::builder("relays").store(store).build().await.unwrap();
+        let load = |key: u64| async move { Ok::<_, Infallible>(key) };
+        pods.push(cache.entity("number", load).build().unwrap());
+    }
+    let nodes: Vec<_> = (0..3).map(|at| cluster.node(at)).collect();
+    eventually("each node has one relay", async || {
+        let relays = nodes.iter().map(|node| relays_of(node, "relays"));
+        relays
+            .into_iter()
+            .all(|of_node| of_node.len() == 1 && of_node.iter().all(|relay| relay.starts_with('R')))
+    })
+    .await;
+    let keys: Vec<u64> = (0..200).collect();
+    for writer in 0..3 {
+        for pod in &pods {
+            for got in pod.get_many(&keys).await {
+                got.unwrap();
+            }
+        }
+        let before: Vec<_> = pods.iter().map(|pod| pod.cache().health().hints).collect();
+        pods[writer].invalidate_many(&keys).await.unwrap();
+        for (pod, before) in pods.iter().zip(before) {
+            eventually("they all hear", async || {
+                keys.iter().all(|key| pod.peek(key).is_none())
+                    && pod.cache().health().hints > before
+            })
+            .await;
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
 };
 use std::sync::Arc;
 use tidings::coherence::{Ack, Call, Epoch, Kind, LogEntry, Nonce, Rank};
+use tidings::store::Markers;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Invalidation {
@@ -16,6 +17,8 @@ pub(crate) struct Invalidation {
     stage: Stage,
     /// It was logged once before, and lost.
     again: bool,
+    /// The guard that it ends, if the first attempt succeeds.
+    lift: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +44,15 @@ impl Invalidation {
             covers: Vec::new(),
             stage: Stage::Committed,
             again: false,
+            lift: None,
+        }
+    }
+
+    /// One that ends a guard, after what was committed under it.
+    pub(super) fn finish(call: Call, guard: u64) -> Self {
+        Self {
+            lift: Some(guard),
+            ..Self::of(call)
         }
     }
 
@@ -51,6 +63,7 @@ impl Invalidation {
             covers: Vec::new(),
             stage: Stage::Begun,
             again: true,
+            lift: None,
         }
     }
 }
@@ -107,15 +120,31 @@ impl World {
             return false;
         };
         let Invalidation {
-            call, stage, again, ..
+            call,
+            stage,
+            again,
+            lift,
+            ..
         } = invalidation;
         match (stage, reign) {
             (Stage::Committed, _) => self.begin(n, at, &call),
             (Stage::Begun, None) => return false,
             (Stage::Begun, Some(reign)) => {
-                let Some((entry, epoch)) = self.log(config, reign, &call) else {
+                let logged = match lift {
+                    Some(_) => {
+                        let markers = Markers {
+                            lift,
+                            ..Markers::default()
+                        };
+                        self.log_markers(config, reign, &call, markers)
+                    }
+                    None => self.log(config, reign, &call),
+                };
+                let Some((entry, epoch)) = logged else {
                     return false;
                 };
+                // What is repeated is the invalidation alone.
+                self.pods[usize::from(n)].invalidations[usize::from(at)].lift = None;
                 self.tally.again += u64::from(again);
                 let minority = self.is_deposed(reign);
                 self.set_stage(
@@ -138,7 +167,7 @@ impl World {
                 },
                 _,
             ) => {
-                let now = self.now;
+                let now = self.local(n);
                 let ack = self.learn(config, n, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });

@@ -1,6 +1,6 @@
 //! What was promised, checked after every step.
 
-use super::{Ack, Config, Key, Pod, Version, World};
+use super::{Ack, Clock, Config, Key, Pod, Version, World};
 use tidings::Millis;
 
 /// A promise that was broken: pod, key, the version that was given, the oldest that was allowed.
@@ -33,9 +33,10 @@ impl World {
         bound.map(|ack| ack.version).max().unwrap_or(0)
     }
 
-    /// The same of those that were acknowledged more than Δ ago.
+    /// The same of those that were acknowledged more than Δ ago, by the pod's own clock.
     pub(super) fn required(&self, config: &Config, pod: &Pod, key: usize) -> Version {
-        let over = |at: Millis| at + config.lease() < self.now;
+        let now = self.measured(config, &pod.clock, self.now);
+        let over = |at: Millis| self.measured(config, &pod.clock, at) + config.lease() < now;
         let acks = self.acks[key].iter();
         let bound = acks.filter(|ack| ack.binds(self, pod, key).is_some_and(over));
         bound.map(|ack| ack.version).max().unwrap_or(0)
@@ -47,15 +48,16 @@ impl World {
             return;
         }
         let (now, lease) = (self.now, config.lease());
+        let clocks: Vec<_> = self.pods.iter().map(|pod| pod.clock.clone()).collect();
         for acks in &mut self.acks {
-            let old = |ack: &Ack| ack.at + lease < now;
+            let over = |clock: &Clock, ack: &Ack| clock.at(ack.at) + lease < clock.at(now);
+            let old = |ack: &Ack| clocks.iter().all(|clock| over(clock, ack));
             let newest = acks.iter().filter(|ack| old(ack)).map(|ack| ack.version);
             let newest = newest.max().unwrap_or(0);
             acks.retain(|ack| !old(ack) || ack.version == newest);
-            // Their time does not count any more.
-            for ack in acks.iter_mut().filter(|ack| old(ack)) {
-                *ack = Ack::new(ack.version, Millis(0), 0);
-            }
+            acks.iter_mut()
+                .filter(|ack| old(ack))
+                .for_each(Ack::grow_old);
             acks.dedup();
         }
     }
@@ -65,7 +67,7 @@ impl World {
         let entry = pod.entries[key]?;
         let now = self.clock(config, pod);
         let may = config.rules().may_serve(pod.word, entry.stamp, now);
-        may.then_some(entry.version)
+        (may && entry.lives(now)).then_some(entry.version)
     }
 
     /// Whether some invalidation was acknowledged.

@@ -1,5 +1,6 @@
 //! How large a world is, what may befall it, and which protections are off.
 
+use super::GuardPart;
 use std::time::Duration;
 use tidings::coherence::{Mechanism, Mechanisms, Rules};
 use tidings::store::memory::Continuity;
@@ -12,6 +13,8 @@ pub(crate) const ENDLESS: u8 = u8::MAX;
 pub(crate) struct Budget {
     pub writes: u8,
     pub clears: u8,
+    /// Writes under a guard.
+    pub guards: u8,
     pub flights: u8,
     pub refreshes: u8,
     /// How often somebody who waits for another's load looks again.
@@ -25,6 +28,9 @@ pub(crate) struct Budget {
     pub repeats: u8,
     pub disconnects: u8,
     pub pauses: u8,
+    /// Machines that stand still with their clocks, and clocks that jump ahead.
+    pub freezes: u8,
+    pub jumps: u8,
     pub evictions: u8,
     pub snapshots: u8,
     pub restarts: u8,
@@ -60,6 +66,8 @@ pub(crate) struct Config {
     pub lease_ms: u64,
     /// How long a right to fill lasts.
     pub fill_ttl_ms: u64,
+    /// How long a guard lasts.
+    pub guard_ms: u64,
     /// The steps in which time passes.
     pub ticks: Vec<u16>,
     /// How much time passes at most.
@@ -83,6 +91,10 @@ pub(crate) struct Config {
     /// Whether a promoted replica continues, or is fenced.
     pub continuity: Continuity,
     pub off: Option<Mechanism>,
+    /// What of guards is off.
+    pub guard_off: Option<GuardPart>,
+    /// Promises are measured by the true time also where a pod's clock stood still: more than is promised.
+    pub true_time: bool,
 }
 
 impl Default for Config {
@@ -92,6 +104,7 @@ impl Default for Config {
             keys: 1,
             lease_ms: 100,
             fill_ttl_ms: 300,
+            guard_ms: 400,
             ticks: vec![1, 4, 10, 40, 120],
             until: u64::MAX,
             budget: Budget::default(),
@@ -105,6 +118,8 @@ impl Default for Config {
             replicas: 0,
             continuity: Continuity::Fork,
             off: None,
+            guard_off: None,
+            true_time: false,
         }
     }
 }
@@ -118,6 +133,14 @@ impl Config {
 
     pub(crate) fn on(&self, mechanism: Mechanism) -> bool {
         self.off != Some(mechanism)
+    }
+
+    pub(super) fn guards(&self, part: GuardPart) -> bool {
+        self.guard_off != Some(part)
+    }
+
+    pub(super) fn guard(&self) -> Duration {
+        Duration::from_millis(self.guard_ms)
     }
 
     pub(crate) fn without(self, off: Mechanism) -> Self {

@@ -172,7 +172,12 @@ impl World {
         let reach = if config.reorder { link.inbox.len() } else { 1 };
         let waiting = link.inbox.len().min(reach) as u8;
         out.extend((0..waiting).map(|at| Event::Deliver(n, at)));
-        if !link.broken && pod.lane.due().is_some_and(|due| due <= self.now) {
+        if !link.broken
+            && pod
+                .lane
+                .due()
+                .is_some_and(|due| due <= pod.clock.at(self.now))
+        {
             out.push(Event::Timer(n));
         }
     }
@@ -200,7 +205,7 @@ impl World {
             return false;
         }
         let touch = Call::Touch {
-            sent: self.now,
+            sent: self.local(n),
             opening: self.opening(config),
         };
         self.pods[usize::from(n)].driver.link = Some(Link {
@@ -230,7 +235,7 @@ impl World {
     }
 
     pub(super) fn poll(&mut self, n: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let may = self.running(n).is_some_and(|pod| pod.driver.may_poll());
         if !may || !spend(&mut self.left.polls) {
             return false;
@@ -298,7 +303,7 @@ impl World {
 
     /// The driver takes an answer.
     pub(super) fn answer(&mut self, config: &Config, n: u8, at: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let Some(link) = self.running(n).and_then(|pod| pod.driver.link.as_mut()) else {
             return false;
         };
@@ -340,7 +345,7 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, config: &Config, n: u8, at: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let Some(hint) = self
             .running(n)
             .and_then(|pod| pod.driver.link.as_mut())
@@ -367,7 +372,7 @@ impl World {
     }
 
     pub(super) fn timer(&mut self, config: &Config, n: u8) -> bool {
-        let now = self.now;
+        let now = self.local(n);
         let due = |pod: &mut Pod| pod.lane.due().is_some_and(|due| due <= now);
         if !self.running(n).is_some_and(due) {
             return false;
@@ -385,10 +390,11 @@ impl World {
         step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
     ) -> T {
         let mut actions = Vec::new();
+        let now = self.local(n);
         let pod = &mut self.pods[usize::from(n)];
         let result = step(&mut pod.lane, &mut actions);
         for action in &actions {
-            pod.carry_out(config, action);
+            pod.carry_out(config, action, now);
         }
         for action in actions {
             self.ask_store(config, n, action);
@@ -397,7 +403,7 @@ impl World {
     }
 
     fn ask_store(&mut self, config: &Config, n: u8, action: Action) {
-        let sent = self.now;
+        let sent = self.local(n);
         let call = match action {
             Action::ReadLog { from } => Call::Log { from },
             Action::Touch => Call::Touch {
@@ -431,20 +437,31 @@ impl World {
 
 impl Pod {
     /// The actions that concern only the pod, as `Bus::carry_out` has them.
-    fn carry_out(&mut self, config: &Config, action: &Action) {
+    fn carry_out(&mut self, config: &Config, action: &Action, now: Millis) {
+        // Where there are no guards nobody asks, and states that differ in nothing else are the same.
+        let now = match config.budget.guards {
+            0 => Millis(0),
+            _ => now,
+        };
         match *action {
             Action::Evict { hash, rank } => {
                 let stripe = &mut self.stripes[key_of(hash)];
-                stripe.last = stripe.last.max(rank);
+                if stripe.last < rank {
+                    (stripe.last, stripe.disturbed) = (rank, now);
+                }
                 self.evict(key_of(hash), rank);
             }
-            Action::Drop { hash } => self.evict(key_of(hash), Rank(u64::MAX)),
+            Action::Drop { hash } => {
+                self.stripes[key_of(hash)].disturbed = now;
+                self.evict(key_of(hash), Rank(u64::MAX));
+            }
             Action::Clear { rank, .. } if self.cleared < rank => {
                 self.cleared = rank;
                 self.flush();
             }
             Action::Flush => {
                 self.flush();
+                self.followed_since = self.followed_since.max(now);
                 self.cleared = Rank::default();
                 for stripe in &mut self.stripes {
                     stripe.last = Rank::default();

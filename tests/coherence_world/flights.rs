@@ -19,6 +19,8 @@ pub(crate) struct Flight {
     pub(super) detached: bool,
     /// It loads what is there anew, and nobody who misses joins it.
     refresh: bool,
+    /// What it loads is kept for its youth alone.
+    pub(super) guarded: bool,
     generation: u32,
     view: Option<View>,
     stage: Stage,
@@ -175,6 +177,7 @@ impl World {
             },
             detached: false,
             refresh,
+            guarded: false,
             generation: 0,
             view: None,
             stage: Stage::Begun,
@@ -199,7 +202,7 @@ impl World {
                 None => return false,
             },
             Stage::Found(found) => return self.judge(config, n, at, &found),
-            Stage::Standing { token } => self.replace(n, at, token),
+            Stage::Standing { token } => self.replace(config, n, at, token),
             Stage::Absent { unusable } => match self.lease(config, reign, flight.key, unusable) {
                 Some(stage) => stage,
                 None => return false,
@@ -235,8 +238,18 @@ impl World {
         let may = flight.stage.asks() && (config.bypass || !usable);
         if may {
             flight.stage = Stage::Loading(None);
+            self.reckon(config, n, at);
         }
         may
+    }
+
+    /// It loads without having asked whether somebody writes the key.
+    fn reckon(&mut self, config: &Config, n: u8, at: u8) {
+        let pod = &self.pods[usize::from(n)];
+        let key = pod.flights[usize::from(at)].key;
+        if self.may_be_guarded(config, pod, key) {
+            self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
+        }
     }
 
     fn judge(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
@@ -274,11 +287,16 @@ impl World {
 
     /// Begins to load what is to take the place of the value with this token. What the store says of the
     /// lane at that moment is what the load will reflect.
-    fn replace(&mut self, n: u8, at: u8, over: u64) -> Stage {
+    fn replace(&mut self, config: &Config, n: u8, at: u8, over: u64) -> Stage {
         let token = self.draw();
         let pod = &self.pods[usize::from(n)];
         let (key, reign) = (pod.flights[usize::from(at)].key, pod.driver.reign());
+        if self.is_refused(config, reign, key) {
+            self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
+            return Stage::Loading(None);
+        }
         let Some(head) = self.read_at(reign, key).and_then(|found| found.head) else {
+            self.reckon(config, n, at);
             return Stage::Loading(None);
         };
         let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
@@ -344,9 +362,20 @@ impl World {
                     over: None,
                 }))
             }
+            LeaseState::Guarded => {
+                if let Some(rank) = rank_of_head(flight.view, &reply.head) {
+                    flight.meta.rank = flight.meta.rank.max(rank);
+                }
+                flight.loads_under_guard(config);
+                Stage::Loading(None)
+            }
             // Waits for the fill as long as it likes, then looks again or loads by itself.
             _ if spend(&mut self.left.retries) => Stage::Begun,
-            _ => Stage::Loading(None),
+            _ => {
+                flight.stage = Stage::Loading(None);
+                self.reckon(config, n, at);
+                return true;
+            }
         };
         true
     }
@@ -372,7 +401,12 @@ impl World {
                 .rules()
                 .may_insert(pod.word, stripe.last, existing, stamp)
         {
-            pod.entries[key] = Some(Entry { version, stamp });
+            let ends = flight.guarded.then(|| flight.meta.start + config.lease());
+            pod.entries[key] = Some(Entry {
+                version,
+                stamp,
+                ends,
+            });
         }
         if version < flight.wants {
             self.turn_red(super::Red::Load(n, flight.key, version, flight.wants));

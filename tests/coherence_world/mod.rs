@@ -12,22 +12,27 @@
 
 mod calls;
 mod check;
+mod clock;
 mod config;
 mod driver;
 mod flights;
+mod guards;
 mod nodes;
 mod readers;
 mod settle;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
+pub(crate) use guards::GuardPart;
 pub(crate) use nodes::Tally;
 
 use bytes::Bytes;
 use calls::Invalidation;
+use clock::Clock;
 use config::Left;
 use driver::Driver;
 use flights::{Fill, Flight};
+use guards::Writer;
 use nodes::{Ack, Deposed, Node};
 use readers::Reader;
 use std::fmt;
@@ -44,6 +49,8 @@ const ENTITY: &str = "e";
 const ENTITY_HASH: u64 = 0xE;
 /// How long a primary that was replaced goes on, where nobody says otherwise.
 const SPLIT_MS: u16 = 500;
+/// By how much a clock jumps: within a lease, and beyond.
+const JUMPS: [u16; 2] = [60, 1000];
 
 type PodId = u8;
 type Key = u8;
@@ -73,6 +80,10 @@ pub(crate) enum Event {
     Read(PodId, u8),
     /// A writer commits to the source, and is about to invalidate.
     Commit(PodId, Key),
+    /// A writer is about to take a guard.
+    Begin(PodId, Key),
+    /// A writer under a guard takes its next step: leave the marker, be told, commit, finish.
+    Guard(PodId, u8),
     /// Somebody writes every key, and is about to clear the entity.
     Clear(PodId),
     /// An invalidation takes its next step: poison, reach the store, be acknowledged.
@@ -99,8 +110,12 @@ pub(crate) enum Event {
     Timer(PodId),
     /// The pod stands still.
     Pause(PodId),
-    /// It goes on.
+    /// The pod's machine stands still, with its clock.
+    Freeze(PodId),
+    /// It goes on, and its clock with it.
     Resume(PodId),
+    /// The pod's clock jumps ahead by so many milliseconds.
+    Jump(PodId, u16),
     /// The pod evicts an entry.
     EvictLocal(PodId, Key),
     /// The server writes its data to disk.
@@ -142,6 +157,8 @@ pub(crate) enum Event {
 pub(crate) struct Entry {
     pub version: Version,
     pub stamp: EntryStamp,
+    /// The end of its life, if it has one.
+    pub ends: Option<Millis>,
 }
 
 /// The stripe of one key.
@@ -149,6 +166,8 @@ pub(crate) struct Entry {
 struct Stripe {
     last: Rank,
     poisoned: u8,
+    /// When an invalidation was applied last.
+    disturbed: Millis,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -164,8 +183,12 @@ pub(crate) struct Pod {
     flights: Vec<Flight>,
     readers: Vec<Reader>,
     invalidations: Vec<Invalidation>,
+    writing: Vec<Writer>,
+    /// When it began to follow the lane.
+    followed_since: Millis,
     driver: Driver,
     paused: bool,
+    clock: Clock,
     /// No server can be reached.
     cut: bool,
     /// When it last left a primary that had been replaced.
@@ -221,8 +244,11 @@ impl Pod {
             flights: Vec::new(),
             readers: Vec::new(),
             invalidations: Vec::new(),
+            writing: Vec::new(),
+            followed_since: Millis(0),
             driver: Driver::default(),
             paused: false,
+            clock: Clock::default(),
             cut: false,
             left: Millis(0),
             ticked: Millis(0),
@@ -284,6 +310,12 @@ impl World {
             if self.left.pauses > 0 {
                 out.push(Event::Pause(n));
             }
+            if self.left.freezes > 0 {
+                out.push(Event::Freeze(n));
+            }
+            if self.left.jumps > 0 {
+                out.extend(JUMPS.map(|ms| Event::Jump(n, ms)));
+            }
             if self.left.evictions > 0 {
                 let held = (0..config.keys).filter(|&key| pod.entries[usize::from(key)].is_some());
                 out.extend(held.map(|key| Event::EvictLocal(n, key)));
@@ -291,6 +323,7 @@ impl World {
             self.enabled_flights(pod, n, config, &mut out);
             self.enabled_readers(pod, n, config, &mut out);
             self.enabled_calls(pod, n, config, &mut out);
+            self.enabled_guards(pod, n, config, &mut out);
             self.enabled_driver(pod, n, config, &mut out);
         }
         for fill in 0..self.fills.len() as u8 {
@@ -372,6 +405,8 @@ impl World {
             E::Look(pod, key) => self.look(config, pod, key),
             E::Read(pod, at) => self.step_reader(config, pod, at),
             E::Commit(pod, key) => self.commit(config, pod, key),
+            E::Begin(pod, key) => self.begin_write(pod, key),
+            E::Guard(pod, at) => self.step_guard(config, pod, at),
             E::Clear(pod) => self.begin_clear(config, pod),
             E::Invalidation(pod, at) => self.step_invalidation(config, pod, at),
             E::LoseAnswer(pod, at) => self.lose_answer(pod, at),
@@ -385,7 +420,9 @@ impl World {
             E::Repeat(pod) => spend(&mut self.left.repeats) && self.repeat(pod),
             E::Timer(pod) => self.timer(config, pod),
             E::Pause(pod) => spend(&mut self.left.pauses) && self.set_paused(pod, true),
+            E::Freeze(pod) => self.freeze(pod),
             E::Resume(pod) => self.set_paused(pod, false),
+            E::Jump(pod, ms) => self.jump(pod, ms),
             E::EvictLocal(pod, key) => {
                 let Some(pod) = self.running(pod) else {
                     return false;
@@ -439,7 +476,7 @@ impl World {
         self.now = Millis(self.now.0 + ms);
         self.pass_minority();
         for pod in self.pods.iter_mut().filter(|pod| !pod.paused) {
-            pod.ticked = self.now;
+            pod.ticked = pod.clock.at(self.now);
         }
         self.forget_old_acks(config);
         true
@@ -451,9 +488,13 @@ impl World {
     }
 
     fn set_paused(&mut self, pod: u8, paused: bool) -> bool {
+        let now = self.now;
         let Some(pod) = self.pods.get_mut(usize::from(pod)) else {
             return false;
         };
+        if !paused {
+            pod.clock.go_on(now);
+        }
         std::mem::replace(&mut pod.paused, paused) != paused
     }
 
@@ -467,7 +508,7 @@ impl World {
     /// What a reader on `pod` takes for the time.
     fn clock(&self, config: &Config, pod: &Pod) -> Millis {
         if config.on(Mechanism::KernelClock) {
-            self.now
+            pod.clock.at(self.now)
         } else {
             pod.ticked
         }

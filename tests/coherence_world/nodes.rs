@@ -38,6 +38,8 @@ pub(super) struct Ack {
     pub version: Version,
     pub at: Millis,
     by: PodId,
+    /// It counts by its commit, under a guard: the log need not have it.
+    by_commit: bool,
     /// Who had it acknowledged has ended: nobody would log it again.
     orphan: bool,
     /// The primary does not have it, and nobody is bound to it until it has: it was acknowledged by a
@@ -132,11 +134,28 @@ impl Node {
 }
 
 impl Ack {
+    /// A commit under a guard that stood.
+    pub(super) fn by_commit(version: Version, at: Millis, by: PodId) -> Self {
+        Self {
+            by_commit: true,
+            ..Self::new(version, at, by)
+        }
+    }
+
+    /// It was so long ago that its time does not count any more.
+    pub(super) fn grow_old(&mut self) {
+        *self = Self {
+            by_commit: self.by_commit,
+            ..Self::new(self.version, Millis(0), 0)
+        };
+    }
+
     pub(super) fn new(version: Version, at: Millis, by: PodId) -> Self {
         Self {
             version,
             at,
             by,
+            by_commit: false,
             orphan: false,
             excused: false,
             lost: false,
@@ -315,7 +334,13 @@ impl World {
         if usize::from(n) >= self.pods.len() {
             return false;
         }
-        self.pods[usize::from(n)] = Pod::new(config);
+        let mut clock = std::mem::take(&mut self.pods[usize::from(n)].clock);
+        clock.go_on(self.now);
+        self.pods[usize::from(n)] = Pod {
+            followed_since: clock.at(self.now),
+            clock,
+            ..Pod::new(config)
+        };
         for ack in self.acks.iter_mut().flatten().filter(|ack| ack.by == n) {
             ack.orphan = true;
         }
@@ -383,7 +408,8 @@ impl World {
     pub(super) fn missing(&self) -> (u64, Option<(usize, Version)>) {
         let mut orphans = 0;
         for (key, (acks, &done)) in self.acks.iter().zip(&self.primary.done).enumerate() {
-            for ack in acks.iter().filter(|ack| ack.version > done) {
+            let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit;
+            for ack in acks.iter().filter(lacked) {
                 if !ack.orphan {
                     return (orphans, Some((key, ack.version)));
                 }

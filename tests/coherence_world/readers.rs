@@ -1,6 +1,7 @@
 //! A local hit in steps: what it looks at, in which order, and what may happen in between (hole H11).
 
 use super::{Config, Entry, Event, Key, Pod, Red, Version, World, spend, take};
+use tidings::Millis;
 use tidings::coherence::{Mechanism, Word};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -10,6 +11,12 @@ pub(crate) struct Reader {
     entry: Option<Entry>,
     /// What this pod had acknowledged when the read began.
     own: Version,
+}
+
+impl Entry {
+    pub(super) fn lives(&self, now: Millis) -> bool {
+        self.ends.is_none_or(|ends| now < ends)
+    }
 }
 
 impl World {
@@ -56,7 +63,7 @@ impl World {
                 pod.readers.remove(usize::from(at));
                 let pod = &self.pods[usize::from(n)];
                 let now = self.clock(config, pod);
-                if config.rules().may_serve(word, entry.stamp, now) {
+                if entry.lives(now) && config.rules().may_serve(word, entry.stamp, now) {
                     let wants = own.max(self.required(config, pod, usize::from(key)));
                     if entry.version < wants {
                         self.turn_red(Red::Hit(n, key, entry.version, wants));

@@ -46,7 +46,7 @@ impl World {
         if !pod.invalidations.is_empty() {
             reds.push(Red::Stuck(at));
         }
-        if pod.word.until() < self.now || !pod.driver.is_usable() {
+        if pod.word.until() < self.local(at) || !pod.driver.is_usable() {
             reds.push(Red::Dead(at));
         }
         for key in 0..config.keys {
@@ -79,6 +79,7 @@ impl World {
             let resting = self.pods.iter().all(|pod| {
                 pod.driver.is_idle()
                     && pod.invalidations.is_empty()
+                    && pod.writing.is_empty()
                     && pod.flights.is_empty()
                     && !pod.lane.is_behind()
             });
@@ -93,8 +94,9 @@ impl World {
     fn round(&mut self, config: &Config) {
         for pod in &mut self.pods {
             pod.paused = false;
+            pod.clock.go_on(self.now);
             pod.cut = false;
-            pod.ticked = self.now;
+            pod.ticked = pod.clock.at(self.now);
         }
         for n in 0..self.pods.len() as u8 {
             self.happen(config, Event::Connect(n));
@@ -117,6 +119,7 @@ impl World {
         let pod = &self.pods[usize::from(n)];
         let (calls, flights) = (pod.driver.calls() as u8, pod.flights.len() as u8);
         let invalidations = pod.invalidations.len() as u8;
+        let writers = pod.writing.len() as u8;
         let mut busy = false;
         for _ in 0..pod.driver.inbox() {
             busy |= self.happen(config, Event::Deliver(n, 0));
@@ -126,6 +129,9 @@ impl World {
             busy |= self.happen(config, Event::Answer(n, at));
         }
         busy |= self.happen(config, Event::Timer(n));
+        for at in (0..writers).rev() {
+            busy |= self.happen(config, Event::Guard(n, at));
+        }
         for at in (0..invalidations).rev() {
             busy |= self.happen(config, Event::Invalidation(n, at));
         }

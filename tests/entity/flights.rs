@@ -18,7 +18,7 @@ fn reader(numbers: &Numbers, key: u64) -> JoinHandle<Got> {
 }
 
 /// Readers that have all joined the load under way.
-async fn on_board(
+pub(crate) async fn on_board(
     numbers: &Numbers,
     key: u64,
     readers: usize,

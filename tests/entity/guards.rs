@@ -247,6 +247,29 @@ async fn a_guard_that_the_store_lost_is_reported_and_invalidates(bed: Bed) {
     assert_eq!(*on_b.get_at_least(&1, finished.stamp()).await.unwrap(), 1);
 }
 
+/// Scenario 33: the marker ends by the store's clock, and a load that comes before the commit is kept.
+async fn a_guard_that_ends_before_its_commit_is_told_and_counted(bed: Bed) {
+    let source = Source::new();
+    let (a, b, on_a, on_b) = two(&bed, &source).await;
+    let guard = on_a.begin_write(&1).ttl(100 * MS).await.unwrap();
+    eventually("the guard ends, and the old value is stored", async || {
+        on_b.local().clear();
+        on_b.get(&1).await.unwrap();
+        b.wire.done("fill") > 0
+    })
+    .await;
+    source.commit(1, 1);
+    let finished = guard.finish().await.unwrap();
+    assert!(matches!(finished, Finished::Lapsed(_)), "{finished:?}");
+    assert_eq!(a.cache.health().lapsed_guards, 1);
+    // And from here on nothing is stale.
+    assert_eq!(*on_a.get(&1).await.unwrap(), 1);
+    assert_eq!(*on_b.get_at_least(&1, finished.stamp()).await.unwrap(), 1);
+    let kept = on_a.begin_write(&1).ttl(MINUTE).await.unwrap();
+    assert!(kept.finish().await.unwrap().was_held());
+    assert_eq!(a.cache.health().lapsed_guards, 1, "one that held is none");
+}
+
 /// What is pending is the invalidation; the marker goes by itself.
 async fn a_finish_that_the_store_does_not_acknowledge_is_repeated(bed: Bed) {
     let source = Source::new();
@@ -296,6 +319,7 @@ on_both_stores! {
     a_dropped_guard_stands_and_an_aborted_one_goes,
     a_guard_that_the_store_does_not_take_is_an_error,
     a_guard_that_the_store_lost_is_reported_and_invalidates,
+    a_guard_that_ends_before_its_commit_is_told_and_counted,
     a_finish_that_the_store_does_not_acknowledge_is_repeated,
     a_key_that_is_held_off_is_not_kept_after_its_invalidation,
 }

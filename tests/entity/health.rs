@@ -1,9 +1,9 @@
 //! What a cache tells of how it is doing.
 
-use crate::bed::{Bed, eventually, soon};
+use crate::bed::{Bed, Pod, eventually, soon};
 use crate::source::Source;
 use tidings::coherence::{Epoch, Hint, Kind, Lane, LogEntry, Nonce};
-use tidings::{InvalidateError, StoreState};
+use tidings::{Clock, InvalidateError, Millis, StoreState};
 
 async fn health_tells_of_the_store_its_lanes_and_what_is_pending(bed: Bed) {
     let source = Source::new();
@@ -78,7 +78,25 @@ async fn messages_of_a_later_version_do_nothing_and_are_counted(bed: Bed) {
     assert_eq!(pod.cache.health().flushes, before.flushes);
 }
 
+/// Of two pods of one store, one whose clock stands still.
+async fn a_clock_that_stands_still_is_counted_and_one_that_goes_on_is_not(bed: Bed) {
+    let clock = Clock::manual(Millis(1_000_000));
+    let paused = bed.pod_with(|pod| pod.clock(clock.clone())).await;
+    let other = bed.pod().await;
+    let stalls = |pod: &Pod| pod.cache.health().clock_stalls;
+    eventually("the clock has stood still", async || stalls(&paused) > 0).await;
+    assert_eq!(stalls(&other), 0);
+    // What it confirms is worth what it was.
+    assert_eq!(
+        paused.cache.health().live_lanes,
+        paused.cache.health().lanes
+    );
+    let told = stalls(&paused);
+    eventually("it still stands", async || stalls(&paused) > told).await;
+}
+
 on_both_stores!(
+    a_clock_that_stands_still_is_counted_and_one_that_goes_on_is_not,
     health_tells_of_the_store_its_lanes_and_what_is_pending,
     messages_of_a_later_version_do_nothing_and_are_counted,
 );

@@ -51,4 +51,5 @@ mod surface;
 mod tagged;
 mod tagged_races;
 mod trouble;
+mod versions;
 mod views;

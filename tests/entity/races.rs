@@ -2,6 +2,7 @@
 //! the protection off, so that it is known to be this protection which holds.
 
 use crate::bed::{Bed, Numbers, Pod, eventually, poll_once, soon};
+use crate::flights::on_board;
 use crate::source::Source;
 use std::future::Future;
 use std::pin::pin;
@@ -113,6 +114,33 @@ async fn readers_after_the_acknowledgement_do_not_join_the_old_load(bed: Bed) {
         assert_eq!(*soon("the new reader", new).await.unwrap(), 1);
         assert_eq!(old.await.unwrap(), 0);
     }
+}
+
+/// Whoever comes before the acknowledgement shares the load under way, whoever comes after it the next.
+async fn ten_thousand_readers_around_an_invalidation_cost_two_loads(bed: Bed) {
+    let source = Source::new();
+    let pod = bed.pod().await;
+    let limit = Duration::from_secs(30);
+    let numbers = pod.builder(&source).load_timeout(limit).build().unwrap();
+    source.hold();
+    let first = reader(&numbers, 1);
+    eventually("the load runs", async || source.running() == 1).await;
+    let before = on_board(&numbers, 1, 4_999).await;
+    source.commit(1, 1);
+    numbers.invalidate(&1).await.unwrap();
+    let second = reader(&numbers, 1);
+    eventually("the next load runs", async || source.loads() == 2).await;
+    let after = on_board(&numbers, 1, 4_999).await;
+    source.let_go();
+    assert_eq!(second.await.unwrap(), 1);
+    for reader in after {
+        assert_eq!(*soon("a reader", reader).await.unwrap(), 1);
+    }
+    assert_eq!(first.await.unwrap(), 0);
+    for reader in before {
+        assert_eq!(*soon("a reader", reader).await.unwrap(), 0);
+    }
+    assert_eq!(source.loads(), 2);
 }
 
 /// What a reader gets who comes to a load of version 0, in a pod that was cut off when version 1 was
@@ -310,6 +338,7 @@ on_both_stores!(
     a_fill_that_raced_a_clear_is_never_served,
     a_load_that_raced_a_local_clear_is_not_kept_here,
     readers_after_the_acknowledgement_do_not_join_the_old_load,
+    ten_thousand_readers_around_an_invalidation_cost_two_loads,
     a_pod_that_is_cut_off_lets_nobody_join_an_old_load,
     without_the_join_rule_a_late_reader_gets_the_old_value,
     an_answer_of_the_store_that_an_invalidation_overtook_is_not_kept,

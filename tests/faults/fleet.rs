@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidings::coherence::Mechanisms;
+use tidings::store::{Publish, Redis};
 use tidings::testing::{Fault, MessageFault, Proxy, RedisServer};
 use tidings::{Cache, Entity, Health, InvalidateError, OnStoreAbsent, StoreState};
 use tokio::task::{JoinHandle, JoinSet};
@@ -37,6 +38,7 @@ pub(crate) struct Plan {
     /// User and password that the pods connect with.
     pub(crate) user: Option<(&'static str, &'static str)>,
     pub(crate) on_store_absent: OnStoreAbsent,
+    pub(crate) publish: Publish,
 }
 
 impl Default for Plan {
@@ -50,6 +52,7 @@ impl Default for Plan {
             mechanisms: Mechanisms::default(),
             user: None,
             on_store_absent: OnStoreAbsent::Fail,
+            publish: Publish::default(),
         }
     }
 }
@@ -277,7 +280,7 @@ impl<S: Site> Fleet<S> {
         println!("{}", history.summary());
         assert!(history.reads.len() > 500, "idle: {}", history.summary());
         assert!(history.writes.len() > 30, "idle: {}", history.summary());
-        history.check(bound);
+        history.refuse(&history.violations(bound));
     }
 }
 
@@ -287,8 +290,9 @@ async fn pod(site: &impl Site, plan: &Plan, source: &Arc<Source>) -> Pod {
         Some((user, password)) => url.replace("://", &format!("://{user}:{password}@")),
         None => url,
     };
+    let store = Redis::new(&url).unwrap().publish(plan.publish);
     let cache = Cache::builder("faults")
-        .store_url(url)
+        .store(store)
         .on_store_absent(plan.on_store_absent)
         .mechanisms(plan.mechanisms);
     let cache = cache.build().await.unwrap();
@@ -328,8 +332,8 @@ async fn read(
                 start,
                 took: start.elapsed(),
                 version: *served.value,
-                origin: served.origin,
-                bound: served.bound().expect("nothing here has grace"),
+                origin: Some(served.origin),
+                bound: Some(served.bound().expect("nothing here has grace")),
             }),
             Err(error) => failures.push(format!("pod {pod}, key {key}: {error}")),
         }

@@ -1,7 +1,7 @@
 //! What pods did, and whether the promises allow it.
 //!
-//! A history is checked after the fact. All pods of a test run in one process, so all its times are of
-//! one clock. The checks reduce to one question, asked per key: *since when could this read have known
+//! A history is checked after the fact. All pods of a test run on one host, so all its times are of one
+//! clock. The checks reduce to one question, asked per key: *since when could this read have known
 //! better?* A read of version `v` misses an invalidation of `w > v` from the moment that `w` was
 //! acknowledged; the earliest such moment is what every bound is measured against.
 
@@ -22,9 +22,10 @@ pub(crate) struct Read {
     /// How long its caller waited.
     pub(crate) took: Duration,
     pub(crate) version: u64,
-    pub(crate) origin: Origin,
-    /// What the read itself claimed.
-    pub(crate) bound: Duration,
+    /// Which does not show in a read of a list.
+    pub(crate) origin: Option<Origin>,
+    /// What the read itself claimed, if it did.
+    pub(crate) bound: Option<Duration>,
 }
 
 /// One version that was committed at the source, then invalidated through `pod`.
@@ -55,6 +56,9 @@ pub(crate) enum Violation {
     OwnWrite { read: Read, missed_for: Duration },
     /// Missed one that was acknowledged longer ago than the read itself claimed.
     Claim { read: Read, missed_for: Duration },
+    /// Went back behind what the pod had given before, and missed something that was acknowledged. (One
+    /// that was not may be known from the source and unknown to the store.)
+    Backwards { read: Read, before: u64 },
     /// Gave what was never committed.
     Invented { read: Read },
     /// Never acknowledged.
@@ -73,6 +77,7 @@ impl fmt::Display for Violation {
             Self::Claim { read, missed_for } => {
                 write!(f, "missed for {missed_for:?}, more than claimed: {read:?}")
             }
+            Self::Backwards { read, before } => write!(f, "version {before} came before {read:?}"),
             Self::Invented { read } => write!(f, "never committed: {read:?}"),
             Self::Lost { write } => write!(f, "never acknowledged: {write:?}"),
             Self::Failed { error } => f.write_str(error),
@@ -86,7 +91,11 @@ struct Missed(BTreeMap<u64, Instant>);
 
 impl Missed {
     fn new(known: impl Iterator<Item = (u64, Instant)>) -> Self {
-        let mut earliest: BTreeMap<u64, Instant> = known.collect();
+        let mut earliest: BTreeMap<u64, Instant> = BTreeMap::new();
+        for (version, at) in known {
+            let first = earliest.entry(version).or_insert(at);
+            *first = at.min(*first);
+        }
         let mut next = None;
         for at in earliest.values_mut().rev() {
             *at = next.map_or(*at, |next| (*at).min(next));
@@ -121,18 +130,16 @@ impl History {
         for write in &self.writes {
             of_key.entry(write.key).or_default().push(write);
         }
-        let acked: BTreeMap<u64, Missed> = of_key
+        let committed: BTreeMap<u64, u64> = of_key
             .iter()
-            .map(|(&key, writes)| {
-                let acked = writes.iter().filter_map(|w| Some((w.version, w.acked?)));
-                (key, Missed::new(acked))
-            })
+            .filter_map(|(&key, writes)| Some((key, writes.iter().map(|w| w.version).max()?)))
             .collect();
+        let acked = self.acked();
         let mut own: BTreeMap<(usize, u64), Missed> = BTreeMap::new();
         let nothing = Missed::default();
         for &read in &self.reads {
             let writes = of_key.get(&read.key).map_or(&[][..], Vec::as_slice);
-            if read.version > writes.iter().map(|w| w.version).max().unwrap_or_default() {
+            if read.version > committed.get(&read.key).copied().unwrap_or_default() {
                 found.push(Violation::Invented { read });
             }
             let missed = acked.get(&read.key).unwrap_or(&nothing);
@@ -140,7 +147,10 @@ impl History {
             if missed_for > delta {
                 found.push(Violation::Stale { read, missed_for });
             }
-            if missed_for > read.bound + CLAIM_SLACK {
+            if read
+                .bound
+                .is_some_and(|bound| missed_for > bound + CLAIM_SLACK)
+            {
                 found.push(Violation::Claim { read, missed_for });
             }
             let own = own.entry((read.pod, read.key)).or_insert_with(|| {
@@ -152,12 +162,56 @@ impl History {
                 found.push(Violation::OwnWrite { read, missed_for });
             }
         }
+        for (read, before) in self.steps_back() {
+            let missed = acked.get(&read.key).unwrap_or(&nothing);
+            if missed.missed_for(read.version, read.start) > Duration::ZERO {
+                found.push(Violation::Backwards { read, before });
+            }
+        }
         found
     }
 
-    /// Panics if a promise was broken.
-    pub(crate) fn check(&self, delta: Duration) {
-        let found = self.violations(delta);
+    /// Reads that began after one of the same pod had ended with a newer version of the key.
+    pub(crate) fn steps_back(&self) -> Vec<(Read, u64)> {
+        let mut of_pod: BTreeMap<(usize, u64), Vec<Read>> = BTreeMap::new();
+        for &read in &self.reads {
+            of_pod.entry((read.pod, read.key)).or_default().push(read);
+        }
+        let mut found = Vec::new();
+        for mut reads in of_pod.into_values() {
+            let mut ended: Vec<_> = reads
+                .iter()
+                .map(|read| (read.start + read.took, read.version))
+                .collect();
+            ended.sort_unstable();
+            reads.sort_unstable_by_key(|read| read.start);
+            let (mut ended, mut newest) = (ended.into_iter().peekable(), 0);
+            for read in reads {
+                while let Some((_, version)) = ended.next_if(|&(end, _)| end <= read.start) {
+                    newest = newest.max(version);
+                }
+                if read.version < newest {
+                    found.push((read, newest));
+                }
+            }
+        }
+        found
+    }
+
+    /// For each key, since when a reader of a version missed an acknowledged one.
+    fn acked(&self) -> BTreeMap<u64, Missed> {
+        let mut acked: BTreeMap<u64, Vec<(u64, Instant)>> = BTreeMap::new();
+        for write in &self.writes {
+            let known = write.acked.map(|at| (write.version, at));
+            acked.entry(write.key).or_default().extend(known);
+        }
+        let keys = acked.into_iter();
+        keys.map(|(key, known)| (key, Missed::new(known.into_iter())))
+            .collect()
+    }
+
+    /// Panics if something was found.
+    pub(crate) fn refuse(&self, found: &[Violation]) {
         let first: Vec<_> = found.iter().take(8).map(Violation::to_string).collect();
         assert!(
             found.is_empty(),
@@ -168,16 +222,30 @@ impl History {
         );
     }
 
+    /// The longest that a read missed something which was acknowledged, of those reads that count.
+    pub(crate) fn worst(&self, counts: impl Fn(&Read) -> bool) -> Duration {
+        let acked = self.acked();
+        let missed = |read: &Read| {
+            let missed = acked.get(&read.key);
+            missed.map(|missed| missed.missed_for(read.version, read.start))
+        };
+        let reads = self.reads.iter().filter(|read| counts(read));
+        reads.filter_map(missed).max().unwrap_or_default()
+    }
+
     /// How much was done, so that a green run can be told from an idle one.
     pub(crate) fn summary(&self) -> String {
-        let from = |origin| self.reads.iter().filter(|r| r.origin == origin).count();
+        let of = |origin| self.reads.iter().filter(|r| r.origin == origin).count();
+        let from = |origin| of(Some(origin));
         format!(
-            "{} reads ({} local, {} store, {} loader), {} writes",
+            "{} reads ({} local, {} store, {} loader, {} in lists), {} writes, stale by at most {:?}",
             self.reads.len(),
             from(Origin::Local),
             from(Origin::Store),
             from(Origin::Loader),
+            of(None),
             self.writes.len(),
+            self.worst(|_| true),
         )
     }
 }
@@ -225,8 +293,8 @@ mod tests {
                 start: self.at(start),
                 took: Duration::ZERO,
                 version,
-                origin: Origin::Local,
-                bound: Duration::from_millis(bound),
+                origin: Some(Origin::Local),
+                bound: Some(Duration::from_millis(bound)),
             };
             self.history.reads.push(read);
             self
@@ -238,6 +306,7 @@ mod tests {
                 Violation::Stale { .. } => "stale",
                 Violation::OwnWrite { .. } => "own write",
                 Violation::Claim { .. } => "claim",
+                Violation::Backwards { .. } => "backwards",
                 Violation::Invented { .. } => "invented",
                 Violation::Lost { .. } => "lost",
                 Violation::Failed { .. } => "failed",
@@ -276,6 +345,16 @@ mod tests {
         let told = told.read(0, 1, 150, 100);
         assert_eq!(told.seen(), [""; 0], "another pod may be late");
         assert_eq!(told.read(1, 1, 101, 1000).seen(), ["own write"]);
+    }
+
+    #[test]
+    fn a_pod_goes_back_only_behind_what_is_not_acknowledged() {
+        let told = Told::new().write(0, 1, 0).write(0, 2, 100);
+        let told = told.read(1, 2, 50, 0).read(1, 1, 105, 1000);
+        assert_eq!(told.seen(), [""; 0], "version 2 was not acknowledged yet");
+        let told = told.read(2, 1, 200, 1000);
+        assert_eq!(told.seen(), [""; 0], "another pod had not seen it");
+        assert_eq!(told.read(1, 1, 200, 1000).seen(), ["backwards"]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ mod data;
 mod failover;
 mod network;
 mod outage;
+mod publishing;
 mod restarts;
 mod rubbish;
+mod traps;
 mod trouble;

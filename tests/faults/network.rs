@@ -1,9 +1,14 @@
 //! Connections that are cut, go deaf, or hold everything back; and messages that do not arrive as they
 //! were sent.
 
-use crate::fleet::{Fleet, Plan};
+use crate::fleet::{Fleet, PATIENCE, Plan, Pod};
 use std::time::{Duration, Instant};
-use tidings::testing::{Direction, Fault, MessageFault, RedisServer};
+use tidings::Cache;
+use tidings::testing::{Direction, Fault, MessageFault, Proxy, RedisServer};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// Long enough for a confirmation to run out, a poll to be given up and a new link to be tried.
 const OUTAGE: u64 = 2000;
@@ -21,6 +26,47 @@ async fn all_clients_killed_again_and_again() {
         let health = pod.health();
         let lanes = health.lanes as u64;
         assert_eq!(health.flushes, lanes, "a lost connection loses no history");
+    }
+    fleet.finish().await;
+}
+
+/// For what share of the time all lanes of all pods were live, seen until `stop`.
+async fn live_share(caches: Vec<Cache>, stop: CancellationToken) -> f64 {
+    let (mut looks, mut live) = (0_u32, 0_u32);
+    let mut turns = interval(Duration::from_millis(2));
+    while !stop.is_cancelled() {
+        turns.tick().await;
+        for cache in &caches {
+            let health = cache.health();
+            looks += health.lanes as u32;
+            live += health.live_lanes as u32;
+        }
+    }
+    f64::from(live) / f64::from(looks)
+}
+
+/// What is lost with a subscription is the news, not the memory: reads are served from there meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lanes_stay_live_while_subscriptions_are_killed_each_second() {
+    let fleet = Fleet::start().await;
+    fleet.work(500).await;
+    let stop = CancellationToken::new();
+    let caches = fleet.pods.iter().map(|pod| pod.cache.clone()).collect();
+    let share = tokio::spawn(live_share(caches, stop.clone()));
+    let kills = std::env::var("TIDINGS_KILLS").map_or(6, |kills| kills.parse().unwrap());
+    for _ in 0..kills {
+        fleet.work(1000).await;
+        fleet.cli("CLIENT KILL TYPE pubsub");
+    }
+    stop.cancel();
+    let share = share.await.unwrap();
+    println!("live for {:.2} % of the time", 100.0 * share);
+    assert!(share > 0.9, "live for {share} of the time");
+    let is_back = |pod: &Pod| pod.health().links > kills && pod.ailment().is_none();
+    fleet.each_pod("came back each time", is_back).await;
+    for pod in &fleet.pods {
+        let health = pod.health();
+        assert_eq!(health.flushes, health.lanes as u64, "{health:?}");
     }
     fleet.finish().await;
 }
@@ -88,6 +134,65 @@ async fn the_subscription_goes_half_open() {
     fleet.heals().await;
     fleet.work(300).await;
     fleet.finish().await;
+}
+
+/// Every command that a server is given, as it says itself.
+async fn monitored(server: &RedisServer) -> Lines<BufReader<TcpStream>> {
+    let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+    stream.write_all(b"MONITOR\r\n").await.unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "+OK");
+    lines
+}
+
+/// What every poll asks, and little else does.
+const POLL: &str = "\"INFO\" \"replication\"";
+
+/// The first finds the log ahead, which is then read; the second and the third know that it had to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_went_silent_is_replaced_within_three_polls() {
+    let server = RedisServer::start().unwrap();
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let build = async |url| Cache::builder("silent").store_url(url).build().await;
+    let reader = build(proxy.url()).await.unwrap();
+    let mut commands = monitored(&server).await;
+    let polls = |line: &str| line.to_uppercase().contains(&POLL.to_uppercase());
+    // Alone as yet: what is polled from is its connection.
+    let connection = loop {
+        let line = commands.next_line().await.unwrap().unwrap();
+        if polls(&line) {
+            break line.split(['[', ']']).nth(1).unwrap().to_owned();
+        }
+    };
+    let writer = build(server.url()).await.unwrap();
+    proxy.set_messages(MessageFault::DropAll);
+    writer.invalidate(["number"]).await.unwrap();
+    server.cli(&["ECHO", "silence"]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    for number in 0_u64.. {
+        if reader.health().links > 1 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{:?}", reader.health());
+        writer
+            .invalidate([format!("number:{number}")])
+            .await
+            .unwrap();
+        sleep(Duration::from_millis(5)).await;
+    }
+    server.cli(&["ECHO", "noticed"]).unwrap();
+    let mut since = Vec::new();
+    loop {
+        let line = commands.next_line().await.unwrap().unwrap();
+        match &line {
+            line if line.contains("\"silence\"") => since.clear(),
+            line if line.contains("\"noticed\"") => break,
+            line if polls(line) && line.contains(&connection) => since.push(line.clone()),
+            _ => {}
+        }
+    }
+    println!("{} polls", since.len());
+    assert!((1..=3).contains(&since.len()), "{since:#?}");
 }
 
 /// One pod alone is cut off: it must not serve what the others invalidate.
@@ -179,7 +284,7 @@ async fn the_last_message_is_lost() {
         assert!(pod.health().catch_ups > 0, "{:?}", pod.health());
     }
     let history = fleet.history().await;
-    history.check(Duration::from_millis(1004));
+    history.refuse(&history.violations(Duration::from_millis(1004)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -61,7 +61,7 @@ async fn nobody_notices(outage: Outage) {
 
     let bound = fleet.bound();
     let history = fleet.history().await;
-    history.check(bound);
+    history.refuse(&history.violations(bound));
     let during = |at: Instant| at >= began && at < began + gone;
     let mut waits: Vec<_> = history
         .reads

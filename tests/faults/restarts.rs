@@ -114,7 +114,8 @@ async fn spares_the_source(mut server: RedisServer, absent: bool) {
     fleet.server.restart().unwrap();
     fleet.heals().await;
     let bound = fleet.bound();
-    fleet.history().await.check(bound);
+    let history = fleet.history().await;
+    history.refuse(&history.violations(bound));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

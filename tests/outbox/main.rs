@@ -8,6 +8,7 @@ mod support;
 
 mod bed;
 
+mod controls;
 mod delivery;
 mod order;
 mod processes;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tidings::Cache;
-use tidings::outbox::{DeliveryState, Outbox};
+use tidings::outbox::{DeliveryState, Outbox, Protection};
 use tidings::testing::RedisServer;
 use tokio::task::spawn_blocking;
 
@@ -18,6 +18,8 @@ const PART: &str = "TIDINGS_TEST_PART";
 const DATABASE: &str = "TIDINGS_TEST_DATABASE";
 const TABLE: &str = "TIDINGS_TEST_TABLE";
 const STORE: &str = "TIDINGS_TEST_STORE";
+/// Set if the database does not end the session of a pod that is silent.
+const NO_LEASE: &str = "TIDINGS_TEST_NO_LEASE";
 const READY: &str = "part> ready";
 
 fn variable(name: &str) -> String {
@@ -44,7 +46,11 @@ fn another_process() {
 /// Delivers until it is killed.
 async fn deliver() {
     let cache = built(|| Cache::builder(variable(TABLE)).store_url(variable(STORE))).await;
-    let outbox = Outbox::builder(&variable(TABLE)).build().unwrap();
+    let mut outbox = Outbox::builder(&variable(TABLE));
+    if std::env::var(NO_LEASE).is_ok() {
+        outbox = outbox.without(Protection::Lease);
+    }
+    let outbox = outbox.build().unwrap();
     let delivery = outbox.deliver(&cache, variable(DATABASE).parse().unwrap());
     while delivery.health().state != DeliveryState::Delivering {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -77,6 +83,10 @@ struct Process(Child);
 
 impl Process {
     fn start(part: &str, bed: &Bed) -> Self {
+        Self::start_with(part, bed, &[])
+    }
+
+    fn start_with(part: &str, bed: &Bed, more: &[&str]) -> Self {
         let Backing::Redis(redis) = &bed.store else {
             panic!("processes share no memory");
         };
@@ -84,6 +94,7 @@ impl Process {
         command.args(["--exact", "--nocapture", "processes::another_process"]);
         command.env(PART, part).env(DATABASE, &bed.database);
         command.env(TABLE, &bed.table).env(STORE, redis.url());
+        command.envs(more.iter().map(|name| (name, "1")));
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         Self(command.spawn().unwrap())
     }
@@ -188,4 +199,21 @@ async fn a_pod_that_is_stopped_while_it_delivers_is_replaced() {
     stopped.go_on();
     bed.insert(&client, &["org:8"]).await;
     bed.all_delivered(&client).await;
+}
+
+/// The negative control: a session that nobody ends keeps the lock for as long as its machine is up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_lease_a_pod_that_is_stopped_is_never_replaced() {
+    let bed = Bed::redis();
+    let client = bed.set_up().await;
+    let pod = bed.pod().await;
+    let stopped = Process::start_with("deliver", &bed, &[NO_LEASE]);
+    let stopped = stopped.ready().await;
+    stopped.stop();
+    let second = bed.deliver(&pod);
+    bed.insert(&client, &["org:7"]).await;
+    // Longer than any lease lasts.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert_eq!(second.health().state, DeliveryState::Standby);
+    assert_eq!(bed.rows(&client, "true").await, 1);
 }

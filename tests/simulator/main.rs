@@ -4,10 +4,12 @@
 //! `TIDINGS_SEED` sets the first seed, `TIDINGS_SIM_SCHEDULES` the number of schedules,
 //! `TIDINGS_SIM_FAILOVERS` that of failovers.
 
+mod clocks;
 #[path = "../coherence_world/mod.rs"]
 #[expect(dead_code, reason = "the model checker asks a little more of it")]
 mod coherence_world;
 mod controls;
+mod guards;
 mod schedule;
 
 use coherence_world::{Budget, Config, ENDLESS, Event as E, Tally};

@@ -1,7 +1,7 @@
 //! The lane state machine, rule by rule. Whole histories are the simulator's business.
 
 use super::*;
-use crate::coherence::{Incarnation, Lane};
+use crate::coherence::{Batch, Incarnation, Lane};
 
 const E: Epoch = Epoch(0xE);
 const ENTITY: u64 = 7;
@@ -550,4 +550,94 @@ fn an_entry_of_a_later_version_moves_the_chain_and_does_nothing_else() {
     assert_eq!(actions, []);
     let actions = bench.hint(E, 6, 2);
     assert_eq!(actions, [evict(6, 1)], "in its turn");
+}
+
+/// Entries `from..=to` as one message.
+fn batch(from: u64, to: u64) -> Batch {
+    Batch {
+        lane: Lane(0),
+        epoch: E,
+        server_ms: 0,
+        entries: (from..=to).map(entry).collect(),
+    }
+}
+
+#[test]
+fn a_batch_is_applied_as_its_entries_would_be() {
+    let mut lane = Bench::at(5);
+    assert_eq!(lane.head(head(E, 8), 300, 310), [], "not applied yet");
+    let actions = lane.run(|lane, out| {
+        let hints = batch(6, 8).into_hints();
+        hints.for_each(|hint| lane.on_hint(&hint, Millis(320), out));
+    });
+    assert_eq!(
+        actions,
+        [evict(6, 1), evict(7, 1), evict(8, 1), confirm(300)]
+    );
+    assert_eq!((lane.seq(), lane.0.due()), (8, None));
+}
+
+/// What a version that knows no batches does about one, wherever it stands.
+#[test]
+fn whoever_knows_no_batches_reads_the_log_and_skips_nothing() {
+    for at in 5..=8 {
+        let mut lane = Bench::at(at);
+        let front = Hint::decode(&batch(6, 8).encode()).expect("a hint");
+        assert_eq!(
+            lane.run(|lane, out| lane.on_hint(&front, Millis(0), out)),
+            []
+        );
+        assert_eq!(lane.seq(), at, "it moves nothing");
+        let read = Action::ReadLog { from: at };
+        let expected = if at < 8 { vec![read] } else { vec![] };
+        assert_eq!(lane.timer(10), expected);
+    }
+}
+
+#[test]
+fn a_gap_that_hints_close_is_not_read_from_the_log() {
+    let mut lane = Bench::at(5);
+    lane.ack(E, 8);
+    assert!(lane.0.due().is_some(), "6 and 7 are missing");
+    for seq in 6..=7 {
+        lane.hint(E, seq, 2);
+        assert!(lane.0.due().is_some());
+    }
+    lane.hint(E, 8, 3);
+    assert_eq!((lane.seq(), lane.timer(1000)), (8, vec![]));
+}
+
+#[test]
+fn a_lane_waits_as_long_as_hints_may_be_deferred_before_it_reads_the_log() {
+    let deferral = Duration::from_millis(50);
+    let mut lane = Bench::at(5);
+    lane.0 = lane.0.deferring(deferral);
+    lane.head(head(E, 6), 300, 300);
+    let due = Millis(300) + LaneState::GRACE + deferral;
+    assert_eq!(lane.0.due(), Some(due));
+    assert_eq!(lane.timer(due.0 - 1), []);
+    assert_eq!(lane.timer(due.0), [Action::ReadLog { from: 5 }]);
+}
+
+#[test]
+fn hints_are_missed_only_of_what_was_published() {
+    let mut lane = Bench::at(5);
+    assert!(!lane.0.misses_hints());
+    let last_pub_ms = (1 << 47) + 2;
+    let unpublished = Head {
+        last_pub_ms,
+        ..head(E, 7)
+    };
+    assert_eq!(unpublished.unpublished(), 2);
+    lane.head(unpublished, 300, 300);
+    assert!(lane.0.is_behind() && !lane.0.misses_hints());
+    lane.head(
+        Head {
+            at: Position { epoch: E, seq: 8 },
+            ..unpublished
+        },
+        310,
+        310,
+    );
+    assert!(lane.0.misses_hints(), "6 was published");
 }

@@ -175,11 +175,13 @@ impl MemoryState {
         let mut step = self.step(place.lane, now_ms, hints);
         let head = step.open(request.opening);
         let floor = step.floor(place.entity, head.at.seq);
+        let minimum = step.lane.markers.minimum(place.hash, now_ms);
         LeaseReply {
             head,
             floor,
             server_ms: now_ms,
             state: step.lease((place.key, place.hash), request, head, floor),
+            minimum,
         }
     }
 

@@ -134,8 +134,8 @@ impl Cluster {
         let watch = Watch::start("the nodes of the lanes are others now", async move {
             cluster.until_changed(&known, &owners, &slots, &lost).await;
         });
-        let link = RedisLink::new(Nodes::new(nodes, Arc::clone(&keys), elsewhere), keys);
-        let mut link = link.watched(watch).fencing(options.fences);
+        let nodes = Nodes::new(nodes, Arc::clone(&keys), elsewhere);
+        let mut link = RedisLink::new(nodes, keys, options).watched(watch);
         if options.replicas {
             link = link.reading_replicas(self.0.node.clone());
         }

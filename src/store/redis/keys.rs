@@ -37,6 +37,8 @@ pub(super) struct LaneKeys {
     pub(super) beacon: String,
     pub(super) head: String,
     pub(super) log: String,
+    /// Who publishes next, and when: of the lane, or of all lanes of a server by itself.
+    pub(super) pace: String,
     /// Which of the lane's keys are being written.
     pub(super) markers: String,
     value: String,
@@ -58,7 +60,10 @@ impl Keys {
         let channel = format!("{{{name}}}c");
         let lanes = (0..namespace.lanes.max(DATA_LANES.get())).map(|lane| {
             let (lane, digits) = (Lane(lane), format!("{lane:02x}"));
-            LaneKeys::new(name, lane, digits, channel.clone())
+            let keys = LaneKeys::new(name, lane, digits, channel.clone());
+            // One server sends to each pod once for all lanes.
+            let pace = format!("{{{name}:00}}u");
+            LaneKeys { pace, ..keys }
         });
         Self {
             lanes: lanes.collect(),
@@ -207,6 +212,7 @@ impl LaneKeys {
             beacon: format!("{tag}b"),
             head: format!("{tag}h"),
             log: format!("{tag}s"),
+            pace: format!("{tag}u"),
             markers: format!("{tag}g"),
             value: format!("{tag}v:"),
             floor: format!("{tag}f:"),
@@ -328,6 +334,7 @@ mod tests {
         );
         assert_eq!(lane.floor("user").to_redis_args(), [b"{shop:0a}f:user"]);
         assert_eq!(lane.markers().to_redis_args(), [b"{shop:0a}g"]);
+        assert_eq!(lane.pace, "{shop:00}u");
         let tag = tag_name(0x0123_4567_89ab_cdef);
         assert_eq!(
             lane.tag(&tag).to_redis_args(),
@@ -360,7 +367,7 @@ mod tests {
                 let part = keys.slot(lane) / (SLOTS / lanes);
                 assert_eq!(part, lane.0, "of {lanes}");
                 let names = keys.lane(lane).expect("one of them");
-                for key in [&names.channel, &names.beacon, &names.log] {
+                for key in [&names.channel, &names.beacon, &names.log, &names.pace] {
                     assert_eq!(slot_of(key.as_bytes()), keys.slot(lane));
                     assert_eq!(keys.lane_named(key.as_bytes()), Some(lane));
                 }

@@ -1,10 +1,12 @@
 //! The link: one multiplexed connection for the commands of each node.
 
+use super::Options;
 use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, by_lane, groups, run};
 use super::keys::{Key, Keys, LaneKeys, tag_name};
 use super::nodes::{Node, Nodes, Side};
+use super::publish::Publisher;
 use super::replicas;
 use super::reply::{self, Reply};
 use super::scripts::{
@@ -31,6 +33,9 @@ use tokio_util::sync::DropGuard;
 /// driver gives to all of them.
 const NODE_LIMIT: Duration = Duration::from_millis(300);
 
+/// What the pace key begins with while there is a relay.
+const RELAYED: u8 = b'R';
+
 /// Connections for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
     pub(super) nodes: Arc<Nodes>,
@@ -44,23 +49,26 @@ pub(crate) struct RedisLink {
     watch: Option<Watch>,
     /// Whether a promotion counts as a loss.
     fences: bool,
+    publisher: Publisher,
 }
 
 impl RedisLink {
-    pub(super) fn new(nodes: Nodes, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(nodes: Nodes, keys: Arc<Keys>, options: Options) -> Self {
         let nodes = Arc::new(nodes);
+        let publisher = Publisher::start(options.publish, &nodes, &keys);
         Self {
             polls: nodes
                 .all()
                 .iter()
-                .map(|node| poll_commands(&keys, node))
+                .map(|node| poll_commands(&keys, node, publisher.relays()))
                 .collect(),
             reads: Reads::new(Side::Nodes, Arc::clone(&nodes), Arc::clone(&keys)),
             replicas: None,
             nodes,
             keys,
             watch: None,
-            fences: false,
+            fences: options.fences,
+            publisher,
         }
     }
 
@@ -68,11 +76,6 @@ impl RedisLink {
     pub(super) fn watched(self, watch: Watch) -> Self {
         let watch = Some(watch);
         Self { watch, ..self }
-    }
-
-    /// The same; `fences` if a promotion counts as a loss.
-    pub(super) fn fencing(self, fences: bool) -> Self {
-        Self { fences, ..self }
     }
 
     /// The same, which reads entities from replicas; `info` says how to connect to one, but for its address.
@@ -111,11 +114,15 @@ impl RedisLink {
         opening: Opening,
     ) -> StoreResult<Cmd> {
         let keys = self.keys.lane(lane)?;
-        let mut call = step.call(2 + own.len());
-        call.arg(&keys.head).arg(&keys.log).arg(own);
+        let mut call = step.call(3 + own.len());
+        call.arg(&keys.head).arg(&keys.log).arg(&keys.pace).arg(own);
         self.common_args(&mut call, keys);
         call.arg(&word(life.incarnation.0));
         call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
+        match self.publisher.pace() {
+            Some(pace) => call.arg(pace),
+            None => call.arg(""),
+        };
         Ok(call)
     }
 
@@ -123,7 +130,7 @@ impl RedisLink {
     fn value_call(&self, step: &Step, keys: &LaneKeys, place: Place<'_>) -> Cmd {
         let mut call = step.call(2);
         call.arg(&keys.head).arg(keys.value(place.key));
-        self.common_args(&mut call, keys);
+        self.waking_args(&mut call, keys);
         call.arg(&word(place.hash));
         call
     }
@@ -163,7 +170,7 @@ impl RedisLink {
         for (place, _) in &fills {
             call.arg(keys.value(place.key));
         }
-        self.common_args(&mut call, keys);
+        self.waking_args(&mut call, keys);
         for (place, fill) in fills {
             call.arg(&word(place.hash)).arg(&word(fill.token));
             call.arg(&word(fill.epoch.0)).arg(fill.envelope);
@@ -207,6 +214,17 @@ impl RedisLink {
         call.arg(&keys.lane[..]).arg(&keys.channel);
     }
 
+    /// As [`common_args`](Self::common_args), for steps that wake those who wait for a load. With a relay
+    /// nobody is sent anything but by that: who waits looks every 5 to 50 ms anyway.
+    fn waking_args(&self, call: &mut Cmd, keys: &LaneKeys) {
+        let channel = if self.publisher.relays() {
+            ""
+        } else {
+            &keys.channel
+        };
+        call.arg(&keys.lane[..]).arg(channel);
+    }
+
     /// The life of the server that has `lane` as last seen, as scripts take it.
     pub(super) fn incarnation(&self, lane: Lane) -> StoreResult<[u8; 8]> {
         let node = self.nodes.of_lane("look up a lane", lane)?;
@@ -234,7 +252,8 @@ impl RedisLink {
     /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
     async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
         if !self.keys.is_sharded() {
-            return Ok(Some(polled(node, node.send_many("poll", poll).await?)?));
+            let answers = node.send_many("poll", poll).await?;
+            return Ok(Some(polled(node, answers, self.publisher.relays())?));
         }
         let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
             return Ok(None);
@@ -244,7 +263,7 @@ impl RedisLink {
             let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
             return Err(error.with_detail("a lane has moved to another node"));
         }
-        let Ok(polled) = polled(node, answers) else {
+        let Ok(polled) = polled(node, answers, self.publisher.relays()) else {
             return Ok(None);
         };
         if polled
@@ -268,7 +287,7 @@ struct NodePolled {
 }
 
 /// Takes the answers to [`poll_commands`] apart.
-fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
+fn polled(node: &Node, mut answers: Vec<Value>, relays: bool) -> StoreResult<NodePolled> {
     let malformed = || Reply::malformed("poll");
     let mut last = || Reply::new("poll", answers.pop().ok_or_else(malformed)?);
     let time = last()?;
@@ -280,6 +299,14 @@ fn polled(node: &Node, mut answers: Vec<Value>) -> StoreResult<NodePolled> {
         true => Some(last().and_then(Reply::stored)),
         false => None,
     };
+    if relays {
+        match last().and_then(Reply::stored) {
+            Ok(Some(pace)) if pace.first() == Some(&RELAYED) => {}
+            Ok(_) => node.has_no_relay(),
+            // It stands beside a lane that is on the move, or is no string.
+            Err(_) => {}
+        }
+    }
     let lanes = node.lanes.iter().copied();
     let mut heads: Vec<_> = match node.is_alone() {
         true => {
@@ -554,7 +581,9 @@ impl Link for RedisLink {
                 .collect();
             let mut call = self.opening_call(&INVALIDATE, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(words(hashes));
-            self.run(&INVALIDATE, &call).await?.logged()
+            let (logged, flush) = self.run(&INVALIDATE, &call).await?.logged()?;
+            self.publisher.deferred(lane, flush);
+            Ok(logged)
         })
     }
 
@@ -585,7 +614,13 @@ impl Link for RedisLink {
                 Some((guard, ttl)) => call.arg(&word(guard)).arg(millis(ttl)),
                 None => call.arg("").arg(""),
             };
-            self.run(&GUARD, &call).await?.guarded()
+            match markers.minimum {
+                Some((version, ttl)) => call.arg(&word(version)).arg(millis(ttl)),
+                None => call.arg("").arg(""),
+            };
+            let (guarded, flush) = self.run(&GUARD, &call).await?.guarded()?;
+            self.publisher.deferred(lane, flush);
+            Ok(guarded)
         })
     }
 
@@ -613,7 +648,9 @@ impl Link for RedisLink {
                 Some(ttl) => call.arg(millis(ttl)),
                 None => call.arg(""),
             };
-            self.run(&PUT, &call).await?.logged()
+            let (logged, flush) = self.run(&PUT, &call).await?.logged()?;
+            self.publisher.deferred(place.lane, flush);
+            Ok(logged)
         })
     }
 
@@ -631,7 +668,9 @@ impl Link for RedisLink {
             let own = [keys.floor(entity), keys.tag(&tag)];
             let mut call = self.opening_call(&CLEAR, lane, &own, opening)?;
             call.arg(&word(nonce.0)).arg(&word(hash));
-            self.run(&CLEAR, &call).await?.logged()
+            let (logged, flush) = self.run(&CLEAR, &call).await?.logged()?;
+            self.publisher.deferred(lane, flush);
+            Ok(logged)
         })
     }
 
@@ -653,13 +692,14 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, then the proof that the server still takes writes; the record; and its life and clock.
+/// Heads, then the proof that the server still takes writes; who is its relay, if that matters; the record;
+/// and its life and clock.
 ///
 /// The write removes a key that is not there. Like every write it is refused by a replica, by a
 /// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
 /// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
 /// refusal comes before the others.
-fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
+fn poll_commands(keys: &Keys, node: &Node, relays: bool) -> Pipeline {
     let mut commands = ::redis::pipe();
     if node.is_alone() {
         commands.cmd("MGET");
@@ -673,6 +713,10 @@ fn poll_commands(keys: &Keys, node: &Node) -> Pipeline {
             commands.cmd("GET").arg(&lane.head);
             commands.cmd("UNLINK").arg(&lane.beacon);
         }
+    }
+    if relays {
+        let first = node.lanes.first().and_then(|&lane| keys.lane(lane).ok());
+        commands.cmd("GET").arg(first.map(|lane| &lane.pace));
     }
     if node.has_record() {
         commands.cmd("GET").arg(&keys.record);

@@ -13,6 +13,7 @@
 //! | `{ns:xx}v:key` | string | a value's envelope, or a lease of 28 bytes |
 //! | `{ns:xx}f:entity` | string | the entity's floor, a decimal number |
 //! | `{ns:xx}g` | hash | which keys are being written: key hash 8, to guard 8 and end 8 for each writer |
+//! | `{ns:00}u` | string | why nobody publishes at present, where not each entry is [at once](Publish); a lane's own on a cluster |
 //! | `{ns:xx}r:prefix:key` | string, hash | raw data |
 //! | `{ns}cfg` | string | the namespace's [record](crate::store::Link::register) |
 //! | `{ns:00}b` | none | what the write of a poll is aimed at |
@@ -35,6 +36,7 @@ mod inspect;
 mod keys;
 mod link;
 mod nodes;
+mod publish;
 mod raw;
 mod replicas;
 mod reply;
@@ -52,6 +54,7 @@ use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
 use self::nodes::{Elsewhere, Node, Nodes};
+pub use self::publish::Publish;
 #[cfg(feature = "testing")]
 pub(crate) use self::rubbish::{read_rubbish, read_rubbish_info};
 use self::server::Mode;
@@ -86,6 +89,7 @@ struct Options {
     fences: bool,
     /// Whether entities are read from replicas.
     replicas: bool,
+    publish: Publish,
 }
 
 impl Redis {
@@ -107,6 +111,7 @@ impl Redis {
                 connect_timeout: CONNECT_TIMEOUT,
                 fences: false,
                 replicas: false,
+                publish: Publish::default(),
             },
         })
     }
@@ -148,7 +153,21 @@ impl Redis {
         self
     }
 
+    /// When the hints of invalidations are published; [`Publish::Immediate`] by default. From some thirty
+    /// pods on another choice may spare the server most of its work: see `docs/operations.md`.
+    ///
+    /// Connecting fails with [`StoreErrorKind::Config`] if the time is not from 1 to 100 ms.
+    ///
+    /// # Consistency
+    /// The bound is the same. Other pods learn of an invalidation later by up to that time, as a rule.
+    #[must_use]
+    pub fn publish(mut self, publish: Publish) -> Self {
+        self.options.publish = publish;
+        self
+    }
+
     async fn open(&self, namespace: &Namespace) -> StoreResult<Connected> {
+        self.options.publish.check()?;
         match &self.address {
             Address::Server(client) => {
                 let (link, hints) = self.open_at(client, namespace).await?;
@@ -187,7 +206,7 @@ impl Redis {
         let (hints, channels) = Subscription::open(client, &keys.channel).await?;
         let node = Node::alone(connection, channels, life, &keys);
         let nodes = Nodes::new(vec![node], Arc::clone(&keys), Elsewhere::default());
-        let mut link = RedisLink::new(nodes, keys).fencing(self.options.fences);
+        let mut link = RedisLink::new(nodes, keys, self.options);
         if self.options.replicas {
             link = link.reading_replicas(client.get_connection_info().clone());
         }
@@ -218,6 +237,10 @@ impl Store for Redis {
         self.options.connect_timeout
     }
 
+    fn publishes_within(&self) -> Duration {
+        self.options.publish.pace()
+    }
+
     fn fixes_lanes(&self) -> bool {
         matches!(self.address, Address::Cluster(_))
     }
@@ -234,6 +257,7 @@ impl fmt::Debug for Redis {
             .field("connect_timeout", &self.options.connect_timeout)
             .field("fence_on_failover", &self.options.fences)
             .field("read_from_replicas", &self.options.replicas)
+            .field("publish", &self.options.publish)
             .finish()
     }
 }

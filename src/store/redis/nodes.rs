@@ -23,6 +23,7 @@ use ::redis::{Arg, Cmd, Pipeline, RedisError, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The servers behind a link.
@@ -72,6 +73,8 @@ pub(super) struct Node {
     /// Whether it is a server by itself, rather than a node of a cluster.
     alone: bool,
     fate: Fate,
+    /// Woken by a poll that found no relay.
+    vacancy: Notify,
 }
 
 /// What has become of a node of a cluster, for those who look whether another link would be better.
@@ -115,6 +118,7 @@ impl Node {
             moving: Vec::new(),
             alone: false,
             fate,
+            vacancy: Notify::new(),
         }
     }
 
@@ -141,6 +145,16 @@ impl Node {
 
     pub(super) fn set_life(&self, life: Life) {
         *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+    }
+
+    /// A poll found that nobody is the relay.
+    pub(super) fn has_no_relay(&self) {
+        self.vacancy.notify_one();
+    }
+
+    /// Waits until the node has no relay. For one at a time.
+    pub(super) async fn vacancy(&self) {
+        self.vacancy.notified().await;
     }
 
     pub(super) fn is_deaf(&self) -> bool {

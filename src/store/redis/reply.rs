@@ -6,6 +6,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{Found, Guarded, LeaseReply, LeaseState, Logged, StoreResult, TagFloor};
 use ::redis::Value;
 use bytes::Bytes;
+use std::time::Duration;
 
 /// An answer of the server that is not an error, and what was asked.
 pub(super) struct Reply {
@@ -98,41 +99,37 @@ impl Reply {
         Self::of(operation, head(self.value))
     }
 
-    /// `epoch 8 · seq 8 · prev nonce 8`.
-    pub(super) fn logged(self) -> StoreResult<Logged> {
+    /// `epoch 8 · seq 8 · prev nonce 8 · flush after 8`: where it was logged, and after how long to flush.
+    pub(super) fn logged(self) -> StoreResult<(Logged, Option<Duration>)> {
         let operation = self.operation;
-        let words = bytes(self.value).and_then(|bytes| words::<3>(&bytes));
-        let [epoch, seq, prev] = Self::of(operation, words)?;
-        Ok(Logged {
-            at: Position {
-                epoch: Epoch(epoch),
-                seq,
-            },
-            prev: Nonce(prev),
-        })
+        let words = bytes(self.value).and_then(|bytes| words::<4>(&bytes));
+        Ok(logged(Self::of(operation, words)?))
     }
 
     /// As [`logged`](Self::logged), then `stood 8`.
-    pub(super) fn guarded(self) -> StoreResult<Guarded> {
+    pub(super) fn guarded(self) -> StoreResult<(Guarded, Option<Duration>)> {
         let operation = self.operation;
-        let words = bytes(self.value).and_then(|bytes| words::<4>(&bytes));
-        let [epoch, seq, prev, stood] = Self::of(operation, words)?;
-        let at = Position {
-            epoch: Epoch(epoch),
-            seq,
-        };
-        let prev = Nonce(prev);
-        Ok(Guarded {
-            logged: Logged { at, prev },
-            stood: usize::try_from(stood).unwrap_or(usize::MAX),
-        })
+        let words = bytes(self.value).and_then(|bytes| words::<5>(&bytes));
+        let [epoch, seq, prev, flush, stood] = Self::of(operation, words)?;
+        let (logged, flush) = logged([epoch, seq, prev, flush]);
+        let stood = usize::try_from(stood).unwrap_or(usize::MAX);
+        Ok((Guarded { logged, stood }, flush))
     }
 
-    /// `[head, floor, server ms, state or present value, …]`, as `lease.lua` gives it for `count` keys.
+    /// How many entries were published; `None` if somebody else is the relay.
+    pub(super) fn flushed(self) -> StoreResult<Option<u64>> {
+        match self.value {
+            Value::Int(number) => Ok(u64::try_from(number).ok()),
+            _ => Err(Self::malformed(self.operation)),
+        }
+    }
+
+    /// `[head, floor, server ms, (state or present value, minimum version or nothing), …]`, as `lease.lua`
+    /// gives it for `count` keys.
     pub(super) fn leases(self, count: usize) -> StoreResult<Vec<LeaseReply>> {
         let operation = self.operation;
         let mut items = self.array()?.into_iter();
-        let read = || {
+        let mut read = || {
             let head = head(items.next()?)?;
             let floor = number(items.next()?)?;
             let server_ms = number(items.next()?)?;
@@ -142,14 +139,21 @@ impl Reply {
                 Value::Int(3) => Some(LeaseState::Guarded),
                 item => Some(LeaseState::Present(bytes(item)?.into())),
             };
-            let reply = |state| LeaseReply {
-                head,
-                floor,
-                server_ms,
-                state,
+            let minimum = |item| match bytes(item)? {
+                none if none.is_empty() => Some(None),
+                version => Some(Some(words::<1>(&version)?[0])),
             };
-            let replies: Option<Vec<_>> = items.map(|item| state(item).map(reply)).collect();
-            replies.filter(|replies| replies.len() == count)
+            let mut replies = Vec::with_capacity(count);
+            while let Some(first) = items.next() {
+                replies.push(LeaseReply {
+                    head,
+                    floor,
+                    server_ms,
+                    state: state(first)?,
+                    minimum: minimum(items.next()?)?,
+                });
+            }
+            (replies.len() == count).then_some(replies)
         };
         Self::of(operation, read())
     }
@@ -259,6 +263,16 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     // `parse` alone would take a sign.
     let digits = digits.first()?.is_ascii_digit().then_some(digits)?;
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn logged([epoch, seq, prev, flush]: [u64; 4]) -> (Logged, Option<Duration>) {
+    let at = Position {
+        epoch: Epoch(epoch),
+        seq,
+    };
+    let prev = Nonce(prev);
+    let flush = (flush > 0).then(|| Duration::from_millis(flush));
+    (Logged { at, prev }, flush)
 }
 
 fn words<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {

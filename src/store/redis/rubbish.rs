@@ -16,6 +16,8 @@ pub(crate) fn read_rubbish(value: &Value) {
     read(value, Reply::walked);
     read(value, Reply::head);
     read(value, Reply::logged);
+    read(value, Reply::guarded);
+    read(value, Reply::flushed);
     read(value, Reply::time);
     read(value, Reply::entries);
     read(value, Reply::stored);

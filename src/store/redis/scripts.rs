@@ -31,13 +31,14 @@ macro_rules! steps {
 steps! {
     PERMISSIONS = "inspect", "#!lua flags=allow-oom" + "permissions.lua";
     REGISTER = "register", "#!lua flags=allow-oom" + "register.lua";
-    TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "touch.lua";
-    FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "fence.lua";
-    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "invalidate.lua";
-    GUARD = "guard", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "markers.lua" + "guard.lua";
-    PUT = "put", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "put.lua";
-    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "open.lua" + "raise.lua" + "clear.lua";
-    LEASE = "lease", "#!lua" + "numbers.lua" + "wire.lua" + "open.lua" + "markers.lua" + "lease.lua";
+    TOUCH = "touch", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "touch.lua";
+    FENCE = "fence", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "fence.lua";
+    FLUSH = "flush", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "flush.lua";
+    INVALIDATE = "invalidate", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "raise.lua" + "invalidate.lua";
+    GUARD = "guard", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "raise.lua" + "markers.lua" + "guard.lua";
+    PUT = "put", "#!lua" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "raise.lua" + "put.lua";
+    CLEAR = "clear", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "raise.lua" + "clear.lua";
+    LEASE = "lease", "#!lua" + "numbers.lua" + "wire.lua" + "publish.lua" + "open.lua" + "markers.lua" + "lease.lua";
     FILL = "fill", "#!lua" + "numbers.lua" + "wire.lua" + "fill.lua";
     TAGS = "read tags", "#!lua" + "numbers.lua" + "wire.lua" + "tags.lua";
     RELEASE = "release", "#!lua flags=allow-oom" + "numbers.lua" + "wire.lua" + "release.lua";

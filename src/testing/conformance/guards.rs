@@ -12,15 +12,22 @@ const SHORT: Duration = Duration::from_millis(30);
 
 fn leave(guard: u64, ttl: Duration) -> Markers {
     Markers {
-        lift: None,
         leave: Some((guard, ttl)),
+        ..Markers::default()
     }
 }
 
 fn lift(guard: u64) -> Markers {
     Markers {
         lift: Some(guard),
-        leave: None,
+        ..Markers::default()
+    }
+}
+
+fn at_least(version: u64, life: Duration) -> Markers {
+    Markers {
+        minimum: Some((version, life)),
+        ..Markers::default()
     }
 }
 
@@ -153,6 +160,7 @@ pub async fn a_guard_that_lifts_may_leave_a_marker_of_another(harness: &Harness)
     let both = Markers {
         lift: Some(1),
         leave: Some((0, LONG)),
+        ..Markers::default()
     };
     assert_eq!(probe.guard(&[KEY], both).await.stood, 1);
     assert_eq!(probe.state_of(KEY).await, LeaseState::Guarded);
@@ -188,4 +196,109 @@ pub async fn of_many_keys_each_has_its_own_markers(harness: &Harness) {
         LeaseState::Granted,
     ];
     assert_eq!(states, expected);
+}
+
+/// What the source has at least is told with every lease of the hash, whatever its name and its state.
+pub async fn a_minimum_version_is_told_with_every_lease_of_its_key(harness: &Harness) {
+    let probe = harness.probe().await;
+    assert_eq!(probe.ask(KEY).await.minimum, None);
+    probe.guard(&[KEY], at_least(u64::MAX - 1, LONG)).await;
+    let granted = probe.ask(KEY).await;
+    assert_eq!(
+        (granted.state, granted.minimum),
+        (LeaseState::Granted, Some(u64::MAX - 1))
+    );
+    let held = probe.ask(KEY).await;
+    assert_eq!(
+        (held.state, held.minimum),
+        (LeaseState::Held, Some(u64::MAX - 1))
+    );
+    let beside = place(b"user/1%~7", KEY.hash);
+    assert_eq!(probe.ask(beside).await.minimum, Some(u64::MAX - 1));
+    assert_eq!(probe.ask(OTHER).await.minimum, None);
+    probe.guard(&[KEY], leave(1, LONG)).await;
+    let guarded = probe.ask(KEY).await;
+    assert_eq!(
+        (guarded.state, guarded.minimum),
+        (LeaseState::Guarded, Some(u64::MAX - 1))
+    );
+}
+
+/// The step that leaves a minimum removes what stood, values and leases that could be filled: whatever is
+/// filled later was leased with the minimum.
+pub async fn a_fill_that_was_leased_before_a_minimum_version_is_refused(harness: &Harness) {
+    let probe = harness.probe().await;
+    probe.put(KEY).await;
+    let leased = probe.lease(OTHER).await;
+    let guarded = probe.guard(&[KEY, OTHER], at_least(7, LONG)).await;
+    assert_eq!(guarded.stood, 0);
+    let entry = probe.log().await.pop().expect("it is logged");
+    assert_eq!(entry.seq, guarded.logged.at.seq);
+    assert_eq!(entry.hashes, [ENTITY_HASH, KEY.hash, OTHER.hash]);
+    assert_eq!(probe.read(KEY).await.value, None);
+    assert!(!probe.fill(OTHER, leased, &value(leased)).await);
+    assert_eq!(probe.ask(OTHER).await.minimum, Some(7));
+}
+
+/// Late and repeated ones do no harm. Halves of the numbers are told apart as the numbers are.
+pub async fn of_two_minimum_versions_the_higher_counts(harness: &Harness) {
+    let probe = harness.probe().await;
+    for (left, stands) in [
+        (5, 5),
+        (4, 5),
+        (1 << 32, 1 << 32),
+        (u64::from(u32::MAX), 1 << 32),
+        ((1 << 32) + 1, (1 << 32) + 1),
+        (1 << 63, 1 << 63),
+    ] {
+        probe.guard(&[KEY], at_least(left, LONG)).await;
+        assert_eq!(probe.ask(KEY).await.minimum, Some(stands), "{left}");
+    }
+}
+
+/// A minimum goes by its time alone: nothing lifts it before, and then it is forgotten.
+pub async fn a_minimum_version_ends_with_its_time_and_no_sooner(harness: &Harness) {
+    let probe = harness.probe().await;
+    let at = probe.guard(&[KEY], at_least(7, LONG)).await.logged.at;
+    probe.guard(&[OTHER], at_least(9, SHORT)).await;
+    probe.guard(&[KEY], lift(1)).await;
+    probe.invalidate(&[KEY]).await;
+    probe.clear().await;
+    probe.fence(at.epoch).await;
+    eventually("the short one ends", async || {
+        probe.ask(OTHER).await.minimum.is_none().then_some(())
+    })
+    .await;
+    assert_eq!(probe.ask(KEY).await.minimum, Some(7));
+    probe.guard(&[OTHER], at_least(3, LONG)).await;
+    assert_eq!(
+        probe.ask(OTHER).await.minimum,
+        Some(3),
+        "what ended is over"
+    );
+}
+
+/// Leases of many keys in one call are told each its own.
+pub async fn of_many_keys_each_has_its_own_minimum_version(harness: &Harness) {
+    let probe = harness.probe().await;
+    let third = place(b"user/3", 0x53);
+    probe.guard(&[OTHER], at_least(2, LONG)).await;
+    probe.guard(&[third], at_least(3, LONG)).await;
+    let opening = probe.opening();
+    let request = |token| LeaseRequest {
+        token,
+        ttl: LONG,
+        unusable: None,
+        opening,
+    };
+    let asked = [
+        (KEY, request(11)),
+        (OTHER, request(12)),
+        (third, request(13)),
+    ];
+    let minimums = probe.link.lease_many(&asked).await;
+    let minimums = minimums
+        .into_iter()
+        .map(|reply| reply.expect("lease").minimum);
+    assert_eq!(minimums.collect::<Vec<_>>(), [None, Some(2), Some(3)]);
 }

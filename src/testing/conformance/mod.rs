@@ -118,6 +118,11 @@ macro_rules! __store_claims {
             a_marker_left_again_ends_with_the_later_ttl
             no_other_step_lifts_a_marker
             a_guard_that_lifts_may_leave_a_marker_of_another
+            a_minimum_version_is_told_with_every_lease_of_its_key
+            a_fill_that_was_leased_before_a_minimum_version_is_refused
+            of_two_minimum_versions_the_higher_counts
+            a_minimum_version_ends_with_its_time_and_no_sooner
+            of_many_keys_each_has_its_own_minimum_version
             of_many_keys_each_has_its_own_markers
             // Many keys.
             many_keys_are_leased_filled_and_read_as_each_alone

@@ -4,6 +4,6 @@ local floors = #KEYS + 2 - math.max(#ARGV[7] / 8, 1)
 -- Values go first: that frees memory before anything asks for some.
 if floors > 3 then redis.call('UNLINK', unpack(KEYS, 3, floors - 1)) end
 local head = open()
-local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+local answer = announce(head, INVALIDATE, ARGV[6], ARGV[7])
 raise(head, floors)
-return head.epoch .. word(head.seq) .. prev
+return answer

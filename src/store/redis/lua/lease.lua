@@ -1,6 +1,7 @@
 -- KEYS[3] floor, KEYS[4] markers of the lane, KEYS[5..] values; from ARGV[6] on, four for each value: token,
 -- milliseconds, the unusable bytes, empty if there are none, and the hash. Answers head, floor, time, then
--- for each value what it is: granted, held, guarded, or the bytes that are present.
+-- for each value what it is: granted, held, guarded, or the bytes that are present; and the version that the
+-- source has of it at least, empty if that is not known.
 local GRANTED, HELD, GUARDED = 1, 2, 3
 local head = open()
 
@@ -19,10 +20,13 @@ local function counts(bytes, unusable)
   return struct.unpack('>I8', bytes, 21) >= floor and bytes ~= unusable
 end
 
-local now, hashes = now_ms(), {}
-for at = 9, #ARGV, 4 do hashes[#hashes + 1] = ARGV[at] end
+local now, fields = now_ms(), {}
+for at = 9, #ARGV, 4 do
+  fields[#fields + 1] = ARGV[at]
+  fields[#fields + 1] = minimum_of(ARGV[at])
+end
 -- Whatever else stands there is no list, and no marker either.
-local marked = redis.pcall('HMGET', KEYS[4], unpack(hashes))
+local marked = redis.pcall('HMGET', KEYS[4], unpack(fields))
 
 local function take(key, token, ms, unusable, markers)
   if markers and any_stands(markers, now) then return GUARDED end
@@ -42,7 +46,9 @@ end
 
 local answers = { encode(head), floor, now }
 for i = 5, #KEYS do
-  local at = 4 * i - 14
-  answers[i - 1] = take(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], marked[i - 4])
+  local at, pair = 4 * i - 14, 2 * (i - 4)
+  local minimum = marked[pair]
+  answers[#answers + 1] = take(KEYS[i], ARGV[at], ARGV[at + 1], ARGV[at + 2], marked[pair - 1])
+  answers[#answers + 1] = minimum and any_stands(minimum, now) and minimum:sub(1, 8) or ''
 end
 return answers

@@ -17,13 +17,6 @@ local function version_there()
   return bytes:sub(65, 72)
 end
 
--- Whether one version is lower than another. Halves, because a Lua number holds 53 bits.
-local function lower(one, other)
-  local high, low = struct.unpack('>I4I4', one)
-  local other_high, other_low = struct.unpack('>I4I4', other)
-  return high < other_high or high == other_high and low < other_low
-end
-
 local there = version_there()
 if not there or (lower(there, ARGV[8]) and ARGV[9] ~= head.epoch) then
   redis.call('UNLINK', KEYS[4])
@@ -34,6 +27,6 @@ elseif lower(there, ARGV[8]) then
     redis.call('SET', KEYS[4], ARGV[10])
   end
 end
-local prev = append(head, INVALIDATE, ARGV[6], ARGV[7])
+local answer = announce(head, INVALIDATE, ARGV[6], ARGV[7])
 raise(head, 5)
-return head.epoch .. word(head.seq) .. prev
+return answer

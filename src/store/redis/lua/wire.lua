@@ -1,14 +1,17 @@
 -- Shared by every step: bytes on the wire and under the keys.
 -- KEYS[1] head of the lane; ARGV[1] lane (2 bytes), ARGV[2] channel.
 -- Epochs, nonces, tokens and hashes are opaque bytes here and never numbers: a Lua number holds 53 bits.
-local INVALIDATE, CLEAR, FORK, FENCE, FILLED = '\1', '\2', '\3', '\4', '\5'
+local INVALIDATE, CLEAR, FORK, FENCE, FILLED, BATCH = '\1', '\2', '\3', '\4', '\5', '\6'
 local NONE = string.rep('\0', 8)
 local MAGIC, VALUE, ABSENT, LEASE = 215, 1, 2, 3
 
-local function publish(kind, epoch, seq, prev, nonce, ms, hashes)
-  redis.call(PUBLISH, ARGV[2], '\1' .. kind .. ARGV[1] .. epoch .. seq .. prev .. nonce
-    .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes)
+-- A hint about `lane`. What follows its hashes is of its kind.
+local function hint(lane, kind, epoch, seq, prev, nonce, ms, hashes)
+  return '\1' .. kind .. lane .. epoch .. seq .. prev .. nonce
+    .. struct.pack('>I6I2', ms, #hashes / 8) .. hashes
 end
+
+local function publish(message) redis.call(PUBLISH, ARGV[2], message) end
 
 -- The stored head, or nil if there is none or something else stands in its place.
 local function head_bytes()
@@ -35,7 +38,8 @@ local function value_of(key)
   if state == VALUE or state == ABSENT then return token end
 end
 
--- Tells the waiters for `hash` to look again.
+-- Tells the waiters for `hash` to look again, unless the channel is empty.
 local function wake(head, hash)
-  publish(FILLED, head:sub(1, 8), head:sub(9, 16), NONE, NONE, now_ms(), hash)
+  if ARGV[2] == '' then return end
+  publish(hint(ARGV[1], FILLED, head:sub(1, 8), head:sub(9, 16), NONE, NONE, now_ms(), hash))
 end
