@@ -16,6 +16,7 @@ use support::eventually;
 use tidings::store::{Acknowledge, FailoverWindow, Finding, Redis, ServerReport, Store};
 use tidings::testing::{RedisCluster, RedisServer, conformance};
 use tidings::{BuildError, Cache, Origin, StoreErrorKind, Tag, Ttl};
+use tokio::task::block_in_place;
 
 /// The rule of the page for the namespace `shop`.
 fn acl() -> String {
@@ -66,12 +67,73 @@ async fn the_access_rule_in_the_docs_lets_every_mode_work() {
     // And again after the server forgot its scripts.
     for _ in 0..2 {
         entities_and_memos(&here, &there).await;
+        guards(&here, &there).await;
         raw_data(&here, &there).await;
         rooms(&here, &there).await;
         run(&server, "SCRIPT FLUSH");
     }
     assert_eq!(here.health().links, 1, "nothing broke");
     here.close().await;
+}
+
+/// What the page grants besides on a cluster, as one rule.
+fn acl_of_a_cluster() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = fs::read_to_string(page).expect("the page is there");
+    let (_, rest) = page
+        .split_once("every node needs the user, with `")
+        .expect("named");
+    let (besides, _) = rest.split_once('`').expect("closed");
+    let besides: Vec<_> = besides.split_whitespace().collect();
+    format!("{} {}", acl(), besides.join(" "))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_rule_in_the_docs_lets_every_mode_work_on_a_cluster() {
+    let cluster = block_in_place(|| RedisCluster::start(3, false)).expect("it starts");
+    let nodes: Vec<_> = (0..3).map(|at| cluster.node(at)).collect();
+    nodes.iter().for_each(|node| run(node, &acl_of_a_cluster()));
+    let url = cluster.url().replace("://", "://tidings:secret@");
+    let (here, there) = (
+        shop(&url).await.expect("starts"),
+        shop(&url).await.expect("starts"),
+    );
+    assert_eq!(report(&here).findings, [Finding::SettingsUnknown]);
+    for _ in 0..2 {
+        entities_and_memos(&here, &there).await;
+        guards(&here, &there).await;
+        raw_data(&here, &there).await;
+        rooms(&here, &there).await;
+        nodes.iter().for_each(|node| run(node, "SCRIPT FLUSH"));
+    }
+    assert_eq!(here.health().links, 1, "nothing broke");
+    here.close().await;
+}
+
+/// Many keys, so that every lane has some.
+async fn guards(here: &Cache, there: &Cache) {
+    let source = Arc::new(AtomicU64::new(1));
+    let prices = |cache: &Cache| {
+        let source = Arc::clone(&source);
+        let load = move |_: u64| ready(Ok::<_, Infallible>(source.load(SeqCst)));
+        cache
+            .entity("guarded", load)
+            .build()
+            .expect("options are fine")
+    };
+    let (writer, reader) = (prices(here), prices(there));
+    let keys: Vec<u64> = (0..64).collect();
+    reader.get_many(&keys).await;
+    let guard = writer.begin_write_many(&keys).await.expect("begun");
+    source.store(2, SeqCst);
+    assert!(guard.finish().await.expect("acknowledged").was_held());
+    eventually("everybody has it", async || {
+        let read = reader.get_many(&keys).await.into_iter();
+        read.map(|price| *price.expect("a price"))
+            .all(|price| price == 2)
+    })
+    .await;
+    writer.clear().await.expect("for the next time");
 }
 
 async fn entities_and_memos(here: &Cache, there: &Cache) {

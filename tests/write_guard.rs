@@ -1,4 +1,5 @@
-//! Writers that die between their commit and their invalidation, with a real PostgreSQL and a real Redis.
+//! Writers that die between their commit and their invalidation, with a real PostgreSQL and a real Redis,
+//! or what `TIDINGS_TEST_STORE` says.
 //!
 //! A writer is this very program, run again for the one test [`writer`] with the addresses of both
 //! servers in the environment. It begins, says so, waits for a line, commits, says so, and is killed at that.
@@ -6,6 +7,11 @@
 #![cfg(feature = "redis")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "support/servers.rs"]
+mod servers;
+
+use servers::{Servers, servers};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
@@ -14,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tidings::testing::{PostgresServer, RedisServer};
+use tidings::testing::PostgresServer;
 use tidings::{Cache, Entity, MAX_GUARD_TTL};
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, NoTls};
@@ -67,8 +73,9 @@ async fn connect(url: &str) -> Client {
 }
 
 /// A pod, and how often it has loaded each row.
-async fn records(redis: &str, source: &str) -> (Cache, Records, Arc<AtomicUsize>) {
-    let cache = insist(async || Cache::builder("guards").store_url(redis).build().await).await;
+async fn records(redis: &str, source: &str, guarded: bool) -> (Cache, Records, Arc<AtomicUsize>) {
+    let namespace = if guarded { "guarded" } else { "unguarded" };
+    let cache = insist(async || Cache::builder(namespace).store_url(redis).build().await).await;
     let client = Arc::new(connect(source).await);
     let loads = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&loads);
@@ -100,7 +107,7 @@ fn writer() {
 }
 
 async fn write(redis: &str, source: &str, row: u64, guarded: bool) {
-    let (_cache, records, _) = records(redis, source).await;
+    let (_cache, records, _) = records(redis, source, guarded).await;
     let client = connect(source).await;
     let mut lines = std::io::stdin().lines();
     let update = format!("BEGIN; UPDATE records SET version = version + 1 WHERE id = {row}");
@@ -125,7 +132,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(redis: &RedisServer, source: &PostgresServer, row: u64, guarded: bool) -> Self {
+    fn start(redis: &Servers, source: &PostgresServer, row: u64, guarded: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "writer", "--nocapture"]);
         command.env(REDIS_VARIABLE, redis.url());
@@ -224,10 +231,10 @@ async fn kill_writers(kills: u64, guarded: bool) -> Seen {
         .unwrap();
     let rows = format!("INSERT INTO records SELECT id, 0 FROM generate_series(1, {kills}) id");
     source.sql(&rows).unwrap();
-    let redis = RedisServer::start().unwrap();
+    let redis = servers();
     let mut pods = Vec::new();
     for _ in 0..2 {
-        pods.push(records(&redis.url(), &source.url()).await);
+        pods.push(records(&redis.url(), &source.url(), guarded).await);
     }
     let bound = pods[0].0.health().bound;
     let mut seen = Seen {

@@ -132,7 +132,7 @@ where
         let rank = rank_of_head(began.view, &head);
         let run = |held: LeaseHeld| LoadRun {
             rank,
-            generation: began.generation,
+            generation: began.word.generation(),
             lease: Some(held.granted(head.at, server_ms, self.bus().clock.now(), ask.over)),
             queued: false,
             previous: None,
@@ -157,7 +157,7 @@ where
                     Want::Renewed => Next::Leave, // there is nothing to be renewed any more
                     _ => Next::Load(LoadRun {
                         rank,
-                        generation: began.generation,
+                        generation: began.word.generation(),
                         lease: None,
                         queued: true,
                         previous: None,

@@ -227,6 +227,14 @@ where
         allowed
     }
 
+    /// The newest invalidation that this pod has come to know of which may concern the key, applied in its
+    /// turn or not.
+    pub(super) fn last_change(&self, bus: &Bus, hash: u64) -> Rank {
+        let lane = self.space.lane_of(hash);
+        let cleared = *lock(&self.cleared[usize::from(lane.0)]);
+        bus.stripe(lane, hash).last.max(cleared)
+    }
+
     /// Forgets what `rank` outranks or equals under `hash`: there is an outcome in its place that is not
     /// to be kept.
     pub(super) fn forget(&self, bus: &Bus, hash: u64, rank: Rank) {

@@ -318,7 +318,7 @@ where
     pub(super) fn date_anew(&self, target: &Target<K>, run: &mut LoadRun<V>) {
         if run.lease.is_none() {
             let began = self.began(target.lane);
-            (run.rank, run.generation) = (began.rank(), began.generation);
+            (run.rank, run.generation) = (began.rank(), began.word.generation());
             run.guarded |= self.bus().may_be_guarded(target.lane, target.hash);
             run.minimum = run.minimum.max(self.bus().minimum(target.hash));
         }

@@ -7,11 +7,12 @@ use super::outcome::{Landed, Origin, Outcome};
 use super::tagging::{Tagged, Untold, Worth};
 use super::target::{Began, Target};
 use crate::codec;
+use crate::coherence::rules::rank_of_head;
 use crate::coherence::{Epoch, Head, Rank, Verdict};
 use crate::envelope::{self, Header, Stored};
 use crate::key::Key;
 use crate::local::{Life, Phase, Slot};
-use crate::store::{Found, Link};
+use crate::store::{BoxFuture, Found, Link, StoreResult};
 use crate::tags::{Dependency, Told};
 use crate::time::Millis;
 use bytes::Bytes;
@@ -93,6 +94,73 @@ where
             false => asked.await,
         };
         self.told(link, target, began, found.ok()?).await
+    }
+
+    /// As [`ask_store`](Self::ask_store), unless a read of a replica is as good; `None` if there is no
+    /// replica to ask. Boxed, so that the future of a read without one stays small.
+    pub(super) fn ask_near<'a>(
+        &'a self,
+        link: &'a dyn Link,
+        target: &'a Target<K>,
+        began: &'a Began,
+        limit: Duration,
+    ) -> Option<BoxFuture<'a, Option<Look<V, E>>>> {
+        let read = link.read_replica(target.place(&self.name))?;
+        Some(Box::pin(async move {
+            match self.ask_replica(target, began, limit, read).await {
+                Some(look) => Some(look),
+                None => self.ask_store(link, target, began, limit).await,
+            }
+        }))
+    }
+
+    async fn ask_replica(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        limit: Duration,
+        read: BoxFuture<'_, StoreResult<Found>>,
+    ) -> Option<Look<V, E>> {
+        if self.is_poisoned(target) {
+            return None;
+        }
+        let limit = limit.min(self.bus().timing.read_timeout);
+        let found = self.bus().within(limit, "read a replica", read).await;
+        self.judge_replica(target, began, found.ok()?)
+    }
+
+    /// Makes of a replica's bytes what they are worth; `None` if the store itself has to be asked.
+    ///
+    /// A value that the replica has counts if its head is not behind anything that this pod knows of that
+    /// may concern the key, and if the lane is still live: whatever was acknowledged more than a lease ago
+    /// is applied, and so is in the replica's answer.
+    ///
+    /// 1. The primary is cut off. Polls fail; a replica of its goes on answering.
+    /// 2. Another one is promoted, and acknowledges an invalidation.
+    /// 3. The replica's head is not behind what we know: we know nothing any more.
+    pub(super) fn judge_replica(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        found: Found,
+    ) -> Option<Look<V, E>> {
+        let bus = self.bus();
+        let rank = rank_of_head(began.view, found.head.as_ref()?)?;
+        if rank < self.level.last_change(bus, target.hash) {
+            return None;
+        }
+        let began_there = began.at_replica(bus.rules.lease);
+        // What is known of tags is of more lanes than this one, which is all that the head vouches for: a
+        // value with tags is never found here.
+        let look = self.judge_by(target, &began_there, found, Some(&Told::default()));
+        let helps = match &look {
+            Look::Found(standing) => standing.is_fresh(),
+            // It needs the right to load, for which the store is asked anyway.
+            Look::Absent(None) => true,
+            _ => false,
+        };
+        // Last, as for a hit.
+        (helps && bus.clock.now() < began.word.until()).then_some(look)
     }
 
     /// As [`ask_store`](Self::ask_store), of no help either if the node does not prove that it has not
@@ -278,7 +346,7 @@ where
             let slot = Slot {
                 value: outcome,
                 rank,
-                generation: began.generation,
+                generation: began.word.generation(),
                 load_start: began.start,
                 loaded: Millis(now.0.saturating_sub(age_ms)),
                 load_ms: load_ms(header),

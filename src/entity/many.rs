@@ -337,7 +337,7 @@ where
             let loads = sought.into_iter().map(|lead| self.uncovered(lead));
             return self.load_many(loads.collect());
         }
-        let loads = self.seek_many(sought).await;
+        let loads = self.seek_many(sought, skips).await;
         self.level.telemetry.store_missed(loads.len());
         self.load_many(loads);
     }

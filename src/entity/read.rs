@@ -394,7 +394,11 @@ where
         let Ok(link) = self.bus().link_for_reads() else {
             return Glance::Seek(None);
         };
-        let look = self.ask_store(&*link, target, &began, limit).await;
+        let look = if let Some(near) = self.ask_near(&*link, target, &began, limit) {
+            near.await
+        } else {
+            self.ask_store(&*link, target, &began, limit).await
+        };
         if let Some(Look::Found(found)) = &look
             && let Some(landed) = self.served(target, found)
         {

@@ -124,7 +124,7 @@ where
         let began = self.began(target.lane);
         LoadRun {
             rank: began.rank(),
-            generation: began.generation,
+            generation: began.word.generation(),
             lease: None,
             queued: true,
             previous: None,

@@ -40,6 +40,8 @@ type Answered<K, V, E> = (Wanted<K, V, E>, LeaseHeld, StoreResult<LeaseReply>);
 struct SeekMany<'a, K, V, E> {
     inner: &'a Arc<Inner<K, V, E>>,
     link: Arc<dyn Link>,
+    /// Whether a replica may be asked.
+    replicas: bool,
     /// What has to be loaded.
     loads: Vec<Load<K, V, E>>,
 }
@@ -52,7 +54,11 @@ where
 {
     /// Lands what the store has of many keys, and gives the rest with the right to load it, as far as it
     /// is to be had. What goes on alone is in neither.
-    pub(super) async fn seek_many(self: &Arc<Self>, sought: Leads<K, V, E>) -> Vec<Load<K, V, E>> {
+    pub(super) async fn seek_many(
+        self: &Arc<Self>,
+        sought: Leads<K, V, E>,
+        skips: Skips,
+    ) -> Vec<Load<K, V, E>> {
         let Ok(link) = self.bus().link_for_reads() else {
             let (refreshed, sought) = self.those_being_refreshed(sought);
             for lead in refreshed {
@@ -63,6 +69,8 @@ where
         let seek = SeekMany {
             inner: self,
             link,
+            // Who skips the local level wants what is newer than it.
+            replicas: !skips.local,
             loads: Vec::new(),
         };
         seek.run(sought).await
@@ -129,6 +137,10 @@ where
 
     /// Reads all keys. Gives those that need a lease.
     async fn read(&mut self, sought: Leads<K, V, E>) -> Vec<Wanted<K, V, E>> {
+        let (mut wanted, sought) = self.read_replicas(sought).await;
+        if sought.is_empty() {
+            return wanted;
+        }
         let places: Vec<_> = sought
             .iter()
             .map(|lead| lead.target.place(&self.inner.name))
@@ -137,7 +149,7 @@ where
             .inner
             .ask(places.len(), "read", || self.link.read_many(&places));
         let found = found.await;
-        let (mut wanted, mut answers, mut missing) = (Vec::new(), 0, 0);
+        let (mut answers, mut missing) = (0, 0);
         let found = sought.iter().zip(found);
         let found = found.map(|(lead, found)| (&*lead.target, &lead.began, found.ok()));
         let looks = self.inner.told_many(&*self.link, found).await;
@@ -151,6 +163,40 @@ where
         }
         self.inner.usual_misses.add(missing, answers);
         wanted
+    }
+
+    /// Reads all keys of replicas, if there are some. Gives those that need a lease, and those that the store
+    /// itself has to be asked for.
+    async fn read_replicas(
+        &mut self,
+        sought: Leads<K, V, E>,
+    ) -> (Vec<Wanted<K, V, E>>, Leads<K, V, E>) {
+        let inner = self.inner;
+        let name = &inner.name;
+        let places: Vec<_> = sought.iter().map(|lead| lead.target.place(name)).collect();
+        let call = self.replicas.then(|| self.link.read_replica_many(&places));
+        let Some(call) = call.flatten() else {
+            return (Vec::new(), sought);
+        };
+        let limit = inner.bus().timing.read_timeout;
+        let call = async { Ok(call.await) };
+        let found = inner.bus().within(limit, "read a replica", call).await;
+        let mut found = found.unwrap_or_default().into_iter();
+        let (mut wanted, mut rest, mut missing) = (Vec::new(), Vec::new(), 0);
+        let all = sought.len();
+        for lead in sought {
+            let look = found.next().and_then(Result::ok);
+            let look = look.and_then(|found| inner.judge_replica(&lead.target, &lead.began, found));
+            match look {
+                Some(look) => {
+                    missing += usize::from(matches!(look, Look::Absent(_)));
+                    wanted.extend(self.make_of_look(lead, look));
+                }
+                None => rest.push(lead),
+            }
+        }
+        inner.usual_misses.add(missing, all - rest.len());
+        (wanted, rest)
     }
 
     /// Asks for the leases of all keys without a look at them, and takes what is there for one. Gives

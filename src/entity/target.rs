@@ -2,11 +2,12 @@
 
 use super::Inner;
 use crate::bus::Moment;
-use crate::coherence::{FlightMeta, Lane, Rank, View};
+use crate::coherence::{FlightMeta, Lane, Rank, View, Word};
 use crate::key::{HashedKey, Key};
 use crate::store::Place;
 use crate::time::Millis;
 use bytes::Bytes;
+use std::time::Duration;
 
 /// A key on its way through the store, with everything that is derived from it.
 pub(super) struct Target<K> {
@@ -55,8 +56,9 @@ impl<K> Target<K> {
 #[derive(Clone, Copy)]
 pub(super) struct Began {
     pub(super) view: Option<View>,
-    pub(super) generation: u32,
     pub(super) start: Millis,
+    /// The lane as it was before the view: its generation, and until when it was live.
+    pub(super) word: Word,
     /// What this pod came to know of before this, what is read from here on reflects.
     pub(super) moment: Moment,
     /// Every lane was live until then, so that no tag can have been missed before.
@@ -64,6 +66,15 @@ pub(super) struct Began {
 }
 
 impl Began {
+    /// The same for what a replica answers. It is as fresh as the lane (hole H25): it may miss what was
+    /// acknowledged after the confirmation that stands, and so counts as read when that began.
+    pub(super) fn at_replica(&self, lease: Duration) -> Self {
+        Self {
+            start: self.start.min(self.word.confirmed_at(lease)),
+            ..*self
+        }
+    }
+
     /// The rank of a value that is loaded from the source from here on, whatever the store says.
     pub(super) fn rank(&self) -> Option<Rank> {
         self.view.map(|view| view.applied)
@@ -109,10 +120,10 @@ where
         // The generation first: a flush between the two must show. The clock last, as for a hit.
         let bus = self.bus();
         let (moment, tags_until) = (bus.moment(), bus.liveness.until());
-        let generation = self.level.word(lane).generation();
+        let word = self.level.word(lane);
         Began {
             view: bus.view(lane),
-            generation,
+            word,
             moment,
             tags_until,
             start: bus.clock.now(),

@@ -379,6 +379,21 @@ pub trait Link: Any + Send + Sync + 'static {
     /// Reads a value with its lane's head and its entity's floor, in one atomic step.
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>>;
 
+    /// As [`read`](Self::read), of a replica, which may not have heard of everything yet (hole H25): what it
+    /// answers counts while the lane is live, and as far as its head is not behind what is applied. `None`
+    /// if there is no replica to ask at the time, or none is to be asked; then nothing was sent.
+    fn read_replica<'a>(&'a self, _place: Place<'a>) -> Option<BoxFuture<'a, StoreResult<Found>>> {
+        None
+    }
+
+    /// [`read_replica`](Self::read_replica) for many places; an answer for each, in their order.
+    fn read_replica_many<'a>(
+        &'a self,
+        _places: &'a [Place<'a>],
+    ) -> Option<BoxFuture<'a, Vec<StoreResult<Found>>>> {
+        None
+    }
+
     /// As [`read`](Self::read), and proves with a small write after it that this node still takes writes
     /// (hole H8): then it was not deposed when it was read from. One round trip, where the store can do
     /// that. The provided method reads, then polls.

@@ -152,23 +152,67 @@ impl RedisCluster {
     /// # Errors
     /// As [`RedisServer::cli`].
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
-        let (source, target) = (&self.nodes[from], &self.nodes[to]);
-        let (source_id, target_id) = (self.id(from)?, self.id(to)?);
-        let (slot, port) = (slot.to_string(), target.port().to_string());
-        target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id])?;
-        source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id])?;
-        loop {
-            let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "8"])?;
-            let keys: Vec<_> = keys.lines().filter(|key| !key.is_empty()).collect();
-            if keys.is_empty() {
-                break;
-            }
+        self.begin_move(slot, from, to)?;
+        while self.move_keys(slot, from, to, 8)? > 0 {}
+        self.end_move(slot, from, to)
+    }
+
+    /// The first step of [`move_slot`](Self::move_slot): from now on the slot is on the move.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`].
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
+        let slot = slot.to_string();
+        let set = |node: usize, state, other| {
+            let other = self.id(other)?;
+            self.nodes[node].cli(&["CLUSTER", "SETSLOT", &slot, state, &other])
+        };
+        set(to, "IMPORTING", from)?;
+        set(from, "MIGRATING", to).map(drop)
+    }
+
+    /// Moves at most `count` of the keys of a slot that is on the move; gives how many.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`].
+    pub fn move_keys(
+        &self,
+        slot: u16,
+        from: usize,
+        to: usize,
+        count: usize,
+    ) -> Result<usize, ServerError> {
+        let (source, port) = (&self.nodes[from], self.nodes[to].port().to_string());
+        let (slot, count) = (slot.to_string(), count.to_string());
+        let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, &count])?;
+        let keys: Vec<_> = keys.lines().filter(|key| !key.is_empty()).collect();
+        if !keys.is_empty() {
             let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
-            migrate.extend(keys);
+            migrate.extend(&keys);
             source.cli(&migrate)?;
         }
-        for node in [target, source] {
-            node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id])?;
+        Ok(keys.len())
+    }
+
+    /// The last step: the slot is the new node's, which has all of its keys.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`].
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
+        let (slot, target) = (slot.to_string(), self.id(to)?);
+        for node in [to, from] {
+            self.nodes[node].cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a slot where it is after all; none of its keys must have moved.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`].
+    pub fn cancel_move(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
+        for node in [from, to] {
+            self.nodes[node].cli(&["CLUSTER", "SETSLOT", &slot.to_string(), "STABLE"])?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod modes;
+mod moving;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tidings::store::{BoxFuture, Connected, Namespace, Redis, Store, StoreResult};

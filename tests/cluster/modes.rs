@@ -14,7 +14,7 @@ use tidings::{Cache, Origin, StoreState};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn cache(cluster: &RedisCluster, namespace: &str) -> Cache {
+pub(crate) async fn cache(cluster: &RedisCluster, namespace: &str) -> Cache {
     let cache = Cache::builder(namespace).store_url(cluster.url());
     cache.build().await.unwrap()
 }
@@ -27,7 +27,7 @@ fn nodes_with_keys(cluster: &RedisCluster, namespace: &str) -> usize {
     nodes.filter(|node| has_keys(node)).count()
 }
 
-async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !look().await {
         assert!(began.elapsed() < PATIENCE, "never happened: {what}");
@@ -159,7 +159,7 @@ async fn a_cluster_address_wants_nodes_of_a_cluster_and_a_plain_one_does_not() {
     assert!(matches!(cache.health().store, StoreState::Up));
 }
 
-static INCR_BY: Script<(Key, i64), i64> =
+pub(crate) static INCR_BY: Script<(Key, i64), i64> =
     Script::new("incr_by", "return redis.call('INCRBY', KEYS[1], ARGV[1])");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,8 @@
 
 pub(crate) use crate::support::{PATIENCE, eventually, server, soon};
 
+use crate::servers::{Servers, servers};
+
 use crate::source::{Refused, Source};
 use crate::wire::{Hand, Wire};
 use std::any::Any;
@@ -23,7 +25,7 @@ pub(crate) type Numbers = tidings::Entity<u64, u64, Refused>;
 pub(crate) struct Bed {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) namespace: String,
-    _server: Option<Arc<RedisServer>>,
+    servers: Option<Arc<Servers>>,
 }
 
 impl Bed {
@@ -32,7 +34,7 @@ impl Bed {
         Self {
             store: Arc::new(store),
             namespace: format!("bed-{}", NEXT.fetch_add(1, Relaxed)),
-            _server: None,
+            servers: None,
         }
     }
 
@@ -42,10 +44,10 @@ impl Bed {
 
     #[cfg(feature = "redis")]
     pub(crate) fn redis() -> Self {
-        let server = server();
-        let store = tidings::store::Redis::new(&server.url()).unwrap();
+        let servers = servers();
+        let store = tidings::store::Redis::new(&servers.url()).unwrap();
         Self {
-            _server: Some(server),
+            servers: Some(servers),
             ..Self::on(store)
         }
     }
@@ -97,9 +99,12 @@ impl Bed {
         let pattern = pattern.replace("NAMESPACE", &self.namespace);
         let script = "local found = redis.call('KEYS', ARGV[1]) \
             for _, key in ipairs(found) do redis.call('DEL', key) end return #found";
-        let server = self._server.as_ref().unwrap();
-        let deleted = server.cli(&["EVAL", script, "0", &pattern]).unwrap();
-        assert!(!deleted.contains('0') || deleted.len() > 1, "{deleted}");
+        let delete = |server: &RedisServer| -> u64 {
+            let deleted = server.cli(&["EVAL", script, "0", &pattern]).unwrap();
+            deleted.parse().unwrap()
+        };
+        let servers = self.servers.as_ref().unwrap().primaries();
+        assert!(servers.into_iter().map(delete).sum::<u64>() > 0);
     }
 
     pub(crate) async fn hand(&self) -> Hand {

@@ -8,6 +8,9 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "../support/servers.rs"]
+mod servers;
 
 mod bed;
 mod lab;
@@ -38,6 +41,7 @@ mod puts;
 mod races;
 mod reads;
 mod refresh;
+mod replicas;
 #[cfg(all(feature = "lz4", feature = "seal"))]
 mod sealed;
 mod settled;

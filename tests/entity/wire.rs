@@ -28,6 +28,8 @@ pub(crate) struct Trouble {
     pub(crate) deaf: bool,
     /// Hints arrive late: when this is over.
     pub(crate) slow: bool,
+    /// Polls are answered, and say of every lane that its node was silent.
+    pub(crate) silent: bool,
     /// Invalidations on this lane do not reach the store.
     pub(crate) stuck: Option<Lane>,
     /// These calls do not reach the store.
@@ -51,6 +53,8 @@ struct State {
     links: AtomicU64,
     /// Messages that nobody has sent, to be heard.
     invented: Mutex<Vec<Bytes>>,
+    /// What a replica has that follows its primary no more.
+    replica: Mutex<Option<(OwnedPlace, Found)>>,
     /// Leases that were asked for and neither refused, nor given back, nor filled.
     leases: Mutex<BTreeSet<u64>>,
 }
@@ -94,6 +98,7 @@ impl Wire {
             place: Mutex::default(),
             links: AtomicU64::new(0),
             invented: Mutex::default(),
+            replica: Mutex::default(),
             leases: Mutex::default(),
         }))
     }
@@ -108,6 +113,16 @@ impl Wire {
 
     pub(crate) fn deafen(&self, deaf: bool) {
         self.change(|now| now.deaf = deaf);
+    }
+
+    /// Has the nodes of all lanes fall silent, while the link stays.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.change(|now| now.silent = silent);
+    }
+
+    /// From now on there is a replica, which has this under one key and never anything else.
+    pub(crate) fn stand_still(&self, at: &OwnedPlace, found: Found) {
+        *self.0.replica.lock().unwrap() = Some((at.clone(), found));
     }
 
     /// Holds hints up; they arrive when it is over, at the next heartbeat at the latest.
@@ -327,7 +342,13 @@ impl Link for WireLink {
     }
 
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
-        Box::pin(self.state.pass("poll", self.link.poll()))
+        Box::pin(async move {
+            let mut polled = self.state.pass("poll", self.link.poll()).await?;
+            if self.state.trouble.borrow().silent {
+                polled.silent = (0..).map(Lane).take(polled.heads.len()).collect();
+            }
+            Ok(polled)
+        })
     }
 
     fn log_since(
@@ -344,6 +365,15 @@ impl Link for WireLink {
 
     fn read<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         self.at("read", place, self.link.read(place))
+    }
+
+    fn read_replica<'a>(&'a self, place: Place<'a>) -> Option<BoxFuture<'a, StoreResult<Found>>> {
+        let there = self.state.replica.lock().unwrap().clone();
+        let found = there.filter(|(at, _)| at.place() == place)?.1;
+        let read = self
+            .state
+            .pass("read_replica", Box::pin(async { Ok(found) }));
+        Some(Box::pin(read))
     }
 
     fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
@@ -523,6 +553,11 @@ impl Hand {
     /// What stands under a key.
     pub(crate) async fn look(&self, at: &OwnedPlace) -> Option<Bytes> {
         self.link.read(at.place()).await.unwrap().value
+    }
+
+    /// The same with its lane's head and its entity's floor.
+    pub(crate) async fn found(&self, at: &OwnedPlace) -> Found {
+        self.link.read(at.place()).await.unwrap()
     }
 
     /// Replaces whatever stands under a key, behind the protocol's back.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tidings::store::Memory;
-use tidings::{Cache, CacheError, Clock, Loader, Memo, MemoBuilder, Millis};
+use tidings::{Cache, CacheBuilder, CacheError, Clock, Loader, Memo, MemoBuilder, Millis};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -26,18 +26,58 @@ pub(crate) struct Bed {
     pub(crate) cache: Cache,
     pub(crate) clock: Clock,
     pub(crate) source: Source,
+    _place: Place,
+}
+
+/// Where pods meet: the embedded store, or that which `servers.rs` is told to take.
+#[derive(Clone)]
+pub(crate) enum Place {
+    Embedded(Memory),
+    #[cfg(feature = "redis")]
+    Servers(String, Arc<crate::servers::Servers>),
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        #[cfg(feature = "redis")]
+        if crate::servers::is_told() {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let namespace = format!("memo-{}", NEXT.fetch_add(1, SeqCst));
+            return Self::Servers(namespace, crate::servers::servers());
+        }
+        Self::Embedded(Memory::new())
+    }
+
+    pub(crate) fn builder(&self) -> CacheBuilder {
+        match self {
+            Self::Embedded(memory) => Cache::builder("memo").store(memory.clone()),
+            #[cfg(feature = "redis")]
+            Self::Servers(namespace, servers) => {
+                Cache::builder(namespace.as_str()).store_url(servers.url())
+            }
+        }
+    }
 }
 
 impl Bed {
     pub(crate) async fn new() -> Self {
+        Self::at(Place::new()).await
+    }
+
+    /// For paused time, in which a server has none to answer.
+    pub(crate) async fn embedded() -> Self {
+        Self::at(Place::Embedded(Memory::new())).await
+    }
+
+    async fn at(place: Place) -> Self {
         let clock = Clock::manual(Millis(1_000));
-        let builder = Cache::builder("memo").store(Memory::new());
-        let cache = builder.clock(clock.clone()).build().await.unwrap();
+        let cache = place.builder().clock(clock.clone()).build().await.unwrap();
         let source = Source::default();
         Self {
             cache,
             clock,
             source,
+            _place: place,
         }
     }
 

@@ -126,7 +126,7 @@ async fn everybody_on_board_gets_the_error_of_the_one_computation() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_gives_up_at_the_limit_and_the_outcome_is_kept_all_the_same() {
-    let bed = Bed::new().await;
+    let bed = Bed::embedded().await;
     let limit = Duration::from_secs(3);
     let numbers = bed.builder().load_timeout(limit).build().unwrap();
     bed.source.commit(1, 11);
@@ -142,7 +142,7 @@ async fn a_caller_gives_up_at_the_limit_and_the_outcome_is_kept_all_the_same() {
 
 #[tokio::test(start_paused = true)]
 async fn a_computation_that_hangs_is_given_up_and_whoever_waits_computes_anew() {
-    let bed = Bed::new().await;
+    let bed = Bed::embedded().await;
     let limit = Duration::from_secs(3);
     let numbers = bed.builder().load_timeout(limit).build().unwrap();
     bed.source.hold();

@@ -60,7 +60,7 @@ async fn it_expires_is_refreshed_and_invalidated_as_any_other() {
 
 #[tokio::test(start_paused = true)]
 async fn its_options_are_those_of_a_memo() {
-    let bed = Bed::new().await;
+    let bed = Bed::embedded().await;
     let one = builder(&bed)
         .ttl(Ttl::Forever)
         .error_ttl(|_| Some(Duration::from_millis(5)))

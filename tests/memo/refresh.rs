@@ -81,7 +81,7 @@ async fn a_panic_leaves_the_old_value() {
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_leaves_the_old_value_and_the_new_one_may_still_come() {
-    let bed = Bed::new().await;
+    let bed = Bed::embedded().await;
     let numbers = bed.numbers();
     bed.source.commit(1, 11);
     numbers.get(&1).await.unwrap();

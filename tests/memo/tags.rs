@@ -1,6 +1,6 @@
 //! Memos that depend on tags: what drops them, and when.
 
-use crate::bed::{eventually, poll_once};
+use crate::bed::{Place, eventually, poll_once};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -10,9 +10,8 @@ use tidings::testing::{Direction, Fault, Proxy, RedisServer};
 use tidings::{Cache, Clock, Memo, Millis};
 use tokio::sync::Semaphore;
 
-async fn pod(store: &Memory) -> Cache {
-    let builder = Cache::builder("memo").store(store.clone());
-    builder.build().await.unwrap()
+async fn pod(place: &Place) -> Cache {
+    place.builder().build().await.unwrap()
 }
 
 /// A memo that counts its computations, of keys that depend on `org:KEY` and on every `dish`.
@@ -34,7 +33,8 @@ async fn both(menus: &Memo<u64, u64, Infallible>) -> (u64, u64) {
 
 #[tokio::test]
 async fn an_invalidation_of_its_tag_drops_an_outcome_and_no_other() {
-    let cache = pod(&Memory::new()).await;
+    let place = Place::new();
+    let cache = pod(&place).await;
     let menus = menus(&cache, &Arc::default());
     assert_eq!(both(&menus).await, (1, 2));
     cache.invalidate(["org:7"]).await.unwrap();
@@ -53,8 +53,8 @@ async fn an_invalidation_of_its_tag_drops_an_outcome_and_no_other() {
 
 #[tokio::test]
 async fn an_invalidation_by_another_pod_drops_an_outcome() {
-    let store = Memory::new();
-    let (here, there) = (pod(&store).await, pod(&store).await);
+    let place = Place::new();
+    let (here, there) = (pod(&place).await, pod(&place).await);
     let menus = menus(&here, &Arc::default());
     for count in 1..=20 {
         assert_eq!(menus.get(&7).await.unwrap(), count);
@@ -65,7 +65,8 @@ async fn an_invalidation_by_another_pod_drops_an_outcome() {
 
 #[tokio::test]
 async fn an_invalidation_of_an_entity_drops_what_depends_on_it() {
-    let cache = pod(&Memory::new()).await;
+    let place = Place::new();
+    let cache = pod(&place).await;
     let load = |id: u64| async move { Ok::<_, Infallible>(id) };
     let users = cache.entity("user", load).build().unwrap();
     let tag = users.tag(&42);
@@ -84,7 +85,8 @@ async fn an_invalidation_of_an_entity_drops_what_depends_on_it() {
 /// 1. A computation begins. 2. Its tag is invalidated. 3. Somebody asks. 4. The computation ends.
 #[tokio::test]
 async fn a_computation_that_its_tag_overtook_is_neither_joined_nor_remembered() {
-    let cache = pod(&Memory::new()).await;
+    let place = Place::new();
+    let cache = pod(&place).await;
     let (gate, source) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(1)));
     let (held, read) = (Arc::clone(&gate), Arc::clone(&source));
     let compute = move |_: u64| {

@@ -2,7 +2,7 @@
 
 pub(crate) use crate::support::{PATIENCE, eventually, soon};
 
-use crate::support::server;
+use crate::servers::{Servers, servers};
 use crate::wire::Wire;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tidings::Cache;
 use tidings::presence::{Event, LeftReason, Presence, Watch};
 use tidings::store::{Memory, Store};
-use tidings::testing::RedisServer;
 
 /// The shortest there is.
 pub(crate) const TTL: Duration = Duration::from_secs(1);
@@ -20,7 +19,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(1);
 pub(crate) struct Bed {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) namespace: String,
-    _server: Option<Arc<RedisServer>>,
+    _servers: Option<Arc<Servers>>,
 }
 
 impl Bed {
@@ -29,7 +28,7 @@ impl Bed {
         Self {
             store: Arc::new(store),
             namespace: format!("bed-{}", NEXT.fetch_add(1, Relaxed)),
-            _server: None,
+            _servers: None,
         }
     }
 
@@ -39,10 +38,10 @@ impl Bed {
 
     #[cfg(feature = "redis")]
     pub(crate) fn redis() -> Self {
-        let server = server();
-        let store = tidings::store::Redis::new(&server.url()).unwrap();
+        let servers = servers();
+        let store = tidings::store::Redis::new(&servers.url()).unwrap();
         Self {
-            _server: Some(server),
+            _servers: Some(servers),
             ..Self::on(store)
         }
     }

@@ -6,6 +6,9 @@
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/mod.rs"]
 mod support;
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "../support/servers.rs"]
+mod servers;
 
 mod bed {
     pub(crate) use super::Bed;
@@ -23,7 +26,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use support::eventually;
 use tidings::store::{Memory, Redis, Store};
-use tidings::testing::RedisServer;
 use tidings::{Cache, Raw, RawKeys};
 
 /// Long enough that a slow machine changes what it has just stored before it ends.
@@ -33,16 +35,16 @@ const SHORT: Duration = Duration::from_secs(1);
 struct Bed {
     store: Arc<dyn Store>,
     namespace: String,
-    _server: Option<Arc<RedisServer>>,
+    _servers: Option<Arc<servers::Servers>>,
 }
 
 impl Bed {
-    fn on(store: impl Store, server: Option<Arc<RedisServer>>) -> Self {
+    fn on(store: impl Store, servers: Option<Arc<servers::Servers>>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             store: Arc::new(store),
             namespace: format!("bed-{}", NEXT.fetch_add(1, Relaxed)),
-            _server: server,
+            _servers: servers,
         }
     }
 
@@ -51,8 +53,8 @@ impl Bed {
     }
 
     fn redis() -> Self {
-        let server = support::server();
-        Self::on(Redis::new(&server.url()).unwrap(), Some(server))
+        let servers = servers::servers();
+        Self::on(Redis::new(&servers.url()).unwrap(), Some(servers))
     }
 
     async fn cache(&self) -> Cache {

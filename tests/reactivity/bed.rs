@@ -2,7 +2,7 @@
 
 pub(crate) use crate::support::{PATIENCE, eventually, soon};
 
-use crate::support::server;
+use crate::servers::{Servers, servers};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) struct Bed {
 
 enum Backing {
     Memory(Memory),
-    Redis(Arc<RedisServer>),
+    Redis(Arc<Servers>),
 }
 
 impl Bed {
@@ -35,19 +35,21 @@ impl Bed {
     }
 
     pub(crate) fn redis() -> Self {
-        let server = server();
-        Self::on(Backing::Redis(server))
+        Self::on(Backing::Redis(servers()))
     }
 
     /// A bed on a server of its own, to be cut off and emptied.
     pub(crate) fn redis_alone() -> Self {
         let server = RedisServer::start().unwrap();
-        Self::on(Backing::Redis(Arc::new(server)))
+        Self::on(Backing::Redis(Arc::new(Servers::One(server))))
     }
 
     pub(crate) fn server(&self) -> &RedisServer {
         match &self.store {
-            Backing::Redis(server) => server,
+            Backing::Redis(servers) => match &servers.primaries()[..] {
+                [server] => server,
+                _ => panic!("the test is for one server"),
+            },
             Backing::Memory(_) => panic!("the test is for Redis"),
         }
     }
@@ -56,7 +58,7 @@ impl Bed {
         let builder = Cache::builder(&*self.namespace);
         match &self.store {
             Backing::Memory(memory) => builder.store(memory.clone()),
-            Backing::Redis(server) => builder.store_url(server.url()),
+            Backing::Redis(servers) => builder.store_url(servers.url()),
         }
     }
 
@@ -75,7 +77,7 @@ impl Bed {
     pub(crate) fn empty(&self) {
         match &self.store {
             Backing::Memory(memory) => memory.faults().with_state(|state| state.flush_all()),
-            Backing::Redis(server) => drop(server.cli(&["FLUSHALL"]).unwrap()),
+            Backing::Redis(_) => drop(self.server().cli(&["FLUSHALL"]).unwrap()),
         }
     }
 }

@@ -2,8 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 #[macro_use]
+#[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/mod.rs"]
 mod support;
+#[expect(dead_code, reason = "others need more of it")]
+#[path = "../support/servers.rs"]
+mod servers;
 
 mod bed;
 

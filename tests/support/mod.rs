@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tidings::testing::RedisServer;
 
-/// Declares each promise, an `async fn(Bed)`, as one test on the embedded store and one on Redis. The
-/// crate of the tests has a `bed::Bed` with `memory()` and `redis()`.
+/// Declares each promise, an `async fn(Bed)`, as one test on the embedded store and one on Redis, which
+/// is a cluster or stands behind sentinels if `servers.rs` is told so. The crate of the tests has a
+/// `bed::Bed` with `memory()` and `redis()`.
 macro_rules! on_both_stores {
     ($($promise:ident),* $(,)?) => {
         mod memory {

@@ -15,7 +15,7 @@
 //! [1]: <https://github.com/graphql/dataloader>
 
 use super::keys::{Key, Keys};
-use super::nodes::Nodes;
+use super::nodes::{Nodes, Side};
 use super::reply::{self, Reply};
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};
@@ -43,6 +43,7 @@ pub(super) struct Reads {
 
 struct Shared {
     nodes: Arc<Nodes>,
+    side: Side,
     keys: Arc<Keys>,
     queue: Mutex<Queue>,
 }
@@ -107,11 +108,12 @@ enum Way {
 }
 
 impl Reads {
-    pub(super) fn new(nodes: Arc<Nodes>, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(side: Side, nodes: Arc<Nodes>, keys: Arc<Keys>) -> Self {
         let ended = CancellationToken::new();
         Self {
             shared: Arc::new(Shared {
                 nodes,
+                side,
                 keys,
                 queue: Mutex::default(),
             }),
@@ -207,7 +209,10 @@ impl Shared {
         for (_, plan) in &plans {
             commands.add_command(mget(&plan.names));
         }
-        let answers = self.nodes.send_many("read", None, &commands).await;
+        let answers = self
+            .nodes
+            .send_many_to(self.side, "read", None, &commands)
+            .await;
         let malformed = |_| Err(Reply::malformed("read"));
         let mut found: Vec<_> = batch.iter().map(malformed).collect();
         for ((members, plan), answer) in plans.iter().zip(answers) {
@@ -233,7 +238,11 @@ impl Shared {
     }
 
     async fn get(&self, command: &Cmd) -> StoreResult<Reply> {
-        Reply::new("read", self.nodes.send("read", command).await?)
+        let answer = match self.side {
+            Side::Nodes => self.nodes.send("read", command).await?,
+            Side::Replicas => self.nodes.ask_replica("read", command).await?,
+        };
+        Reply::new("read", answer)
     }
 }
 

@@ -20,7 +20,8 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::random::{random, random_part};
 use crate::store::together::together;
 use crate::store::{BoxFuture, Connected, Namespace, StoreResult};
-use ::redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Pipeline, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,8 +102,9 @@ impl Cluster {
         });
         let (mut nodes, mut failure) = (Vec::new(), None);
         let mut elsewhere = Elsewhere {
-            at: Vec::new(),
             slots: Arc::new(Mutex::new(slots)),
+            cluster: Some(self.clone()),
+            ..Elsewhere::default()
         };
         let mut lost = Vec::new();
         for (opened, at) in together(opened).await.into_iter().zip(owners.keys()) {
@@ -135,7 +137,10 @@ impl Cluster {
             cluster.until_changed(&known, &owners, &slots, &lost).await;
         });
         let nodes = Nodes::new(nodes, Arc::clone(&keys), elsewhere);
-        let link = RedisLink::new(nodes, keys, options).watched(watch);
+        let mut link = RedisLink::new(nodes, keys, options).watched(watch);
+        if options.replicas {
+            link = link.reading_replicas(self.0.node.clone());
+        }
         Ok((Arc::new(link), Box::new(hints)))
     }
 
@@ -167,8 +172,40 @@ impl Cluster {
             None => None,
         };
         let node = Node::new(connection, channels, life, lanes.to_vec(), fate.clone());
+        let moving = moving(&node, keys).await?;
         let node = node.replicating(replicated, fate.clone());
-        Ok((node, fate))
+        Ok((node.with_moving(moving), fate))
+    }
+
+    /// Sends commands to a node that is none of a link's, over a connection that is `known` the next
+    /// time.
+    pub(super) async fn ask(
+        &self,
+        known: &tokio::sync::Mutex<BTreeMap<At, MultiplexedConnection>>,
+        at: &At,
+        operation: &'static str,
+        commands: &Pipeline,
+    ) -> StoreResult<Vec<Value>> {
+        let failed = |failed| error::of_client(operation, &failed);
+        let mut kept = known.lock().await;
+        let mut connection = match kept.get(at) {
+            Some(connection) => connection.clone(),
+            None => {
+                let client = client_at(&self.0.node, &at.host, at.port)?;
+                let config = super::connection_config(WATCH_EVERY);
+                let connect = client.get_multiplexed_async_connection_with_config(&config);
+                let connection = connect.await.map_err(failed)?;
+                kept.insert(at.clone(), connection.clone());
+                connection
+            }
+        };
+        drop(kept);
+        let answers = connection.send_packed_commands(commands, 0, commands.len());
+        let answers = answers.await;
+        if answers.is_err() {
+            known.lock().await.remove(at);
+        }
+        answers.map_err(failed)
     }
 
     /// Ends when another link would be better: a lane is elsewhere, or a node that was lost is back.
@@ -275,6 +312,20 @@ impl Cluster {
         }
         SlotMap::read(at, slots)
     }
+}
+
+/// Which lanes of a node are on the move: it sends on a write to a key that is not there.
+async fn moving(node: &Node, keys: &Keys) -> StoreResult<Vec<Lane>> {
+    let mut writes = ::redis::pipe();
+    for &lane in &node.lanes {
+        writes.cmd("UNLINK").arg(keys.beacon(lane)?);
+    }
+    let answers = node.send_many("connect", &writes).await?;
+    let asks =
+        |answer: &Value| matches!(answer, Value::ServerError(refused) if refused.code() == "ASK");
+    let lanes = node.lanes.iter().zip(&answers);
+    let moving = lanes.filter(|(_, answer)| asks(answer));
+    Ok(moving.map(|(&lane, _)| lane).collect())
 }
 
 /// The node of each lane.

@@ -15,8 +15,7 @@ impl RedisLink {
 
     /// Sends one command of the user and gives what the server answered, errors inside of it included.
     pub(crate) async fn command(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
-        let node = self.nodes.of(operation, cmd)?;
-        checked(operation, cmd, node.send(operation, cmd).await?)
+        checked(operation, cmd, self.nodes.send(operation, cmd).await?)
     }
 
     /// As [`command`](Self::command), of a call of a script; `load` makes the server know it, if it does
@@ -27,17 +26,25 @@ impl RedisLink {
         call: &Cmd,
         load: impl FnOnce() -> Cmd,
     ) -> StoreResult<Value> {
-        let node = self.nodes.of(operation, call)?;
-        let answer = node.send(operation, call).await?;
-        let unknown =
-            |refused: &::redis::ServerError| refused.kind() == Some(ServerErrorKind::NoScript);
-        if !matches!(&answer, Value::ServerError(refused) if unknown(refused)) {
+        let answer = self.nodes.send(operation, call).await?;
+        if !is_unknown(&answer) {
             return checked(operation, call, answer);
         }
         let load = load();
+        // Of its owner, whose refusal of the script itself is to be told as that.
+        let node = self.nodes.of(operation, call)?;
         checked(operation, &load, node.send(operation, &load).await?)?;
-        checked(operation, call, node.send(operation, call).await?)
+        let mut answer = self.nodes.send(operation, call).await?;
+        if is_unknown(&answer) {
+            // It went on to the next node of a slot that moves.
+            answer = self.nodes.send_behind(operation, Some(&load), call).await?;
+        }
+        checked(operation, call, answer)
     }
+}
+
+fn is_unknown(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(refused) if refused.kind() == Some(ServerErrorKind::NoScript))
 }
 
 /// The answer, unless it is an error or holds one.

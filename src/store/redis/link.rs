@@ -5,8 +5,9 @@ use super::batch::{Reads, read_command};
 use super::error;
 use super::groups::{Group, by_lane, groups, run};
 use super::keys::{Key, Keys, LaneKeys, tag_name};
-use super::nodes::{Node, Nodes};
+use super::nodes::{Node, Nodes, Side};
 use super::publish::Publisher;
+use super::replicas;
 use super::reply::{self, Reply};
 use super::scripts::{
     CLEAR, FENCE, FILL, GUARD, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
@@ -20,12 +21,13 @@ use crate::store::{
     BoxFuture, Fill, Found, Guarded, LeaseReply, LeaseRequest, Link, Logged, Markers, Opening,
     Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
-use ::redis::{Cmd, Pipeline, Value};
+use ::redis::{Cmd, ConnectionInfo, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 /// How long a node of a cluster may take to answer a poll before it counts as silent: less than the
 /// driver gives to all of them.
@@ -39,6 +41,8 @@ pub(crate) struct RedisLink {
     pub(super) nodes: Arc<Nodes>,
     pub(super) keys: Arc<Keys>,
     reads: Reads,
+    /// Those of replicas, if they are to be asked, and what finds these.
+    replicas: Option<(Reads, DropGuard)>,
     /// What a poll asks of each node.
     polls: Vec<Pipeline>,
     /// Looks whether the servers are still the right ones, where somebody else knows.
@@ -58,7 +62,8 @@ impl RedisLink {
                 .iter()
                 .map(|node| poll_commands(&keys, node, publisher.relays()))
                 .collect(),
-            reads: Reads::new(Arc::clone(&nodes), Arc::clone(&keys)),
+            reads: Reads::new(Side::Nodes, Arc::clone(&nodes), Arc::clone(&keys)),
+            replicas: None,
             nodes,
             keys,
             watch: None,
@@ -71,6 +76,17 @@ impl RedisLink {
     pub(super) fn watched(self, watch: Watch) -> Self {
         let watch = Some(watch);
         Self { watch, ..self }
+    }
+
+    /// The same, which reads entities from replicas; `info` says how to connect to one, but for its address.
+    pub(super) fn reading_replicas(self, info: ConnectionInfo) -> Self {
+        let reads = Reads::new(
+            Side::Replicas,
+            Arc::clone(&self.nodes),
+            Arc::clone(&self.keys),
+        );
+        let replicas = Some((reads, replicas::keep(&self.nodes, info)));
+        Self { replicas, ..self }
     }
 
     /// A call of `step`, which may have to open an epoch, up to its own keys.
@@ -259,6 +275,11 @@ impl RedisLink {
         }
         let polled = polled(node, answers, self.publisher.relays()).ok();
         node.set_proven(polled.is_some());
+        let mut heads = polled.iter().flat_map(|polled| &polled.heads);
+        if heads.any(|(lane, _)| node.moving.contains(lane)) {
+            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
+            return Err(error.with_detail("a lane that was on the move stays where it is"));
+        }
         Ok(polled)
     }
 }
@@ -454,13 +475,31 @@ impl Link for RedisLink {
         Box::pin(self.reads.read(place))
     }
 
+    fn read_replica<'a>(&'a self, place: Place<'a>) -> Option<BoxFuture<'a, StoreResult<Found>>> {
+        let (reads, _) = self.replicas.as_ref()?;
+        let there = self.nodes.has_replica(place.lane);
+        there.then(|| -> BoxFuture<'a, _> { Box::pin(reads.read(place)) })
+    }
+
+    fn read_replica_many<'a>(
+        &'a self,
+        places: &'a [Place<'a>],
+    ) -> Option<BoxFuture<'a, Vec<StoreResult<Found>>>> {
+        let (reads, _) = self.replicas.as_ref()?;
+        let mut places_there = places.iter().map(|place| place.lane);
+        let there = places_there.any(|lane| self.nodes.has_replica(lane));
+        there.then(|| -> BoxFuture<'a, _> { Box::pin(reads.read_many(places)) })
+    }
+
     fn read_proven<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, StoreResult<Found>> {
         Box::pin(async move {
             let mut commands = ::redis::pipe();
             commands.add_command(read_command(&self.keys, place)?);
             let beacon = self.keys.beacon(place.lane)?;
             commands.cmd("UNLINK").arg(beacon); // as in a poll
-            let answers = self.pipeline("read", &commands).await?;
+            // At one node: the write proves nothing of another.
+            let node = self.nodes.of_lane("read", place.lane)?;
+            let answers = node.send_many("read", &commands).await?;
             let [found, _written] = Reply::pipeline("read", answers)?;
             found.found()
         })

@@ -38,6 +38,7 @@ mod link;
 mod nodes;
 mod publish;
 mod raw;
+mod replicas;
 mod replicated;
 mod reply;
 mod rooms;
@@ -91,6 +92,8 @@ struct Options {
     fences: bool,
     acknowledge: Acknowledge,
     replication_timeout: Duration,
+    /// Whether entities are read from replicas.
+    replicas: bool,
     publish: Publish,
 }
 
@@ -127,6 +130,7 @@ impl Redis {
                 fences: false,
                 acknowledge: Acknowledge::Primary,
                 replication_timeout: REPLICATION_TIMEOUT,
+                replicas: false,
                 publish: Publish::default(),
             },
         })
@@ -193,6 +197,23 @@ impl Redis {
         self
     }
 
+    /// Reads entities from replicas where that is as good: each pod keeps a connection to one replica of each
+    /// primary, chosen at random among those that the primary is in touch with. Default: all reads go to
+    /// primaries.
+    ///
+    /// What it is for: relief of a primary whose processor is busy with reads. It makes nothing faster, and
+    /// costs a round trip where the replica is behind. Only `get` and `get_many` of an entity ask
+    /// replicas, for values without tags; leases, loads, invalidations and everything else go to primaries.
+    ///
+    /// # Consistency
+    /// The same bound as ever. A replica's value counts only while the lane is live, and if the lane's log
+    /// reaches as far on the replica as this pod has followed it; otherwise the primary is asked.
+    #[must_use]
+    pub fn read_from_replicas(mut self) -> Self {
+        self.options.replicas = true;
+        self
+    }
+
     /// When the hints of invalidations are published; [`Publish::Immediate`] by default. From some thirty
     /// pods on another choice may spare the server most of its work: see `docs/operations.md`.
     ///
@@ -254,7 +275,10 @@ impl Redis {
         };
         let node = Node::alone(connection, channels, life, &keys).replicating(replicated, fate);
         let nodes = Nodes::new(vec![node], Arc::clone(&keys), Elsewhere::default());
-        let link = RedisLink::new(nodes, keys, self.options);
+        let mut link = RedisLink::new(nodes, keys, self.options);
+        if self.options.replicas {
+            link = link.reading_replicas(client.get_connection_info().clone());
+        }
         Ok((link, hints))
     }
 }
@@ -303,6 +327,7 @@ impl fmt::Debug for Redis {
             .field("fence_on_failover", &self.options.fences)
             .field("acknowledge", &self.options.acknowledge)
             .field("replication_timeout", &self.options.replication_timeout)
+            .field("read_from_replicas", &self.options.replicas)
             .field("publish", &self.options.publish)
             .finish()
     }

@@ -1,12 +1,16 @@
 //! The servers behind a link: one, or those nodes of a cluster that have lanes of ours.
 //!
 //! A command goes to the node that has its first key. Many commands go side by side, those of one node
-//! together. No node is ever connected anew: one that fails stays silent for the rest of the link's
+//! together. While a slot moves key by key, its node sends on to the next one what it has no key of any
+//! more (`ASK`), and that is followed: whichever node answers has all keys of the command, so that the
+//! answer is what one node would have given. Polls are not sent through here, and stay with the owner. No node is ever connected anew: one that fails stays silent for the rest of the link's
 //! life, and its lanes with it, while the others go on.
 
+use super::cluster::Cluster;
 use super::error;
 use super::hints::Channels;
 use super::keys::Keys;
+use super::replicas::Replica;
 use super::replicated::Replicated;
 use super::reply::Reply;
 use super::server::Life;
@@ -17,6 +21,7 @@ use crate::store::together::together;
 use crate::store::{BoxFuture, StoreResult};
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Arg, Cmd, Pipeline, RedisError, Value};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -37,6 +42,19 @@ pub(super) struct Nodes {
 pub(super) struct Elsewhere {
     pub(super) at: Vec<At>,
     pub(super) slots: Arc<Mutex<SlotMap>>,
+    /// None on a server by itself.
+    pub(super) cluster: Option<Cluster>,
+    /// Connections to nodes that have no lane of ours yet, but some keys of one that is on the move.
+    pub(super) next: tokio::sync::Mutex<BTreeMap<At, MultiplexedConnection>>,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Those that take writes.
+    Nodes,
+    /// A replica of each, for reads that are judged by the head among them.
+    Replicas,
 }
 
 /// One server.
@@ -44,6 +62,8 @@ pub(super) struct Node {
     connection: MultiplexedConnection,
     /// Another one, for calls that replicas must have before they count.
     replicated: Option<Replicated>,
+    /// Where entities may be read from besides.
+    pub(super) replica: Replica,
     /// Where the channels of watched rooms are subscribed to.
     pub(super) channels: Channels,
     /// The life of the server as last seen. It can change under a living connection: the server
@@ -51,6 +71,8 @@ pub(super) struct Node {
     life: Mutex<Life>,
     /// The lanes that it has.
     pub(super) lanes: Vec<Lane>,
+    /// Those of them that were on the move when the link was opened, and so could not be touched.
+    pub(super) moving: Vec<Lane>,
     /// Whether it is a server by itself, rather than a node of a cluster.
     alone: bool,
     /// Its last poll was not answered as that of a node which takes writes: what it has may be old.
@@ -95,9 +117,11 @@ impl Node {
         Self {
             connection,
             replicated: None,
+            replica: Replica::default(),
             channels,
             life: Mutex::new(life),
             lanes,
+            moving: Vec::new(),
             alone: false,
             doubtful: AtomicBool::new(false),
             fate,
@@ -118,6 +142,11 @@ impl Node {
     pub(super) fn replicas_asked(&self) -> Option<u8> {
         let replicated = self.replicated.as_ref();
         replicated.map(|replicated| replicated.replicas)
+    }
+
+    /// The same, with lanes that are on the move.
+    pub(super) fn with_moving(self, moving: Vec<Lane>) -> Self {
+        Self { moving, ..self }
     }
 
     /// The lane beside which the namespace's record stands on a cluster.
@@ -197,6 +226,18 @@ impl Node {
         silent(operation)
     }
 
+    async fn send_many_to(
+        &self,
+        side: Side,
+        operation: &'static str,
+        commands: &Pipeline,
+    ) -> StoreResult<Vec<Value>> {
+        match side {
+            Side::Nodes => self.send_many(operation, commands).await,
+            Side::Replicas => self.replica.send_many(operation, commands).await,
+        }
+    }
+
     /// Sends commands as one; an answer for each.
     pub(super) async fn send_many(
         &self,
@@ -235,6 +276,12 @@ impl Nodes {
         }
     }
 
+    /// Whether the node of a lane has a replica at the time.
+    pub(super) fn has_replica(&self, lane: Lane) -> bool {
+        let at = self.at_lane(lane);
+        at.is_some_and(|at| self.nodes[at].replica.is_there())
+    }
+
     pub(super) fn all(&self) -> &[Node] {
         &self.nodes
     }
@@ -252,8 +299,10 @@ impl Nodes {
         }
     }
 
+    /// Whether the lane can be touched and polled: its node is connected to, and keeps it.
     pub(super) fn serves(&self, lane: Lane) -> bool {
-        self.at_lane(lane).is_some()
+        let at = self.at_lane(lane);
+        at.is_some_and(|at| !self.nodes[at].moving.contains(&lane))
     }
 
     fn at_lane(&self, lane: Lane) -> Option<usize> {
@@ -299,7 +348,7 @@ impl Nodes {
         if let Some(lane) = self.keys.lane_named(key) {
             return self.at_lane(lane).ok_or_else(|| silent(operation));
         }
-        let Elsewhere { at, slots } = &self.elsewhere;
+        let Elsewhere { at, slots, .. } = &self.elsewhere;
         let slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
         let owner = slots.owner(slot_of(key));
         let place = owner.and_then(|owner| at.iter().position(|at| at == owner));
@@ -311,7 +360,75 @@ impl Nodes {
     }
 
     pub(super) async fn send(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
-        self.of(operation, cmd)?.send(operation, cmd).await
+        self.send_behind(operation, None, cmd).await
+    }
+
+    /// Sends a command behind `first`, if there is one, to whichever node it goes.
+    pub(super) async fn send_behind(
+        &self,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        cmd: &Cmd,
+    ) -> StoreResult<Value> {
+        let at = self.at(operation, cmd)?;
+        if let Some(first) = first {
+            Reply::new(operation, self.nodes[at].send(operation, first).await?)?;
+        }
+        let answer = self.nodes[at].send(operation, cmd).await?;
+        self.followed(operation, at, answer, first, cmd).await
+    }
+
+    /// The answer of node `at` to a command, or that of the node which it says has the keys by now.
+    async fn followed(
+        &self,
+        operation: &'static str,
+        at: usize,
+        answer: Value,
+        first: Option<&Cmd>,
+        cmd: &Cmd,
+    ) -> StoreResult<Value> {
+        let Elsewhere {
+            at: places,
+            cluster: Some(cluster),
+            next,
+            ..
+        } = &self.elsewhere
+        else {
+            return Ok(answer);
+        };
+        let Some(target) = asked_elsewhere(&answer, &places[at]) else {
+            return Ok(answer);
+        };
+        let lost = |error: StoreError| match error.kind() {
+            // As with a node of ours: it is not the store.
+            StoreErrorKind::Unavailable => silent(operation),
+            _ => error,
+        };
+        let mut commands = Pipeline::with_capacity(3);
+        if let Some(first) = first {
+            commands.add_command(first.clone());
+        }
+        // It counts for the next command on the connection: the three are written as one.
+        commands.cmd("ASKING");
+        commands.add_command(cmd.clone());
+        let answers = match places.iter().position(|place| *place == target) {
+            Some(known) => self.nodes[known].send_many(operation, &commands).await?,
+            None => {
+                let asked = cluster.ask(next, &target, operation, &commands).await;
+                asked.map_err(lost)?
+            }
+        };
+        let last = answers.into_iter().next_back();
+        last.ok_or_else(|| Reply::malformed(operation))
+    }
+
+    /// Sends a command to a replica of the node that has its first key.
+    pub(super) async fn ask_replica(
+        &self,
+        operation: &'static str,
+        cmd: &Cmd,
+    ) -> StoreResult<Value> {
+        self.of(operation, cmd)?.replica.send(operation, cmd).await
     }
 
     /// Sends many commands; an answer for each, in their order. `first`, if there is one, goes to every
@@ -322,11 +439,23 @@ impl Nodes {
         first: Option<&Cmd>,
         commands: &Pipeline,
     ) -> Vec<StoreResult<Value>> {
+        self.send_many_to(Side::Nodes, operation, first, commands)
+            .await
+    }
+
+    /// The same, to the nodes or to their replicas.
+    pub(super) async fn send_many_to(
+        &self,
+        side: Side,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        commands: &Pipeline,
+    ) -> Vec<StoreResult<Value>> {
         if let ([node], None) = (&self.nodes[..], first)
             && node.alone
         {
             // As it is: what is divided is copied.
-            return match node.send_many(operation, commands).await {
+            return match node.send_many_to(side, operation, commands).await {
                 Ok(answers) => answers.into_iter().map(Ok).collect(),
                 Err(failed) => commands.cmd_iter().map(|_| Err(failed.clone())).collect(),
             };
@@ -350,12 +479,14 @@ impl Nodes {
                 Err(error) => answers[place] = Err(error),
             }
         }
-        let asked = self.nodes.iter().zip(&parts);
-        let asked = asked.filter(|(_, (places, _))| !places.is_empty());
-        let sent = asked.map(|(node, (places, part))| -> BoxFuture<'_, _> {
-            Box::pin(async move { (places, node.send_many(operation, part).await) })
+        let some = |at: &usize| !parts[*at].0.is_empty();
+        let nodes_asked: Vec<_> = (0..self.nodes.len()).filter(some).collect();
+        let sent = nodes_asked.iter().map(|&at| -> BoxFuture<'_, _> {
+            let (node, (places, part)) = (&self.nodes[at], &parts[at]);
+            Box::pin(async move { (places, node.send_many_to(side, operation, part).await) })
         });
-        for (places, part) in together(sent).await {
+        let mut asked = Vec::new();
+        for ((places, part), at) in together(sent).await.into_iter().zip(nodes_asked) {
             match part {
                 Ok(part) => {
                     let mut part = part.into_iter();
@@ -367,6 +498,9 @@ impl Nodes {
                         continue;
                     }
                     for (&place, answer) in places.iter().zip(part) {
+                        if is_asked_elsewhere(&answer) {
+                            asked.push((place, at));
+                        }
                         answers[place] = Ok(answer);
                     }
                 }
@@ -377,8 +511,55 @@ impl Nodes {
                 }
             }
         }
+        self.follow_all(operation, first, commands, asked, &mut answers)
+            .await;
         answers
     }
+
+    /// Puts what other nodes answer in the place of answers that say to ask there. Side by side: these are
+    /// few, or the slot of all of them is on the move.
+    async fn follow_all(
+        &self,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        commands: &Pipeline,
+        asked: Vec<(usize, usize)>,
+        answers: &mut [StoreResult<Value>],
+    ) {
+        let calls = asked.iter().filter_map(|&(place, at)| {
+            let cmd = commands.cmd_iter().nth(place)?;
+            let answer = answers[place].clone().ok()?;
+            let follow = self.followed(operation, at, answer, first, cmd);
+            Some(Box::pin(async move { (place, follow.await) }) as BoxFuture<'_, _>)
+        });
+        let followed = together(calls.collect::<Vec<_>>().into_iter()).await;
+        for (place, answer) in followed {
+            answers[place] = answer;
+        }
+    }
+}
+
+fn is_asked_elsewhere(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(refused) if refused.code() == "ASK")
+}
+
+/// The node that has the keys, where the answer of the node at `asked` says to ask there this once.
+fn asked_elsewhere(answer: &Value, asked: &At) -> Option<At> {
+    let Value::ServerError(refused) = answer else {
+        return None;
+    };
+    if !is_asked_elsewhere(answer) {
+        return None;
+    }
+    let (host, port) = refused.details()?.split_once(' ')?.1.rsplit_once(':')?;
+    let host = match host {
+        "" | "?" => &asked.host,
+        host => host,
+    };
+    Some(At {
+        host: host.to_owned(),
+        port: port.trim().parse().ok()?,
+    })
 }
 
 /// Not `Unavailable`, which would say that the whole store is.
@@ -405,6 +586,31 @@ fn first_key(cmd: &Cmd) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_says_to_ask_elsewhere_names_the_node() {
+        let asked = At {
+            host: "a".to_owned(),
+            port: 1,
+        };
+        for (line, found) in [
+            ("-ASK 3999 127.0.0.1:6381", Some(("127.0.0.1", 6381))),
+            ("-ASK 3999 ::1:6381", Some(("::1", 6381))),
+            ("-ASK 3999 :6381", Some(("a", 6381))),
+            ("-MOVED 3999 127.0.0.1:6381", None),
+            ("-ASK", None),
+            ("-ASK 3999", None),
+            ("-ASK 3999 h", None),
+            ("-ASK 3999 h:99999", None),
+            ("+ASK 3999 h:1", None),
+        ] {
+            let line = format!("{line}\r\n");
+            let answer = ::redis::parse_redis_value(line.as_bytes()).expect("an answer");
+            let target = asked_elsewhere(&answer, &asked);
+            let target = target.as_ref().map(|at| (at.host.as_str(), at.port));
+            assert_eq!(target, found, "{line}");
+        }
+    }
 
     #[test]
     fn the_first_key_of_a_command_is_found_where_the_command_has_it() {

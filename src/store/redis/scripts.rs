@@ -7,10 +7,19 @@
 
 use super::nodes::{Node, Nodes};
 use super::reply::Reply;
+use crate::random::random_part;
 use crate::store::StoreResult;
 use ::redis::{Cmd, Pipeline, Script, ServerErrorKind, Value};
 use std::future::Future;
 use std::sync::LazyLock;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// For how long a call is repeated whose keys are on the move: most slots hold little and have moved by
+/// then. Shorter than what callers wait for.
+const MOVE_BUDGET: Duration = Duration::from_millis(200);
+/// The first pause between two attempts; each is about twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 macro_rules! steps {
     ($($name:ident = $word:literal, $first_line:literal $(+ $part:literal)*;)*) => {$(
@@ -80,29 +89,54 @@ impl Step {
     }
 
     /// Runs a call; loads the script and repeats it if the server does not know it.
+    ///
+    /// A slot that is on the move takes a call only while all keys that it names are on one side: one that
+    /// is refused, and so has done nothing, is repeated for [`MOVE_BUDGET`].
     pub(super) async fn run(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Reply> {
-        let node = nodes.of(self.operation, call)?;
-        self.known(node, || node.send(self.operation, call)).await
+        self.untorn(|| self.run_once(nodes, call)).await
     }
 
     /// The same for a call that is acknowledged by its answer.
     pub(super) async fn acknowledge(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Reply> {
         let node = nodes.of(self.operation, call)?;
-        let send = || node.acknowledge(self.operation, call);
-        self.known(node, send).await
+        match node.replicas_asked() {
+            None => self.run(nodes, call).await,
+            // Not followed to where its slot moves: it is this node's replicas that are waited for.
+            Some(_) => self.untorn(|| self.acknowledge_once(node, call)).await,
+        }
     }
 
-    async fn known<F>(&self, node: &Node, send: impl Fn() -> F) -> StoreResult<Reply>
+    async fn untorn<F>(&self, send: impl Fn() -> F) -> StoreResult<Reply>
     where
         F: Future<Output = StoreResult<Value>>,
     {
+        let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
         let mut answer = send().await?;
-        if is_unknown(&answer) {
-            let loaded = node.send(self.operation, &self.load()).await?;
-            Reply::new(self.operation, loaded)?;
+        while is_torn(&answer) && began.elapsed() + pause < MOVE_BUDGET {
+            sleep(pause.mul_f64(0.5 + random_part())).await;
+            pause *= 2;
             answer = send().await?;
         }
         Reply::new(self.operation, answer)
+    }
+
+    async fn acknowledge_once(&self, node: &Node, call: &Cmd) -> StoreResult<Value> {
+        let mut answer = node.acknowledge(self.operation, call).await?;
+        if is_unknown(&answer) {
+            let loaded = node.send(self.operation, &self.load()).await?;
+            Reply::new(self.operation, loaded)?;
+            answer = node.acknowledge(self.operation, call).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn run_once(&self, nodes: &Nodes, call: &Cmd) -> StoreResult<Value> {
+        let mut answer = nodes.send(self.operation, call).await?;
+        if is_unknown(&answer) {
+            let load = self.load();
+            answer = nodes.send_behind(self.operation, Some(&load), call).await?;
+        }
+        Ok(answer)
     }
 
     /// Runs calls as one; an answer for each, in their order.
@@ -134,6 +168,11 @@ impl Step {
         let reply = |answer: StoreResult<Value>| Reply::new(self.operation, answer?);
         answers.into_iter().map(reply).collect()
     }
+}
+
+/// Whether some of a call's keys, and not all, were where it came to.
+fn is_torn(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(refused) if refused.code() == "TRYAGAIN")
 }
 
 fn is_unknown(answer: &Value) -> bool {

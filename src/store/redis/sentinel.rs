@@ -15,7 +15,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -28,23 +28,25 @@ const OTHERS_LIMIT: Duration = Duration::from_millis(50);
 /// for which a deposed primary is listened to.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
+/// What asking is called in errors.
+const ASK: &str = "ask the sentinels";
+
 /// The sentinels of one primary.
 #[derive(Clone)]
 pub(super) struct Sentinels(Arc<Inner>);
 
 struct Inner {
-    sentinels: Vec<Sentinel>,
+    sentinels: Vec<Client>,
     name: String,
     /// How to connect to the primary, but for its address.
     primary: ConnectionInfo,
     warned: AtomicBool,
 }
 
-struct Sentinel {
-    client: Client,
-    /// Kept between questions. An answer has no history, so a new connection is as good as the last.
-    connection: Mutex<Option<MultiplexedConnection>>,
-}
+/// A connection to each sentinel, kept between questions by whoever asks, and ending with him. An answer
+/// has no history, so a new connection is as good as the last.
+#[derive(Clone)]
+struct Lines(Arc<[Mutex<Option<MultiplexedConnection>>]>);
 
 /// What a sentinel says of the primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,16 +61,13 @@ struct Named {
 pub(super) struct Primary {
     pub(super) client: Client,
     named: Named,
+    lines: Lines,
 }
 
 impl Sentinels {
     pub(super) fn new(clients: Vec<Client>, name: &str, primary: ConnectionInfo) -> Self {
-        let sentinel = |client| Sentinel {
-            client,
-            connection: Mutex::default(),
-        };
         Self(Arc::new(Inner {
-            sentinels: clients.into_iter().map(sentinel).collect(),
+            sentinels: clients,
             name: name.to_owned(),
             primary,
             warned: AtomicBool::new(false),
@@ -86,7 +85,7 @@ impl Sentinels {
 
     pub(super) fn describe(&self) -> String {
         let hosts = self.0.sentinels.iter().map(|sentinel| {
-            let info = sentinel.client.get_connection_info();
+            let info = sentinel.get_connection_info();
             let text = described(info.addr(), 0);
             let host = text.split_once("://").map_or("", |(_, rest)| rest);
             host.trim_end_matches("/0").to_owned()
@@ -101,25 +100,31 @@ impl Sentinels {
 
     /// Which server is the primary.
     pub(super) async fn primary(&self) -> StoreResult<Primary> {
-        let named = self.ask_all().await?;
+        let lines = Lines(self.0.sentinels.iter().map(|_| Mutex::default()).collect());
+        let named = self.ask_all(&lines).await?;
         let client = client_at(&self.0.primary, &named.host, named.port)?;
-        Ok(Primary { client, named })
+        Ok(Primary {
+            client,
+            named,
+            lines,
+        })
     }
 
     /// Looks after the primary of a link, as long as what is returned is kept.
     pub(super) fn watch(&self, primary: &Primary) -> Watch {
-        let (sentinels, named) = (self.clone(), primary.named.clone());
+        let sentinels = self.clone();
+        let (named, lines) = (primary.named.clone(), primary.lines.clone());
         Watch::start("the sentinels name another primary", async move {
-            sentinels.until_replaced(&named).await;
+            sentinels.until_replaced(&named, &lines).await;
         })
     }
 
     /// Ends when a sentinel that knows of as many failovers, or more, names another server.
-    async fn until_replaced(&self, primary: &Named) {
+    async fn until_replaced(&self, primary: &Named, lines: &Lines) {
         loop {
             tokio::time::sleep(WATCH_EVERY.mul_f64(0.9 + 0.2 * random_part())).await;
             // Sentinels that do not answer say nothing about the primary.
-            let Ok(named) = self.ask_all().await else {
+            let Ok(named) = self.ask_all(lines).await else {
                 continue;
             };
             let same = (&named.host, named.port) == (&primary.host, primary.port);
@@ -130,13 +135,13 @@ impl Sentinels {
     }
 
     /// The answer of whoever knows of the most failovers.
-    async fn ask_all(&self) -> StoreResult<Named> {
+    async fn ask_all(&self, lines: &Lines) -> StoreResult<Named> {
         let (answer, mut answers) = mpsc::unbounded_channel();
         for at in 0..self.0.sentinels.len() {
-            let (all, answer) = (self.clone(), answer.clone());
+            let (all, lines, answer) = (self.clone(), lines.clone(), answer.clone());
             tokio::spawn(async move {
                 // Whoever asked may have enough answers by now.
-                let _ = answer.send(all.ask(at).await);
+                let _ = answer.send(all.ask(at, &lines).await);
             });
         }
         drop(answer);
@@ -157,48 +162,32 @@ impl Sentinels {
                 Err(error) => failure = Some(error),
             }
         }
-        best.ok_or_else(|| {
-            failure.unwrap_or_else(|| StoreError::new(StoreErrorKind::Timeout, "ask the sentinels"))
-        })
+        best.ok_or_else(|| failure.unwrap_or_else(|| StoreError::new(StoreErrorKind::Timeout, ASK)))
     }
 
-    async fn ask(&self, at: usize) -> StoreResult<Named> {
-        let sentinel = &self.0.sentinels[at];
-        let named = timeout(ANSWER_LIMIT, sentinel.ask(&self.0.name)).await;
-        let named = named.unwrap_or_else(|_| {
-            Err(StoreError::new(
-                StoreErrorKind::Timeout,
-                "ask the sentinels",
-            ))
-        });
+    async fn ask(&self, at: usize, lines: &Lines) -> StoreResult<Named> {
+        let named = timeout(ANSWER_LIMIT, self.ask_on(at, lines)).await;
+        let timed_out = || Err(StoreError::new(StoreErrorKind::Timeout, ASK));
+        let named = named.unwrap_or_else(|_| timed_out());
         if named.is_err() {
-            *sentinel.connection() = None;
+            *lines.to(at) = None;
         }
         named
     }
-}
 
-impl Sentinel {
-    fn connection(&self) -> std::sync::MutexGuard<'_, Option<MultiplexedConnection>> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn ask(&self, name: &str) -> StoreResult<Named> {
-        const ASK: &str = "ask the sentinels";
-        let failed = |failed| error::of_client(ASK, &failed);
-        let known = self.connection().clone();
+    async fn ask_on(&self, at: usize, lines: &Lines) -> StoreResult<Named> {
+        let (name, failed) = (&self.0.name, |failed| error::of_client(ASK, &failed));
+        let known = lines.to(at).clone();
         let mut connection = match known {
             Some(connection) => connection,
             None => {
                 let config = AsyncConnectionConfig::new()
                     .set_connection_timeout(Some(ANSWER_LIMIT))
                     .set_response_timeout(None);
-                let client = &self.client;
+                let client = &self.0.sentinels[at];
                 let connect = client.get_multiplexed_async_connection_with_config(&config);
                 let connection = connect.await.map_err(failed)?;
-                *self.connection() = Some(connection.clone());
+                *lines.to(at) = Some(connection.clone());
                 connection
             }
         };
@@ -220,6 +209,12 @@ impl Sentinel {
         let master = Reply::new(ASK, master)?.array()?;
         let [host, port] = Reply::new(ASK, address)?.items()?;
         read(master, host, port).ok_or_else(|| Reply::malformed(ASK))
+    }
+}
+
+impl Lines {
+    fn to(&self, at: usize) -> MutexGuard<'_, Option<MultiplexedConnection>> {
+        self.0[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
