@@ -184,8 +184,10 @@ impl Spinner {
                 before = start;
                 match runtime.block_on(records.get(&key)) {
                     Ok(version) => seen.last.insert((key, *version), start),
-                    // A load that was under way when the process was stopped has had its five seconds.
+                    // A load that was under way when the process was stopped has had its five seconds,
+                    // or the source's half of one.
                     Err(CacheError::Timeout { .. }) => continue,
+                    Err(CacheError::Load(error)) if error.is_timeout() => continue,
                     Err(error) => panic!("{error:?}"),
                 };
             }

@@ -55,9 +55,13 @@ fn read_reply(stream: &mut TcpStream) -> io::Result<Bytes> {
         if let Some(frame) = framer.next_frame().map_err(io::Error::other)? {
             return Ok(frame);
         }
-        match stream.read(&mut chunk)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => framer.push(&chunk[..n]),
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => framer.push(&chunk[..n]),
+            // A signal came, such as that a child was stopped: with a timeout the kernel does not go on
+            // by itself.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }
