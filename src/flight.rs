@@ -95,7 +95,7 @@ impl<K, T, M> Flights<K, T, M> {
         if let Some(flight) = found.filter(|_| !solo)
             && flight.join(may_join)
         {
-            return Boarding::Waiter(Waiter::on(Arc::clone(flight)));
+            return Boarding::Waiter(Waiter(Arc::clone(flight)));
         }
         let flight = Arc::new(Flight::new(self.clone(), hash, key.clone(), meta, solo));
         let replaced = match solo {
@@ -107,7 +107,7 @@ impl<K, T, M> Flights<K, T, M> {
         }
         // The stripe before `replaced`: if that is the last handle, a user's `Drop` runs with it.
         drop(stripe);
-        Boarding::Leader(Guard(Arc::clone(&flight)), Waiter::on(flight))
+        Boarding::Leader(Guard(Arc::clone(&flight)), Waiter(flight))
     }
 
     /// Joins the flight of `key` if there is one and `may_join` holds, as [`board`](Self::board) does.
@@ -123,7 +123,7 @@ impl<K, T, M> Flights<K, T, M> {
         let stripe = self.stripe(hash);
         let flight = stripe.get(&hash).filter(|flight| flight.key == *key)?;
         let joined = flight.join(may_join);
-        joined.then(|| Waiter::on(Arc::clone(flight)))
+        joined.then(|| Waiter(Arc::clone(flight)))
     }
 
     /// Detaches the flight of `hash` if `when` holds, and returns whether it did.
@@ -182,6 +182,8 @@ struct State<T, M> {
     phase: Phase<T>,
     meta: M,
     waiters: usize,
+    /// How often the lead fell vacant.
+    vacancies: u8,
     /// A waiter left the load to run without it.
     unattended: bool,
     detached: bool,
@@ -202,6 +204,7 @@ impl<K, T, M> Flight<K, T, M> {
             phase: Phase::Led,
             meta,
             waiters: 1,
+            vacancies: 0,
             unattended: false,
             detached,
         };
@@ -248,8 +251,10 @@ impl<K, T, M> Flight<K, T, M> {
         }
     }
 
-    fn is_vacant(&self) -> bool {
-        matches!(self.state().phase, Phase::Vacant)
+    /// Whether nobody leads, and not for the first time.
+    fn was_left_again(&self) -> bool {
+        let state = self.state();
+        state.vacancies > 1 && matches!(state.phase, Phase::Vacant)
     }
 
     /// Gives up the lead, unless the flight has landed.
@@ -257,6 +262,7 @@ impl<K, T, M> Flight<K, T, M> {
         let mut state = self.state();
         if matches!(state.phase, Phase::Led) {
             state.phase = Phase::Vacant;
+            state.vacancies = state.vacancies.saturating_add(1);
             drop(state);
             self.news.notify_waiters();
             self.leave_map_if(State::is_deserted);
@@ -375,16 +381,12 @@ impl<K, T, M> Drop for Guard<K, T, M> {
 
 /// A caller's place on a flight; to drop it is to leave.
 #[must_use = "a dropped waiter leaves the flight"]
-pub(crate) struct Waiter<K, T, M = FlightMeta> {
-    flight: Arc<Flight<K, T, M>>,
-    /// The lead has fallen to it before.
-    has_led: bool,
-}
+pub(crate) struct Waiter<K, T, M = FlightMeta>(Arc<Flight<K, T, M>>);
 
 impl<K, T: Clone, M> Waiter<K, T, M> {
     /// Waits until the flight lands, or until its lead falls to this waiter.
     ///
-    /// One that lost the lead again gives everybody else a turn before it takes it once more. Else a
+    /// Once the lead was lost twice, whoever is to take it gives everybody else a turn first. Else a
     /// runtime that is shut down would wait for ever: it drops at once what is spawned, the lead in a
     /// new task with it, and waits for the task that spawns it to return from its poll.
     ///
@@ -394,13 +396,12 @@ impl<K, T: Clone, M> Waiter<K, T, M> {
     /// # Cancel safety
     /// Cancel safe. The lead is taken only in the poll that returns it.
     pub(crate) async fn wait(&mut self) -> Flown<K, T, M> {
-        if self.has_led && self.flight.is_vacant() {
+        if self.0.was_left_again() {
             tokio::task::yield_now().await;
         }
         loop {
-            let news = self.flight.news.notified(); // before the look, so that none is missed
+            let news = self.0.news.notified(); // before the look, so that none is missed
             if let Some(flown) = self.look() {
-                self.has_led |= matches!(flown, Flown::Lead(_));
                 return flown;
             }
             news.await;
@@ -408,33 +409,28 @@ impl<K, T: Clone, M> Waiter<K, T, M> {
     }
 
     fn look(&self) -> Option<Flown<K, T, M>> {
-        let mut state = self.flight.state();
+        let mut state = self.0.state();
         match &state.phase {
             Phase::Led => None,
             Phase::Landed(landing) => Some(Flown::Landed(landing.clone())),
             Phase::Vacant => {
                 state.phase = Phase::Led;
-                Some(Flown::Lead(Guard(Arc::clone(&self.flight))))
+                Some(Flown::Lead(Guard(Arc::clone(&self.0))))
             }
         }
     }
 }
 
 impl<K, T, M> Waiter<K, T, M> {
-    fn on(flight: Arc<Flight<K, T, M>>) -> Self {
-        let has_led = false;
-        Self { flight, has_led }
-    }
-
     /// Leaves without ending the load, even if nobody else waits for it.
     pub(crate) fn leave_running(self) {
-        self.flight.state().unattended = true;
+        self.0.state().unattended = true;
     }
 }
 
 impl<K, T, M> Drop for Waiter<K, T, M> {
     fn drop(&mut self) {
-        self.flight.leave();
+        self.0.leave();
     }
 }
 
