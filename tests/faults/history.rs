@@ -56,8 +56,8 @@ pub(crate) enum Violation {
     OwnWrite { read: Read, missed_for: Duration },
     /// Missed one that was acknowledged longer ago than the read itself claimed.
     Claim { read: Read, missed_for: Duration },
-    /// Went back behind what the pod had given before, and missed something that was acknowledged. (One
-    /// that was not may be known from the source and unknown to the store.)
+    /// Went back behind what the pod had given before, and what was acknowledged when it gave that. (What
+    /// was not may be known from the source and unknown to the store.)
     Backwards { read: Read, before: u64 },
     /// Gave what was never committed.
     Invented { read: Read },
@@ -111,6 +111,13 @@ impl Missed {
             now.saturating_duration_since(*since)
         })
     }
+
+    /// The newest version that a reader of `version` at `now` had, and that was known by then.
+    fn known_of(&self, version: u64, now: Instant) -> u64 {
+        let mut had = self.0.range(..=version).rev();
+        had.find(|(_, since)| **since <= now)
+            .map_or(0, |(&version, _)| version)
+    }
 }
 
 impl History {
@@ -162,17 +169,17 @@ impl History {
                 found.push(Violation::OwnWrite { read, missed_for });
             }
         }
-        for (read, before) in self.steps_back() {
-            let missed = acked.get(&read.key).unwrap_or(&nothing);
-            if missed.missed_for(read.version, read.start) > Duration::ZERO {
-                found.push(Violation::Backwards { read, before });
-            }
-        }
+        let known_of = |read: &Read| {
+            let acked = acked.get(&read.key).unwrap_or(&nothing);
+            acked.known_of(read.version, read.start)
+        };
+        let back = self.steps_back(known_of).into_iter();
+        found.extend(back.map(|(read, before)| Violation::Backwards { read, before }));
         found
     }
 
-    /// Reads that began after one of the same pod had ended with a newer version of the key.
-    pub(crate) fn steps_back(&self) -> Vec<(Read, u64)> {
+    /// Reads that began after one of the same pod and key had ended whose `worth` is a newer version.
+    pub(crate) fn steps_back(&self, worth: impl Fn(&Read) -> u64) -> Vec<(Read, u64)> {
         let mut of_pod: BTreeMap<(usize, u64), Vec<Read>> = BTreeMap::new();
         for &read in &self.reads {
             of_pod.entry((read.pod, read.key)).or_default().push(read);
@@ -181,7 +188,7 @@ impl History {
         for mut reads in of_pod.into_values() {
             let mut ended: Vec<_> = reads
                 .iter()
-                .map(|read| (read.start + read.took, read.version))
+                .map(|read| (read.start + read.took, worth(read)))
                 .collect();
             ended.sort_unstable();
             reads.sort_unstable_by_key(|read| read.start);
@@ -348,11 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_goes_back_only_behind_what_is_not_acknowledged() {
+    fn a_pod_goes_back_only_behind_what_it_gave_before_it_was_acknowledged() {
         let told = Told::new().write(0, 1, 0).write(0, 2, 100);
         let told = told.read(1, 2, 50, 0).read(1, 1, 105, 1000);
         assert_eq!(told.seen(), [""; 0], "version 2 was not acknowledged yet");
-        let told = told.read(2, 1, 200, 1000);
+        let told = told.read(1, 1, 115, 1000);
+        assert_eq!(told.seen(), [""; 0], "nor had this pod heard that it was");
+        let told = told.read(1, 2, 150, 0).read(2, 1, 200, 1000);
         assert_eq!(told.seen(), [""; 0], "another pod had not seen it");
         assert_eq!(told.read(1, 1, 200, 1000).seen(), ["backwards"]);
     }

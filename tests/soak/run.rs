@@ -389,7 +389,7 @@ impl Verdict {
         );
         println!(
             "{name}: {} reads went back behind a version that was not acknowledged",
-            history.steps_back().len(),
+            history.steps_back(|read| read.version).len(),
         );
         for trend in &self.trends {
             println!("{name}: {trend}");
