@@ -32,6 +32,8 @@ use crate::sync::{Arc, Mutex, MutexGuard, Notify, PoisonError};
 
 /// How many locks the map is split into; a power of two.
 const STRIPES: usize = 32;
+/// More often than callers are dropped in a row with the lead, as a rule.
+const LOST_OFTEN: u8 = 8;
 
 type Stripe<K, T, M> = HashMap<u64, Arc<Flight<K, T, M>>, BuildHasherDefault<PassThrough>>;
 
@@ -251,10 +253,10 @@ impl<K, T, M> Flight<K, T, M> {
         }
     }
 
-    /// Whether nobody leads, and not for the first time.
-    fn was_left_again(&self) -> bool {
+    /// Whether nobody leads, and the lead was lost often.
+    fn was_lost_often(&self) -> bool {
         let state = self.state();
-        state.vacancies > 1 && matches!(state.phase, Phase::Vacant)
+        state.vacancies >= LOST_OFTEN && matches!(state.phase, Phase::Vacant)
     }
 
     /// Gives up the lead, unless the flight has landed.
@@ -386,7 +388,7 @@ pub(crate) struct Waiter<K, T, M = FlightMeta>(Arc<Flight<K, T, M>>);
 impl<K, T: Clone, M> Waiter<K, T, M> {
     /// Waits until the flight lands, or until its lead falls to this waiter.
     ///
-    /// Once the lead was lost twice, whoever is to take it gives everybody else a turn first. Else a
+    /// Once the lead was lost often, whoever is to take it gives everybody else a turn first. Else a
     /// runtime that is shut down would wait for ever: it drops at once what is spawned, the lead in a
     /// new task with it, and waits for the task that spawns it to return from its poll.
     ///
@@ -396,7 +398,7 @@ impl<K, T: Clone, M> Waiter<K, T, M> {
     /// # Cancel safety
     /// Cancel safe. The lead is taken only in the poll that returns it.
     pub(crate) async fn wait(&mut self) -> Flown<K, T, M> {
-        if self.0.was_left_again() {
+        if self.0.was_lost_often() {
             tokio::task::yield_now().await;
         }
         loop {
