@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Within what everything must be well again once a fault has ended.
-const HEALED_WITHIN: Duration = Duration::from_secs(2);
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// How long something that must happen, at no stated time, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const READERS: u64 = 2;
