@@ -622,6 +622,10 @@ impl LaneState {
     /// Takes `head` as it stands: nothing that was known before continues in it.
     fn start_over(&mut self, head: Head, sent: Millis, now: Millis, out: &mut Vec<Action>) {
         self.forget(out);
+        if head.fork {
+            // Whoever followed it knows that it is over; a fence has to reach it from here, too.
+            self.bury(head.prev_epoch);
+        }
         self.followed = Some(Followed {
             ordinal: 1,
             at: head.at,

@@ -274,3 +274,45 @@ fn an_epoch_that_ended_with_its_data_is_not_continued_by_a_replica() {
     let off = config.without(Mechanism::FenceAgain);
     assert!(replay(&off, &events).is_some());
 }
+
+/// The same, of a pod that came when the epoch of the first primary was already continued by another: it has
+/// never followed that one, and yet must know that it is over.
+#[test]
+fn an_epoch_that_a_pod_knows_only_as_continued_is_not_continued_again_behind_a_fence() {
+    let config = Config {
+        replicas: 2,
+        warm: false,
+        budget: Budget {
+            promotions: 9,
+            splits: 9,
+            replications: 9,
+            ..anything().budget
+        },
+        ..anything()
+    };
+    let events = [
+        E::Connect(1),
+        E::AtStore(1, 0),
+        E::Replicate(0),
+        E::Commit(0, 0),
+        E::Promote(0),
+        E::Invalidation(0, 0),
+        E::Connect(0),
+        E::AtStore(0, 0),
+        E::Answer(0, 0),
+        E::Poll(0),
+        E::AtStore(0, 0),
+        E::Split(1, 3000),
+        E::Answer(0, 0),
+        E::Invalidation(0, 0),
+        E::Invalidation(0, 0),
+        E::Heal,
+        E::Connect(0),
+        E::AtStore(0, 0),
+        E::Answer(0, 0),
+        E::Promote(0),
+    ];
+    assert_eq!(replay(&config, &events), None);
+    let off = config.without(Mechanism::FenceAgain);
+    assert!(replay(&off, &events).is_some());
+}
