@@ -16,6 +16,7 @@
 mod cli;
 pub mod conformance;
 mod directory;
+mod ports;
 mod postgres;
 mod proxy;
 mod pump;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::directory::Directory;
-use super::redis_server::free_port;
+use super::ports::free_port;
 use super::server_error::{ServerError, failed};
 
 /// Names the directory of `initdb`, `postgres` and `psql`, if it is another than where they are looked for.

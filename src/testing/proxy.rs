@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::ports::listen_beside;
 use super::pump::{Line, pump};
 
 /// How long to wait after a connection could not be accepted.
@@ -146,7 +147,7 @@ impl Proxy {
     /// In a Tokio runtime that was built without I/O.
     pub fn start(target: SocketAddr) -> io::Result<Self> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = listen_beside(target)?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let listener = TcpListener::from_std(listener)?;

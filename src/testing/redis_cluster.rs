@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::ports::free_port;
 use super::redis_replicas::wait;
-use super::redis_server::{RedisServer, free_port};
+use super::redis_server::RedisServer;
 use super::server_error::{ServerError, failed};
 
 /// Slots of a cluster.

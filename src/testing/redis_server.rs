@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::cli;
 use super::directory::Directory;
+use super::ports::free_port;
 use super::server_error::{ServerError, failed};
 
 /// Names another program than the `redis-server` found in `PATH`.
@@ -499,12 +500,6 @@ fn reap(mut process: Child) {
     // Both can only fail if the process was reaped already, which is what we are after.
     let _ = process.kill();
     let _ = process.wait();
-}
-
-pub(super) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
 }
 
 fn percent_encoded(text: &str) -> String {
