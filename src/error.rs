@@ -15,6 +15,9 @@ pub enum StoreErrorKind {
     Unavailable,
     /// It did not answer in time; what was asked may have happened.
     Timeout,
+    /// There is no TLS between it and this pod: one does not trust the other's certificate, or what answers
+    /// at that port speaks none.
+    Tls,
     /// It refused the user name or password.
     Auth,
     /// It refused the command to this user.
@@ -49,6 +52,7 @@ impl StoreErrorKind {
         match self {
             Self::Unavailable => "store unavailable",
             Self::Timeout => "store did not answer in time",
+            Self::Tls => "store not reached over TLS",
             Self::Auth => "store refused the credentials",
             Self::Denied => "store denied the command to this user",
             Self::Full => "store out of memory",
@@ -128,10 +132,10 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Unsupported, WrongType};
+        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Tls, Unsupported, WrongType};
         !matches!(
             self.0.kind,
-            Auth | Closed | Config | Denied | Refused | Unsupported | WrongType
+            Auth | Closed | Config | Denied | Refused | Tls | Unsupported | WrongType
         )
     }
 }
