@@ -171,7 +171,13 @@ async fn cache(store: Redis) -> Result<Cache, BuildError> {
 
 impl Pod {
     async fn new(store: Redis, source: &Arc<AtomicU64>) -> Self {
-        let cache = cache(store).await.unwrap();
+        let mut started = None;
+        eventually("a pod starts", async || {
+            started = cache(store.clone()).await.ok();
+            started.is_some()
+        })
+        .await;
+        let cache = started.unwrap();
         let source = Arc::clone(source);
         let load = move |_: u64| {
             let version = source.load(SeqCst);
@@ -179,6 +185,17 @@ impl Pod {
         };
         let versions = cache.entity("version", load).build().unwrap();
         Self { cache, versions }
+    }
+
+    async fn invalidate(&self) {
+        match self.versions.invalidate(&1).await {
+            Ok(_) => {}
+            Err(InvalidateError::Pending(pending)) => {
+                let settled = soon("the invalidation", pending.settled()).await;
+                settled.unwrap();
+            }
+            Err(other) => panic!("{other:?}"),
+        }
     }
 
     async fn read(&self) -> (u64, Origin) {
@@ -197,15 +214,16 @@ async fn do_their_work(here: &Pod, there: &Pod, source: &AtomicU64) {
     .await;
     source.store(before + 1, SeqCst);
     let heard = there.cache.health().hints;
-    let stamp = here.versions.invalidate(&1).await.unwrap();
-    eventually("the hint comes", async || {
+    eventually("a hint comes", async || {
+        // Once more, if a busy machine has cut the pod off meanwhile.
+        here.invalidate().await;
         there.cache.health().hints > heard
     })
     .await;
-    assert_eq!(
-        *there.versions.get_at_least(&1, &stamp).await.unwrap(),
-        before + 1
-    );
+    eventually("it is believed", async || {
+        there.read().await.0 == before + 1
+    })
+    .await;
     assert_eq!(here.read().await.0, before + 1);
 }
 
@@ -228,7 +246,7 @@ async fn pods_work_over_tls_and_go_on_when_their_server_was_killed() {
     for pod in [&here, &there] {
         eventually("it is connected again", async || {
             let health = pod.cache.health();
-            health.links == 2 && health.live_lanes == health.lanes
+            health.links >= 2 && health.live_lanes == health.lanes
         })
         .await;
     }

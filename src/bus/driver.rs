@@ -30,6 +30,8 @@ const LOG_LIMIT: usize = 1000;
 const POLL_GAP: Duration = Duration::from_millis(5);
 /// Hints applied in a row before anything else gets its turn.
 const HINT_BURST: usize = 256;
+/// How much longer than it says a store may take to give up by itself: it can say what it waited for.
+const CONNECT_GRACE: Duration = Duration::from_millis(100);
 
 /// How a store call of the driver ended.
 enum Done {
@@ -73,10 +75,8 @@ pub(super) async fn drive(bus: Arc<Bus>, first: Option<tokio::sync::oneshot::Sen
 async fn live(bus: &Arc<Bus>, state: &mut LinkState) -> StoreError {
     state.connecting();
     let connect = bus.store.connect(&bus.namespace);
-    let (link, hints) = match bus
-        .within(bus.store.connect_timeout(), "connect", connect)
-        .await
-    {
+    let limit = bus.store.connect_timeout().saturating_add(CONNECT_GRACE);
+    let (link, hints) = match bus.within(limit, "connect", connect).await {
         Ok(connected) => connected,
         Err(error) => return error,
     };

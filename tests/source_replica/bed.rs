@@ -1,13 +1,13 @@
 //! Where the promises are tried: PostgreSQL with a replica that lags, a store, and three pods.
 
 use crate::loads::{Databases, Loads};
-use crate::support::{PATIENCE, server, soon};
+use crate::support::{PATIENCE, eventually, server, soon};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tidings::store::Memory;
 use tidings::testing::{PostgresServer, RedisServer};
-use tidings::{Cache, CacheBuilder, Entity, LoadContext, Stamp};
+use tidings::{Cache, CacheBuilder, Entity, InvalidateError, Invalidation, LoadContext, Stamp};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio_postgres::NoTls;
 
@@ -117,7 +117,13 @@ impl Bed {
         let databases = self.servers.connect().await;
         let mut pods = Vec::new();
         for _ in 0..PODS {
-            let cache = self.builder(id).build().await.unwrap();
+            let mut started = None;
+            eventually("a pod starts", async || {
+                started = self.builder(id).build().await.ok();
+                started.is_some()
+            })
+            .await;
+            let cache = started.unwrap();
             let databases = databases.clone();
             let load = move |context: LoadContext<i64, Option<i64>>| {
                 let databases = databases.clone();
@@ -166,11 +172,11 @@ impl Account {
         let written = self.databases.write(self.id, balance, self.loads.versions);
         let version = written.await;
         let balances = &self.pods[WRITER].balances;
-        let stamp = match version {
-            Some(version) => balances.invalidate_at(&self.id, version).await,
-            None => balances.invalidate(&self.id).await,
-        };
-        stamp.unwrap();
+        acknowledged(match version {
+            Some(version) => balances.invalidate_at(&self.id, version),
+            None => balances.invalidate(&self.id),
+        })
+        .await;
         let mut acknowledged = self.acknowledged.lock().unwrap();
         acknowledged.push((Instant::now(), balance));
     }
@@ -178,7 +184,7 @@ impl Account {
     pub(crate) async fn delete(&self) -> Stamp {
         let version = self.databases.delete(self.id).await;
         let balances = &self.pods[WRITER].balances;
-        balances.invalidate_at(&self.id, version).await.unwrap()
+        acknowledged(balances.invalidate_at(&self.id, version)).await
     }
 
     pub(crate) async fn read(&self, pod: usize) -> Option<i64> {
@@ -186,8 +192,14 @@ impl Account {
     }
 
     pub(crate) async fn read_at_least(&self, pod: usize, stamp: &Stamp) -> Option<i64> {
-        let balances = &self.pods[pod].balances;
-        *balances.get_at_least(&self.id, stamp).await.unwrap()
+        let mut balance = None;
+        eventually("the store answers", async || {
+            let read = self.pods[pod].balances.get_at_least(&self.id, stamp);
+            balance = read.await.ok();
+            balance.is_some()
+        })
+        .await;
+        *balance.unwrap()
     }
 
     /// Reads on each pod, until the replica has shown `last` and what others were told of it is over.
@@ -207,6 +219,18 @@ impl Account {
             }))
         };
         (0..PODS).map(reader).collect()
+    }
+}
+
+/// Waits for it where a busy machine has cut the pod off.
+async fn acknowledged(call: Invalidation) -> Stamp {
+    match call.await {
+        Ok(stamp) => stamp,
+        Err(InvalidateError::Pending(pending)) => {
+            let settled = soon("the invalidation", pending.settled()).await;
+            settled.unwrap()
+        }
+        Err(other) => panic!("{other:?}"),
     }
 }
 

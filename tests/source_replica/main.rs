@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 #[macro_use]
-#[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
