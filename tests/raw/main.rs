@@ -62,6 +62,13 @@ impl Bed {
         builder.build().await.unwrap()
     }
 
+    /// One that gives a long value the time that it takes on a busy machine.
+    async fn patient_cache(&self) -> Cache {
+        let builder = Cache::builder(&*self.namespace).store(Shared(Arc::clone(&self.store)));
+        let builder = builder.read_timeout(Duration::from_secs(30));
+        builder.build().await.unwrap()
+    }
+
     async fn raw(&self, prefix: &str) -> Raw {
         self.cache().await.raw(prefix).unwrap()
     }
