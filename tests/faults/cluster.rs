@@ -1,5 +1,6 @@
 //! A cluster of three primaries and three replicas: nodes die, come back and hand their slots over.
 
+use crate::failover::until;
 use crate::fleet::{Fleet, Plan, Site};
 use tidings::testing::{Proxy, RedisCluster};
 use tokio::task::block_in_place;
@@ -67,6 +68,11 @@ async fn a_node_is_killed_under_pods_that_differ_in_their_options() {
     fleet.notices_the_loss().await;
     block_in_place(|| fleet.server.wait_for_promotion(4)).unwrap();
     block_in_place(|| fleet.server.restart(1)).unwrap();
+    until("the one that died follows", || {
+        let info = fleet.server.node(4).cli(&["INFO", "replication"]);
+        info.is_ok_and(|info| info.contains("state=online"))
+    })
+    .await;
     fleet.is_well_again().await;
     fleet.work(500).await;
     fleet.finish().await;

@@ -119,7 +119,13 @@ async fn pods_that_differ_in_their_options_lose_nothing_that_no_replica_had() {
     let acknowledged: u64 = fleet.heads(0).await.iter().map(end).sum();
     fleet.server.kill(0);
     fleet.server.resume_replicas().unwrap();
-    let now = fleet.moves_on_from(0).await;
+    let now = block_in_place(|| fleet.server.wait_for_promotion(0)).unwrap();
+    until("the other replica follows", || {
+        let info = fleet.server.server(now).cli(&["INFO", "replication"]);
+        info.is_ok_and(|info| info.contains("state=online"))
+    })
+    .await;
+    fleet.moves_on_from(0).await;
     let heads = fleet.heads(now).await;
     let kept: u64 = heads.iter().flatten().map(|head| head.fork_seq).sum();
     assert!(
