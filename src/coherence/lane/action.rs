@@ -1,7 +1,7 @@
 //! What a lane answers to what it learns: what the pod must do, and what a call of its own is worth.
 
-use super::super::wire::Change;
-use super::super::{Call, Epoch, Kind, LogEntry, Nonce, Position, Rank};
+use crate::coherence::wire::Change;
+use crate::coherence::{Call, Epoch, Kind, LogEntry, Nonce, Position, Rank};
 use crate::time::Millis;
 use std::sync::Arc;
 

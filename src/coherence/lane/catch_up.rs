@@ -1,9 +1,9 @@
 //! Closing a gap: what hints have not brought within the grace is read from the log, and applied as far
 //! as it continues what is applied already.
 
-use super::super::{LogEntry, Mechanism, Position};
 use super::action::announce;
 use super::{Action, LaneState};
+use crate::coherence::{LogEntry, Mechanism, Position};
 use crate::time::Millis;
 use std::time::Duration;
 

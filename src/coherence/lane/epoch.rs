@@ -1,8 +1,8 @@
 //! How a lane comes into an epoch, and what ends one: a fork that continues it, a fence, a log that is
 //! not the one it was, or nothing that could be followed any more.
 
-use super::super::{Epoch, Head, Kind, LogEntry, Mechanism, Nonce, Position};
 use super::{Action, Followed, LaneState};
+use crate::coherence::{Epoch, Head, Kind, LogEntry, Mechanism, Nonce, Position};
 use crate::time::Millis;
 use std::time::Duration;
 

@@ -36,6 +36,7 @@ mod inspect;
 mod keys;
 mod link;
 mod nodes;
+mod numbers;
 mod publish;
 mod raw;
 mod replicas;
