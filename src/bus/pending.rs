@@ -7,6 +7,7 @@
 //! of a lane. Each is more than was asked for, so nothing stale can come of it.
 
 use super::Bus;
+use super::Journal;
 use super::calls::Waiter;
 use super::lock;
 use crate::coherence::{Call, Kind, Lane};
@@ -30,6 +31,23 @@ pub(crate) const LEAST_MAX_PENDING: usize = 64;
 pub(super) const TURNS: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How invalidations that the store has not acknowledged are kept.
+#[derive(Debug)]
+pub(crate) struct PendingOptions {
+    /// How many at most.
+    pub(crate) max: usize,
+    pub(crate) journal: Option<Journal>,
+}
+
+impl Default for PendingOptions {
+    fn default() -> Self {
+        Self {
+            max: DEFAULT_MAX_PENDING,
+            journal: None,
+        }
+    }
+}
 
 /// An entity or group, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
