@@ -2,7 +2,7 @@
 //! against invalidations, and the link to the store.
 //!
 //! [`driver`] learns from the store and runs the pure core; [`calls`] runs this pod's own
-//! invalidations; entities read. They meet at the [`lanes`]:
+//! invalidations, and what it does not get acknowledged at once is [`pending`]; entities read. They meet at the [`lanes`]:
 //!
 //! - a lane's [`LaneState`](crate::coherence::LaneState) is behind a lock, and the
 //!   [`Action`](crate::coherence::Action)s that touch this process are carried out under it, so that nobody
@@ -12,9 +12,11 @@
 //!
 //! Locks are taken in the order lane → stripe → member, and never held over an `.await`.
 
+mod attempt;
 mod breaker;
 mod calls;
 mod driver;
+mod fences;
 mod guard;
 mod health;
 mod invalidation;
@@ -31,6 +33,7 @@ mod sample;
 mod stamp;
 mod timing;
 mod wait;
+mod waiter;
 
 pub use breaker::CircuitState;
 pub use guard::{

@@ -1,5 +1,7 @@
 use super::*;
+use crate::bus::pending::Name;
 use crate::coherence::{Epoch, Position};
+use bytes::Bytes;
 
 fn name(text: &str) -> Name {
     let hash = text
