@@ -3,7 +3,8 @@
 use super::Inner;
 use super::batch::{Loaded, each_once};
 use super::context::Said;
-use super::load::{LoadRun, OnPanic, Timing, Unfilled};
+use super::fill::Unfilled;
+use super::load::{LoadRun, OnPanic, Timing};
 use super::many::Load;
 use super::outcome::StaleReason;
 use super::target::Target;

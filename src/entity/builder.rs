@@ -5,13 +5,16 @@ use super::batch::Batches;
 use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
+use super::options::{
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, ErrorCodec, Options, WeightOf,
+};
 use super::outcome::{EarlyRefresh, Kept, Refresh};
-use super::tagging::TagsOf;
 use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
 use crate::bus::MAX_GUARD_TTL;
 use crate::cache::{Cache, check_name};
-use crate::codec::{self, CodecError};
+use crate::codec::{self};
 use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::{Key, Tag};
@@ -26,57 +29,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// Five minutes: long enough to spare the source, short enough that what nobody invalidates heals.
-pub const DEFAULT_TTL: Duration = Duration::from_secs(300);
-/// Entries of the local level: a few megabytes of small records.
-pub const DEFAULT_CAPACITY: u64 = 10_000;
-/// The hard limit of a read that has to load.
-pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Loads at the same time while the store cannot coordinate them.
-pub const DEFAULT_UNLEASED_LOADS: usize = 64;
-/// ±10 % on lives over ten seconds.
-pub const DEFAULT_JITTER: f64 = 0.1;
-/// How long a key is left alone after it could not be refreshed: long enough for a source that is down
-/// to be asked by nobody most of the time, short enough that a hiccup is over soon.
-pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Bytes of a payload that are left as they are: with their header they fit one network packet, so
-/// that less of them would save nothing.
-pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
-
-type ErrorTtl<E> = Box<dyn Fn(&E) -> Option<Duration> + Send + Sync>;
-type TtlOf<K, V> = Arc<dyn Fn(&K, &V) -> Ttl + Send + Sync>;
-type WeightOf<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
-
-/// How typed errors are kept.
-pub(super) struct ErrorCodec<E> {
-    pub(super) ttl: ErrorTtl<E>,
-    pub(super) encode: fn(&E) -> Result<Vec<u8>, CodecError>,
-    pub(super) decode: fn(&[u8]) -> Result<E, CodecError>,
-}
-
-pub(super) struct Options<K, V, E> {
-    pub(super) ttl: TtlOf<K, V>,
-    /// The tags of each value.
-    pub(super) tags: Option<TagsOf<K, V>>,
-    /// Those that end its time to live, and not the value.
-    pub(super) soft_tags: Option<TagsOf<K, V>>,
-    pub(super) error_codec: Option<ErrorCodec<E>>,
-    pub(super) local_ttl: Duration,
-    pub(super) jitter: f64,
-    pub(super) load_timeout: Duration,
-    pub(super) soft_timeout: Option<Duration>,
-    pub(super) grace: Duration,
-    pub(super) refresh: Refresh,
-    pub(super) retry_after: Duration,
-    pub(super) early_refresh: EarlyRefresh,
-    pub(super) schema: u32,
-    pub(super) packing: Packing,
-    pub(super) hold_off: Duration,
-}
-
 impl Cache {
     /// Starts building an entity: a two-level cache of one kind of record, read through `loader`.
     ///

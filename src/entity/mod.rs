@@ -14,12 +14,15 @@ mod batch_load;
 mod builder;
 mod context;
 mod course;
+mod fill;
 mod lease;
 mod level;
+mod life;
 mod load;
 mod loader;
 mod look;
 mod many;
+mod options;
 mod outcome;
 mod put;
 mod read;
@@ -36,13 +39,14 @@ mod waiting;
 mod write;
 
 pub use batch::DEFAULT_MAX_BATCH;
-pub use builder::{
-    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EntityBuilder,
-};
+pub use builder::EntityBuilder;
 pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
+pub use options::{
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+};
 pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
 use crate::bus::{Bus, Invalidation, Stamp};
@@ -53,8 +57,8 @@ use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use crate::telemetry::{EntityStats, spanned};
 use attempts::Attempts;
 use batch::Batches;
-use builder::Options;
 use level::Level;
+use options::Options;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
