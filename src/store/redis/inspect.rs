@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::link::RedisLink;
-use super::nodes::Node;
+use super::node::Node;
 use super::reply::Reply;
 use super::scripts::PERMISSIONS;
 use super::server::field;

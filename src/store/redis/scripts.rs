@@ -5,7 +5,8 @@
 //! must not push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
 //! one can do so always, by [`ROOM_LEAVE`].
 
-use super::nodes::{Node, Nodes};
+use super::node::Node;
+use super::nodes::Nodes;
 use super::reply::Reply;
 use crate::random::random_part;
 use crate::store::StoreResult;

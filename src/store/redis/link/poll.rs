@@ -5,7 +5,7 @@ use crate::coherence::{Head, Lane};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::redis::error;
 use crate::store::redis::keys::Keys;
-use crate::store::redis::nodes::Node;
+use crate::store::redis::node::Node;
 use crate::store::redis::reply::{self, Reply};
 use crate::store::redis::server;
 use crate::store::together::together;
