@@ -203,28 +203,13 @@ where
                 _ => Look::Absent(None),
             };
         };
-        let options = &self.options;
-        let stored = envelope::decode(&bytes, target.hashed(), options.schema, &options.packing);
-        let stored = match stored {
-            Ok(stored) => stored,
-            Err(reason) => {
-                self.note_unusable(target, &reason);
-                return Look::Absent(Some(bytes));
-            }
+        let (stored, rank) = match self.believe(target, began, &found, &bytes) {
+            Ok(believed) => believed,
+            Err(look) => return look,
         };
-        let lease = match &stored {
-            Stored::Outcome(_, header, _) => header.lease,
-            Stored::Lease(lease) => *lease,
-        };
-        let position = Some((lease.began.epoch, lease.began.seq));
-        let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
-            Verdict::Usable(rank) => rank,
-            Verdict::Absent => return Look::Absent(None),
-            Verdict::Doubtful => return Look::Absent(Some(bytes)),
-            Verdict::Sync => return Look::Sync,
-        };
-        let Stored::Outcome(kind, header, payload) = stored else {
-            return Look::Held(lease.token);
+        let (kind, header, payload) = match stored {
+            Stored::Outcome(kind, header, payload) => (kind, header, payload),
+            Stored::Lease(lease) => return Look::Held(lease.token),
         };
         // Stored when the store had lost the minimum that this pod still knows.
         if header.version.is_some() && header.version < self.bus().minimum(target.hash) {
@@ -265,6 +250,33 @@ where
                 self.note_unusable(target, &reason);
                 Look::Absent(Some(bytes))
             }
+        }
+    }
+
+    /// Stored bytes, if the lane bears them out, and their rank; what they are worth otherwise.
+    fn believe<'a>(
+        &self,
+        target: &Target<K>,
+        began: &Began,
+        found: &Found,
+        bytes: &'a Bytes,
+    ) -> Result<(Stored<'a>, Rank), Look<V, E>> {
+        let options = &self.options;
+        let stored = envelope::decode(bytes, target.hashed(), options.schema, &options.packing);
+        let stored = stored.map_err(|reason| {
+            self.note_unusable(target, &reason);
+            Look::Absent(Some(bytes.clone()))
+        })?;
+        let lease = match &stored {
+            Stored::Outcome(_, header, _) => header.lease,
+            Stored::Lease(lease) => *lease,
+        };
+        let position = Some((lease.began.epoch, lease.began.seq));
+        match self.verdict(began, found.head.as_ref(), position, found.floor) {
+            Verdict::Usable(rank) => Ok((stored, rank)),
+            Verdict::Absent => Err(Look::Absent(None)),
+            Verdict::Doubtful => Err(Look::Absent(Some(bytes.clone()))),
+            Verdict::Sync => Err(Look::Sync),
         }
     }
 

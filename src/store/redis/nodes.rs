@@ -248,21 +248,7 @@ impl Nodes {
             .cmd_iter()
             .map(|_| Err(silent(operation)))
             .collect();
-        let mut parts: Vec<(Vec<usize>, Pipeline)> = Vec::new();
-        parts.resize_with(self.nodes.len(), Default::default);
-        for (place, cmd) in commands.cmd_iter().enumerate() {
-            match self.at(operation, cmd) {
-                Ok(at) => {
-                    let (places, part) = &mut parts[at];
-                    if let Some(first) = first.filter(|_| places.is_empty()) {
-                        part.add_command(first.clone());
-                    }
-                    places.push(place);
-                    part.add_command(cmd.clone());
-                }
-                Err(error) => answers[place] = Err(error),
-            }
-        }
+        let parts = self.divide(operation, first, commands, &mut answers);
         let some = |at: &usize| !parts[*at].0.is_empty();
         let nodes_asked: Vec<_> = (0..self.nodes.len()).filter(some).collect();
         let sent = nodes_asked.iter().map(|&at| -> BoxFuture<'_, _> {
@@ -298,6 +284,32 @@ impl Nodes {
         self.follow_all(operation, first, commands, asked, &mut answers)
             .await;
         answers
+    }
+
+    /// The commands of each node, and their places among all. Those that have no node are answered.
+    fn divide(
+        &self,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        commands: &Pipeline,
+        answers: &mut [StoreResult<Value>],
+    ) -> Vec<(Vec<usize>, Pipeline)> {
+        let mut parts: Vec<(Vec<usize>, Pipeline)> = Vec::new();
+        parts.resize_with(self.nodes.len(), Default::default);
+        for (place, cmd) in commands.cmd_iter().enumerate() {
+            match self.at(operation, cmd) {
+                Ok(at) => {
+                    let (places, part) = &mut parts[at];
+                    if let Some(first) = first.filter(|_| places.is_empty()) {
+                        part.add_command(first.clone());
+                    }
+                    places.push(place);
+                    part.add_command(cmd.clone());
+                }
+                Err(error) => answers[place] = Err(error),
+            }
+        }
+        parts
     }
 
     /// Puts what other nodes answer in the place of answers that say to ask there. Side by side: these are
