@@ -2,7 +2,8 @@
 //! against invalidations, and the link to the store.
 //!
 //! [`driver`] learns from the store and runs the pure core; [`calls`] runs this pod's own
-//! invalidations, and what it does not get acknowledged at once is [`pending`]; entities read. They meet at the [`lanes`]:
+//! invalidations, and what it does not get acknowledged at once is [`pending`]; entities read. They meet at
+//! the [`lanes`]:
 //!
 //! - a lane's [`LaneState`](crate::coherence::LaneState) is behind a lock, and the
 //!   [`Action`](crate::coherence::Action)s that touch this process are carried out under it, so that nobody

@@ -1,3 +1,5 @@
+//! Pods that agree, and pods that must not.
+
 use super::Migration::{From, To};
 use super::*;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Journals: what is noted is read by the next process, whatever became of the file in between.
+
 use super::format::*;
 use super::*;
 use crate::bus::pending::Name;

@@ -1,3 +1,5 @@
+//! The table of what is pending: nothing is forgotten, and it stays within its bound.
+
 use super::*;
 use crate::bus::pending::Name;
 use crate::coherence::{Epoch, Position};
