@@ -363,9 +363,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// the primary by less than this; each read in that time goes to the loader, about once a second in
     /// each pod.
     ///
-    /// With it, what is loaded longer than that after an invalidation of its key is what is kept. It holds for invalidations
-    /// of keys by pods that have this option, not for those of tags or of the whole entity, and
-    /// [`put_versioned`](crate::Entity::put_versioned) only invalidates. No round trip.
+    /// With it, what is loaded longer than that after an invalidation of its key is what is kept. It holds
+    /// for invalidations of keys by pods that have this option, not for those of tags or of the whole
+    /// entity, and [`put_versioned`](crate::Entity::put_versioned) only invalidates. No round trip.
     pub fn hold_off(mut self, hold: Duration) -> Self {
         self.options.hold_off = hold;
         self
@@ -419,9 +419,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
-    /// `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress` if out of range, or of no use with
-    /// the others; `seal` if a key id stands for two keys.
+    /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`,
+    /// `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress`
+    /// if out of range, or of no use with the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,

@@ -1,11 +1,11 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) that seeks
-//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
-//! everybody on board, and behind their backs into the store. What is found towards the end of its life
-//! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
-//! way, step by step ([`many`], [`seek_many`]). An invalidation is a call of the bus; what it does to an entity is in
-//! [`level`].
+//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The
+//! outcome goes into the local level, to everybody on board, and behind their backs into the store
+//! ([`fill`]). What is found towards the end of its [`life`] or past it is loaded anew, mostly behind its
+//! readers ([`refresh`]). A list of keys takes the same way, step by step ([`many`], [`seek_many`]). An
+//! invalidation is a call of the bus; what it does to an entity is in [`level`].
 
 mod asking;
 mod attempts;
@@ -337,8 +337,9 @@ where
     /// over as well, call [`settled`](Invalidation::settled) on what this gives.
     ///
     /// # Errors
-    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it after the first attempt or 2 s:
-    /// it is repeated until it has. [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it
+    /// after the first attempt or 2 s: it is repeated until it has.
+    /// [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
     ///
     /// # Cancel safety
     /// Once polled, the invalidation happens whether or not the future is dropped.

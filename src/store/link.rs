@@ -60,8 +60,8 @@ pub trait Link: Any + Send + Sync + 'static {
     /// values of epochs that were not continued can be told by their epoch.
     fn touch<'a>(&'a self, lanes: &'a [(Lane, Opening)]) -> BoxFuture<'a, StoreResult<Vec<Head>>>;
 
-    /// Reads the heads of all lanes and the namespace's record, and proves with a small write after it that this node still
-    /// takes writes (hole H8).
+    /// Reads the heads of all lanes and the namespace's record, and proves with a small write after it that
+    /// this node still takes writes (hole H8).
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>>;
 
     /// The log from sequence number `from` on, in order, at most `limit` entries. What has been
@@ -111,8 +111,8 @@ pub trait Link: Any + Send + Sync + 'static {
     ) -> BoxFuture<'a, StoreResult<LeaseReply>>;
 
     /// Stores a value if what it [replaces](Fill::replaces) is still there and the epoch unchanged, and
-    /// announces it if somebody waits for the lease; whether it was stored. A refused fill may also be one that was stored before
-    /// and repeated.
+    /// announces it if somebody waits for the lease; whether it was stored. A refused fill may also be one
+    /// that was stored before and repeated.
     fn fill<'a>(&'a self, place: Place<'a>, fill: Fill<'a>) -> BoxFuture<'a, StoreResult<bool>>;
 
     /// [`read`](Self::read) for many places; an answer for each, in their order. One round trip, where
@@ -156,7 +156,8 @@ pub trait Link: Any + Send + Sync + 'static {
     fn release<'a>(&'a self, place: Place<'a>, token: u64) -> BoxFuture<'a, StoreResult<()>>;
 
     /// Removes the values of `keys` (and leases on them), raises the floors of the tags that `hashes`
-    /// name where there are any, logs `hashes` as one entry, publishes it. Works without free memory. The keys belong to `lane` and to one entity, and are at most
+    /// name where there are any, logs `hashes` as one entry, publishes it. Works without free memory. The
+    /// keys belong to `lane` and to one entity, and are at most
     /// [`MAX_KEYS`](crate::coherence::wire::MAX_KEYS); the hashes are that of the entity's name, then
     /// theirs.
     fn invalidate<'a>(
