@@ -203,9 +203,14 @@ where
                 _ => Look::Absent(None),
             };
         };
-        let (stored, rank) = match self.believe(target, began, &found, &bytes) {
-            Ok(believed) => believed,
-            Err(look) => return look,
+        let Some(stored) = self.open(target, &bytes) else {
+            return Look::Absent(Some(bytes));
+        };
+        let rank = match self.verdict_on(began, &found, &stored) {
+            Verdict::Usable(rank) => rank,
+            Verdict::Absent => return Look::Absent(None),
+            Verdict::Doubtful => return Look::Absent(Some(bytes)),
+            Verdict::Sync => return Look::Sync,
         };
         let (kind, header, payload) = match stored {
             Stored::Outcome(kind, header, payload) => (kind, header, payload),
@@ -253,31 +258,23 @@ where
         }
     }
 
-    /// Stored bytes, if the lane bears them out, and their rank; what they are worth otherwise.
-    fn believe<'a>(
-        &self,
-        target: &Target<K>,
-        began: &Began,
-        found: &Found,
-        bytes: &'a Bytes,
-    ) -> Result<(Stored<'a>, Rank), Look<V, E>> {
+    /// Takes stored bytes apart; `None` if they are of no use to this pod.
+    fn open<'a>(&self, target: &Target<K>, bytes: &'a Bytes) -> Option<Stored<'a>> {
         let options = &self.options;
         let stored = envelope::decode(bytes, target.hashed(), options.schema, &options.packing);
-        let stored = stored.map_err(|reason| {
-            self.note_unusable(target, &reason);
-            Look::Absent(Some(bytes.clone()))
-        })?;
-        let lease = match &stored {
+        stored
+            .inspect_err(|reason| self.note_unusable(target, reason))
+            .ok()
+    }
+
+    /// Whether the lane bears out what was stored.
+    fn verdict_on(&self, began: &Began, found: &Found, stored: &Stored<'_>) -> Verdict {
+        let lease = match stored {
             Stored::Outcome(_, header, _) => header.lease,
             Stored::Lease(lease) => *lease,
         };
         let position = Some((lease.began.epoch, lease.began.seq));
-        match self.verdict(began, found.head.as_ref(), position, found.floor) {
-            Verdict::Usable(rank) => Ok((stored, rank)),
-            Verdict::Absent => Err(Look::Absent(None)),
-            Verdict::Doubtful => Err(Look::Absent(Some(bytes.clone()))),
-            Verdict::Sync => Err(Look::Sync),
-        }
+        self.verdict(began, found.head.as_ref(), position, found.floor)
     }
 
     fn verdict(
