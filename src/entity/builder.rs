@@ -7,7 +7,8 @@ use super::level::Level;
 use super::loader::{Loader, SharedLoader};
 use super::options::{
     DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, ErrorCodec, Options, WeightOf,
+    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, ErrorCodec,
+    MAX_LOAD_TIMEOUT, MAX_STORE_BYTES, Options, WeightOf,
 };
 use super::outcome::{EarlyRefresh, Kept, Refresh};
 use super::usual::{LogGate, UsualLoad, UsualMisses};
@@ -157,6 +158,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 early_refresh: EarlyRefresh::default(),
                 schema: 0,
                 hold_off: Duration::ZERO,
+                store_max_bytes: DEFAULT_STORE_MAX_BYTES,
                 packing: Packing {
                     compress_above: DEFAULT_COMPRESS_ABOVE,
                     ..Packing::default()
@@ -292,6 +294,19 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Keeps what takes more bytes than this in the store, with its header and compressed if so asked, in
+    /// the local level alone: [`DEFAULT_STORE_MAX_BYTES`] if not set, at most 256 MiB. Each pod then loads
+    /// such a value by itself, it counts as [`fills_failed`](crate::EntityStats::fills_failed), and the log
+    /// names it once a minute; what stood in its place is removed.
+    ///
+    /// A pod has one connection to each server, and what is behind a long value there waits for it: raise
+    /// this together with [`CacheBuilder::read_timeout`](crate::CacheBuilder::read_timeout), or better, cache
+    /// something smaller.
+    pub fn store_max_bytes(mut self, bytes: usize) -> Self {
+        self.options.store_max_bytes = bytes;
+        self
+    }
+
     /// The map that the local level is built on.
     pub fn local_engine(mut self, engine: LocalEngine) -> Self {
         self.engine = engine;
@@ -305,8 +320,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
-    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set. The load
-    /// itself goes on behind a call that gave up, and may still be kept.
+    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set, at most
+    /// [`MAX_LOAD_TIMEOUT`]. The load itself goes on behind a call that gave up, and may still be kept.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.options.load_timeout = limit;
         self
@@ -419,9 +434,10 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`,
-    /// `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress`
-    /// if out of range, or of no use with the others; `seal` if a key id stands for two keys.
+    /// or schema already; `capacity`, `local_max_weight`, `store_max_bytes`, `jitter`, `load_timeout`,
+    /// `soft_timeout`, `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the
+    /// level of `compress` if out of range, or of no use with the others; `seal` if a key id stands for two
+    /// keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
@@ -491,9 +507,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 "must be at least 0 and below 1, or a TTL could fall below zero",
             );
         }
-        if self.options.load_timeout.is_zero() {
-            return refuse("load_timeout", "must be above zero");
-        }
+        check_load_timeout(self.options.load_timeout)?;
         if let Some(soft) = self.options.soft_timeout {
             let never_waits = self.options.refresh == Refresh::Behind;
             if self.options.grace.is_zero() || never_waits {
@@ -516,7 +530,13 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             );
         }
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
-            return refuse("max_unleased_loads", "must be at least 1");
+            return refuse(
+                "max_unleased_loads",
+                "must be at least 1, and no more than Tokio's semaphores hold",
+            );
+        }
+        if !(1..=MAX_STORE_BYTES).contains(&self.options.store_max_bytes) {
+            return refuse("store_max_bytes", "must be from 1 byte to 256 MiB");
         }
         if self.options.hold_off > MAX_GUARD_TTL {
             return refuse("hold_off", "must be at most a minute");
@@ -530,4 +550,13 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             .map_or(Ok(()), Compression::check)?;
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)
     }
+}
+
+/// Of an entity or a memo.
+pub(crate) fn check_load_timeout(limit: Duration) -> Result<(), BuildError> {
+    if !limit.is_zero() && limit <= MAX_LOAD_TIMEOUT {
+        return Ok(());
+    }
+    let reason = format!("{limit:?} is not above zero and at most {MAX_LOAD_TIMEOUT:?}");
+    Err(BuildError::new("load_timeout", reason))
 }

@@ -40,12 +40,14 @@ mod write;
 
 pub use batch::DEFAULT_MAX_BATCH;
 pub use builder::EntityBuilder;
+pub(crate) use builder::check_load_timeout;
 pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
 pub use options::{
     DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+    MAX_LOAD_TIMEOUT,
 };
 pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 

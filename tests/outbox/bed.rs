@@ -157,8 +157,7 @@ impl Bed {
     ) -> tokio_postgres::Transaction<'a> {
         let many = (0..2000).map(|n| format!("org:{n}"));
         let many = many.chain(["first".to_owned()]);
-        let written = self.outbox().invalidate_tags(&*client, many);
-        written.await.unwrap();
+        self.outbox().invalidate_tags(&*client, many).await.unwrap();
         let holding = client.transaction().await.unwrap();
         let hold = format!(
             "SELECT FROM {} WHERE tag = 'org' ORDER BY id LIMIT 1 FOR UPDATE",
