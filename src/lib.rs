@@ -188,7 +188,7 @@ pub use entity::{
 pub use envelope::Compression;
 #[cfg(feature = "seal")]
 pub use envelope::KeyRing;
-pub use error::{BuildError, CacheError, Mismatch, StoreError, StoreErrorKind};
+pub use error::{BoxedCacheError, BuildError, CacheError, Mismatch, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]
