@@ -12,6 +12,10 @@ async fn without(mechanism: Mechanism) -> Fleet {
         ..Plan::default()
     };
     let fleet = Fleet::on(RedisServer::start().unwrap(), plan).await;
+    // What has nothing cannot serve what is old.
+    fleet
+        .each_pod("was at work", |pod| pod.health().live_lanes > 0)
+        .await;
     fleet.work(500).await;
     fleet
 }
