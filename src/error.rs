@@ -38,6 +38,9 @@ pub enum StoreErrorKind {
     Unsupported,
     /// The command cannot go over the connection that the whole cache shares.
     Refused,
+    /// What was to be written is longer than what may go over the connection that the whole cache shares;
+    /// nothing was sent.
+    TooLong,
     /// Its address or options cannot be used.
     Config,
     /// The cache was closed.
@@ -58,6 +61,7 @@ impl StoreErrorKind {
             Self::Protocol => "store gave an unexpected answer",
             Self::WrongType => "store holds something of another kind under the key",
             Self::Refused => "command refused on the shared connection",
+            Self::TooLong => "value too long for the shared connection",
             Self::Unsupported => "store is of an unsupported kind",
             Self::Config => "store configuration unusable",
             Self::Closed => "cache closed",
@@ -128,10 +132,12 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Unsupported, WrongType};
+        use StoreErrorKind::{
+            Auth, Closed, Config, Denied, Refused, TooLong, Unsupported, WrongType,
+        };
         !matches!(
             self.0.kind,
-            Auth | Closed | Config | Denied | Refused | Unsupported | WrongType
+            Auth | Closed | Config | Denied | Refused | TooLong | Unsupported | WrongType
         )
     }
 }

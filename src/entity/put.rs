@@ -38,7 +38,8 @@ where
     /// - there is none, because the key was invalidated, evicted, never loaded, or loaded without a
     ///   version: the key is invalidated, and the next reader loads.
     ///
-    /// A value that has [tags](crate::EntityBuilder::tags) is never left there: the key is invalidated.
+    /// A value that has [tags](crate::EntityBuilder::tags), or is
+    /// [too long](crate::EntityBuilder::store_max_bytes), is never left there: the key is invalidated.
     ///
     /// So puts in the wrong order, late or repeated, never bring an older value back. For the first of a
     /// key somebody must have read it, by a loader that [gives versions](crate::Loaded::version).

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tidings::coherence::Mechanisms;
 use tidings::store::{Publish, Redis};
 use tidings::testing::{Fault, MessageFault, Proxy, RedisServer};
-use tidings::{Cache, Entity, Health, InvalidateError, OnStoreAbsent, StoreState};
+use tidings::{Cache, Entity, EntityStats, Health, InvalidateError, OnStoreAbsent, StoreState};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -107,6 +107,10 @@ impl Pod {
         self.cache.health()
     }
 
+    pub(crate) fn stats(&self) -> EntityStats {
+        self.versions.stats()
+    }
+
     /// Why the pod is not fully at work, if it is not.
     pub(crate) fn ailment(&self) -> Option<String> {
         let health = self.health();
@@ -144,6 +148,14 @@ impl Fleet {
     /// A fleet at work on a server of its own.
     pub(crate) async fn start() -> Self {
         Self::on(RedisServer::start().unwrap(), Plan::default()).await
+    }
+
+    /// How many entries the server has taken to its logs.
+    pub(crate) fn logged(&self) -> u64 {
+        let stats = self.cli("INFO commandstats");
+        let adds = stats.lines().find(|line| line.starts_with("cmdstat_xadd:"));
+        let calls = adds.unwrap().split(['=', ',']).nth(1);
+        calls.unwrap().parse().unwrap()
     }
 
     /// A command as the operator gives it.

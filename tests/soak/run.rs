@@ -422,6 +422,9 @@ impl Verdict {
             Violation::Stale { read, missed_for } | Violation::Claim { read, missed_for } => {
                 !self.is_in_failover(read) || *missed_for > self.in_failover
             }
+            // From one primary to the other, of which only one was told. Not for longer than the window,
+            // or the read is stale, too.
+            Violation::Backwards { read, .. } => !self.is_in_failover(read),
             // Nobody was told that it is acknowledged.
             Violation::Lost { write } => write.pod != NOBODY && !self.killed.contains(&write.pod),
             _ => true,
