@@ -15,6 +15,9 @@ pub enum StoreErrorKind {
     Unavailable,
     /// It did not answer in time; what was asked may have happened.
     Timeout,
+    /// There is no TLS between it and this pod: one does not trust the other's certificate, or what answers
+    /// at that port speaks none.
+    Tls,
     /// It refused the user name or password.
     Auth,
     /// It refused the command to this user.
@@ -52,6 +55,7 @@ impl StoreErrorKind {
         match self {
             Self::Unavailable => "store unavailable",
             Self::Timeout => "store did not answer in time",
+            Self::Tls => "store not reached over TLS",
             Self::Auth => "store refused the credentials",
             Self::Denied => "store denied the command to this user",
             Self::Full => "store out of memory",
@@ -133,11 +137,11 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use StoreErrorKind::{
-            Auth, Closed, Config, Denied, Refused, TooLong, Unsupported, WrongType,
+            Auth, Closed, Config, Denied, Refused, Tls, TooLong, Unsupported, WrongType,
         };
         !matches!(
             self.0.kind,
-            Auth | Closed | Config | Denied | Refused | TooLong | Unsupported | WrongType
+            Auth | Closed | Config | Denied | Refused | Tls | TooLong | Unsupported | WrongType
         )
     }
 }

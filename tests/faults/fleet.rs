@@ -2,6 +2,7 @@
 //! can be broken: the load under which every fault is tried.
 
 use crate::history::{History, Read, Write};
+use crate::options::Options;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) user: Option<(&'static str, &'static str)>,
     pub(crate) on_store_absent: OnStoreAbsent,
     pub(crate) publish: Publish,
+    /// Where no two pods have the same options, the number of the first one's.
+    pub(crate) mixed: Option<usize>,
 }
 
 impl Default for Plan {
@@ -53,6 +56,7 @@ impl Default for Plan {
             user: None,
             on_store_absent: OnStoreAbsent::Fail,
             publish: Publish::default(),
+            mixed: None,
         }
     }
 }
@@ -175,7 +179,7 @@ impl<S: Site> Fleet<S> {
         });
         let mut pods = Vec::new();
         for _ in 0..plan.pods {
-            pods.push(pod(&server, &plan, &source).await);
+            pods.push(pod(&server, &plan, pods.len(), &source).await);
         }
         let (stop_writers, stop_readers) = (CancellationToken::new(), CancellationToken::new());
         let mut readers = JoinSet::new();
@@ -296,13 +300,20 @@ impl<S: Site> Fleet<S> {
     }
 }
 
-async fn pod(site: &impl Site, plan: &Plan, source: &Arc<Source>) -> Pod {
+async fn pod(site: &impl Site, plan: &Plan, number: usize, source: &Arc<Source>) -> Pod {
     let (url, proxy) = site.way();
     let url = match plan.user {
         Some((user, password)) => url.replace("://", &format!("://{user}:{password}@")),
         None => url,
     };
-    let store = Redis::new(&url).unwrap().publish(plan.publish);
+    let store = match plan.mixed {
+        Some(first) => {
+            let options = Options::number(first + number);
+            println!("pod {number}: {options}");
+            options.store(&url)
+        }
+        None => Redis::new(&url).unwrap().publish(plan.publish),
+    };
     let cache = Cache::builder("faults")
         .store(store)
         .on_store_absent(plan.on_store_absent)

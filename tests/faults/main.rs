@@ -13,6 +13,7 @@ mod fleet;
 mod history;
 #[path = "../support/moves.rs"]
 mod moves;
+mod options;
 
 mod claims;
 mod cluster;
