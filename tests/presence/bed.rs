@@ -39,9 +39,7 @@ impl Bed {
     #[cfg(feature = "redis")]
     pub(crate) fn redis() -> Self {
         let servers = servers();
-        // Nothing is slow here but the machine.
         let store = tidings::store::Redis::new(&servers.url()).unwrap();
-        let store = store.connect_timeout(PATIENCE);
         Self {
             _servers: Some(servers),
             ..Self::on(store)

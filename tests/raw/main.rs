@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use support::{PATIENCE, eventually};
+use support::eventually;
 use tidings::store::{Memory, Redis, Store};
 use tidings::{Cache, Raw, RawKeys};
 
@@ -56,11 +56,7 @@ impl Bed {
 
     fn redis() -> Self {
         let servers = servers::servers();
-        // Nothing is slow here but the machine.
-        let store = Redis::new(&servers.url())
-            .unwrap()
-            .connect_timeout(PATIENCE);
-        Self::on(store, Some(servers))
+        Self::on(Redis::new(&servers.url()).unwrap(), Some(servers))
     }
 
     async fn cache(&self) -> Cache {

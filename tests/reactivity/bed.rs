@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
-use tidings::store::{Memory, Redis};
+use tidings::store::Memory;
 use tidings::testing::{Proxy, RedisServer};
 use tidings::{Cache, CacheBuilder};
 
@@ -58,11 +58,7 @@ impl Bed {
         let builder = Cache::builder(&*self.namespace);
         match &self.store {
             Backing::Memory(memory) => builder.store(memory.clone()),
-            // Nothing is slow here but the machine.
-            Backing::Redis(servers) => {
-                let store = Redis::new(&servers.url()).unwrap();
-                builder.store(store.connect_timeout(PATIENCE))
-            }
+            Backing::Redis(servers) => builder.store_url(servers.url()),
         }
     }
 
