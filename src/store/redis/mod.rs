@@ -1,4 +1,4 @@
-//! The backend for Redis 7 and later, and for Valkey.
+//! The backend for Redis 7 and later, and for Valkey 8 and later.
 //!
 //! A link is two sockets: one multiplexed connection for commands, one for the subscription. What has
 //! to be atomic is a Lua script (`lua/`, one file a step); everything else is a plain command. Neither
