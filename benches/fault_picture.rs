@@ -47,11 +47,7 @@ fn main() {
         true => (QUICK, concat!(env!("CARGO_TARGET_TMPDIR"), "/pictures")),
         false => (FULL, concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pictures")),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime(2);
     let story = runtime.block_on(run::run(&plan));
     let file = Path::new(folder).join("fault.svg");
     std::fs::create_dir_all(folder).expect("a folder for pictures");

@@ -49,16 +49,10 @@ fn customer(id: u64) -> Customer {
 fn main() {
     let quick = common::quick();
     let (rounds, batches) = if quick { (3, 20) } else { (51, 200) };
-    if !RedisServer::available() {
-        println!("skipped: there is no redis-server");
+    let Some(server) = common::server() else {
         return;
-    }
-    let server = RedisServer::start().expect("a server");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    };
+    let runtime = common::runtime(2);
     runtime.block_on(async {
         warm(&server, rounds, batches).await;
         cold(&server, rounds, batches / 10).await;

@@ -20,9 +20,7 @@ use std::time::Instant;
 
 use common::{Ratio, judge, key, median, rotated};
 use redis::aio::MultiplexedConnection;
-use tidings::testing::RedisServer;
 use tidings::{Cache, Entity};
-use tokio::runtime::Builder;
 use tokio::task::yield_now;
 
 const CHANNEL: &str = "bench";
@@ -32,16 +30,10 @@ const SIDES: [&str; 3] = ["bare publish", "invalidate, other pod", "invalidate, 
 
 fn main() {
     let (rounds, calls) = if common::quick() { (3, 20) } else { (41, 100) };
-    if !RedisServer::available() {
-        println!("skipped: there is no redis-server");
+    let Some(server) = common::server() else {
         return;
-    }
-    let server = RedisServer::start().expect("a server");
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    };
+    let runtime = common::runtime(2);
     runtime.block_on(async {
         let mut bare = Bare::new(&server.url()).await;
         let pods = Pods::new(&server.url()).await;

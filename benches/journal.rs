@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use common::{Ratio, judge, median, rotated};
 use tidings::store::Memory;
 use tidings::{Cache, Entity};
-use tokio::runtime::Builder;
 
 /// As long as the record of a key of 33 bytes.
 const RECORD: [u8; 96] = [7; 96];
@@ -28,11 +27,8 @@ fn main() {
     let (rounds, calls) = if common::quick() { (3, 20) } else { (31, 200) };
     let folder = std::env::temp_dir().join(format!("tidings-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    runtime.expect("a runtime").block_on(async {
+    let runtime = common::runtime(2);
+    runtime.block_on(async {
         let pods = [
             Pod::new(None).await,
             Pod::new(Some(folder.join("journal"))).await,

@@ -19,7 +19,6 @@ use std::time::Instant;
 use common::{Random, Ratio, SEED, Zipf, judge, key, median};
 use tidings::store::Memory;
 use tidings::{Cache, Entity, Ttl};
-use tokio::runtime::Builder;
 
 type Value = [u8; 16];
 
@@ -43,11 +42,7 @@ const QUICK: Scale = Scale {
 fn main() {
     let scale = if common::quick() { QUICK } else { FULL };
     // Runs the cache's own task; the reads have threads of their own.
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime(1);
     let sides = runtime.block_on(sides(scale.keys));
     for (name, hits) in [("all hit", 1.0), ("every tenth is not there", 0.9)] {
         compare(&scale, &sides, name, hits);

@@ -2,7 +2,8 @@
 //! messages for each invalidation, and how long until another pod has dropped the entry.
 //!
 //! Bare subscribers stand for pods: each is a connection that reads what it is sent, which is all that a
-//! server sees of one. Two caches run as pods do; one invalidates at a steady rate, the other is looked at. All are in one process, beside one server.
+//! server sees of one. Two caches run as pods do; one invalidates at a steady rate, the other is looked at.
+//! All are in one process, beside one server.
 //!
 //! `cargo bench --bench publishing` takes a minute or two and starts a Redis server; it is skipped where
 //! there is none.
@@ -21,7 +22,6 @@ use tidings::testing::RedisServer;
 use tidings::{Cache, Entity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -56,16 +56,10 @@ fn main() {
         true => (1, Duration::from_millis(300)),
         false => (7, Duration::from_secs(2)),
     };
-    if !RedisServer::available() {
-        println!("skipped: there is no redis-server");
+    let Some(server) = common::server() else {
         return;
-    }
-    let server = RedisServer::start().expect("a server");
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    };
+    let runtime = common::runtime(2);
     runtime.block_on(async {
         let (mut costs, mut lags) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);
         let (mut messages, mut rates) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);

@@ -20,9 +20,8 @@ use std::time::{Duration, Instant};
 use common::{Ratio, judge, key, median};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
-use tidings::testing::RedisServer;
 use tidings::{Cache, Entity, Origin};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 /// Reads under way at the same time.
@@ -56,16 +55,10 @@ fn customer(n: usize) -> Customer {
 fn main() {
     let quick = common::quick();
     let (rounds, reads) = if quick { (3, 300) } else { (101, 1_000) };
-    if !RedisServer::available() {
-        println!("skipped: there is no redis-server");
+    let Some(server) = common::server() else {
         return;
-    }
-    let server = RedisServer::start().expect("a server");
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    };
+    let runtime = common::runtime(2);
     let sides = runtime.block_on(sides(&server.url()));
     let payload = rmp_serde::to_vec_named(&customer(0)).expect("it encodes");
     println!("\nread of {} bytes from the store", payload.len());

@@ -13,10 +13,9 @@ use std::future::ready;
 use std::hint::black_box;
 use std::time::Instant;
 
-use common::{Random, Ratio, SEED, Zipf, judge, key, median};
+use common::{Ratio, judge, key, median};
 use tidings::store::Memory;
 use tidings::{Cache, Entity, Ttl};
-use tokio::runtime::Builder;
 
 type Values = Entity<String, [u8; 16], Infallible>;
 
@@ -42,11 +41,7 @@ const QUICK: Scale = Scale {
 fn main() {
     let scale = if common::quick() { QUICK } else { FULL };
     // Runs the cache's own task; the reads have threads of their own.
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = common::runtime(1);
     let sides = runtime.block_on(sides(scale.keys));
     println!("read of one of {} resident keys", scale.keys);
     for threads in 1..=2 {
@@ -55,7 +50,9 @@ fn main() {
 }
 
 fn compare(scale: &Scale, sides: &[(&str, Values)], threads: u64) {
-    let traces: Vec<_> = (1..=threads).map(|thread| trace(scale, thread)).collect();
+    let traces: Vec<_> = (1..=threads)
+        .map(|thread| common::trace(scale.keys, scale.reads, thread))
+        .collect();
     let costs = common::in_rounds(sides, scale.rounds, |(_, side)| {
         nanos_per_read(side, &traces)
     });
@@ -98,14 +95,6 @@ async fn sides(keys: usize) -> Vec<(&'static str, Values)> {
 fn number_of(key: &str) -> u64 {
     key.bytes()
         .fold(7, |hash: u64, byte| hash.wrapping_mul(31) + u64::from(byte))
-}
-
-fn trace(scale: &Scale, thread: u64) -> Vec<String> {
-    let zipf = Zipf::new(scale.keys);
-    let mut random = Random(SEED * thread);
-    (0..scale.reads)
-        .map(|_| key(zipf.draw(&mut random)))
-        .collect()
 }
 
 fn nanos_per_read(side: &Values, traces: &[Vec<String>]) -> f64 {

@@ -10,14 +10,13 @@
 #[expect(dead_code, reason = "each bench uses a part")]
 mod common;
 
-use common::{Random, Ratio, SEED, Zipf, judge, key, median};
+use common::{Ratio, judge, key, median};
 use std::convert::Infallible;
 use std::future::ready;
 use std::hint::black_box;
 use std::time::Instant;
 use tidings::store::Memory;
 use tidings::{Cache, Entity, Ttl};
-use tokio::runtime::Builder;
 
 type Customers = Entity<String, [u8; 16], Infallible>;
 
@@ -41,11 +40,7 @@ const QUICK: Scale = Scale {
 fn main() {
     let scale = if common::quick() { QUICK } else { FULL };
     // Runs the caches' own tasks; the reads have threads of their own.
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    let runtime = runtime.expect("a runtime");
+    let runtime = common::runtime(1);
     let sides =
         runtime.block_on(async { [entity(&scale, false).await, entity(&scale, true).await] });
     compare(&scale, &sides, "without a recorder", 1.05);
@@ -80,16 +75,10 @@ async fn entity(scale: &Scale, counted: bool) -> Customers {
     entity
 }
 
-fn trace(scale: &Scale, thread: u64) -> Vec<String> {
-    let zipf = Zipf::new(scale.keys);
-    let mut random = Random(SEED * thread);
-    (0..scale.reads)
-        .map(|_| key(zipf.draw(&mut random)))
-        .collect()
-}
-
 fn compare(scale: &Scale, sides: &[Customers; 2], name: &str, most: f64) {
-    let traces: Vec<_> = (1..=2).map(|thread| trace(scale, thread)).collect();
+    let traces: Vec<_> = (1..=2)
+        .map(|thread| common::trace(scale.keys, scale.reads, thread))
+        .collect();
     println!("\nhit of one of {} resident keys, {name}", scale.keys);
     for threads in 1..=2 {
         let costs = common::in_rounds(sides, scale.rounds, |side| {

@@ -271,27 +271,14 @@ impl CacheBuilder {
     /// no Tokio runtime (it needs time and I/O enabled); `store_url` (or `TIDINGS_STORE`) if the URL cannot;
     /// `lanes` and `migrate_lanes` if the number is out of range, or if pods of the namespace that run
     /// already go by another one ([`BuildError::mismatch`]); `namespace` too if they go by something else
-    /// that versions of this crate may differ in; `seal` if a key id stands for two keys; `store` if the store cannot be reached (see
-    /// [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of the wrong kind.
+    /// that versions of this crate may differ in; `seal` if a key id stands for two keys; `store` if the store
+    /// cannot be reached (see [`on_store_absent`](Self::on_store_absent)), refuses the credentials, or is of
+    /// the wrong kind.
     ///
     /// # Cancel safety
     /// Cancel safe: the background task and its connections end with the future.
     pub async fn build(self) -> Result<Cache, BuildError> {
-        check_name("namespace", &self.namespace)?;
-        let (lanes, migration) = check_lanes(self.lanes, self.migration)?;
-        self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
-        check_timeout("read_timeout", self.timing.read_timeout)?;
-        check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
-        if self.max_pending < LEAST_MAX_PENDING {
-            let reason = format!("{} is less than {LEAST_MAX_PENDING}", self.max_pending);
-            return Err(BuildError::new("max_pending", reason));
-        }
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(BuildError::new(
-                "runtime",
-                "a cache is built inside a Tokio runtime",
-            ));
-        }
+        let (lanes, migration) = self.check()?;
         let store = match self.store {
             Some(store) => store,
             None => resolve(self.store_url)?,
@@ -344,6 +331,24 @@ impl CacheBuilder {
                 Err(BuildError::start(&named, error))
             }
         }
+    }
+
+    /// Checks every option by itself. Gives the lanes as they are used.
+    fn check(&self) -> Result<(NonZeroU16, Option<Migration>), BuildError> {
+        check_name("namespace", &self.namespace)?;
+        let lanes = check_lanes(self.lanes, self.migration)?;
+        self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
+        check_timeout("read_timeout", self.timing.read_timeout)?;
+        check_timeout("invalidate_timeout", self.timing.invalidate_timeout)?;
+        if self.max_pending < LEAST_MAX_PENDING {
+            let reason = format!("{} is less than {LEAST_MAX_PENDING}", self.max_pending);
+            return Err(BuildError::new("max_pending", reason));
+        }
+        if tokio::runtime::Handle::try_current().is_err() {
+            let reason = "a cache is built inside a Tokio runtime";
+            return Err(BuildError::new("runtime", reason));
+        }
+        Ok(lanes)
     }
 }
 

@@ -4,6 +4,7 @@ pub use crate::registration::Mismatch;
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -234,6 +235,59 @@ impl<E: Error + 'static> Error for CacheError<E> {
         match self {
             Self::Load(error) => Some(&**error),
             Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<E> CacheError<E> {
+    /// This as an [`Error`], where the loader's own is none because it is a box of one: a
+    /// `Box<dyn Error + Send + Sync>`, or one of `anyhow` or `eyre`. Others are errors as they are.
+    ///
+    /// ```
+    /// # type BoxError = Box<dyn std::error::Error + Send + Sync>;
+    /// use tidings::{Cache, CacheError};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+    /// # let cache = Cache::builder("shop").build().await?;
+    /// # async fn select(_id: u64) -> Result<String, BoxError> { Ok("Ada".into()) }
+    /// let users = cache.entity("user", |id: u64| select(id)).build()?;
+    /// let user = users.get(&42).await.map_err(CacheError::into_error)?;
+    /// assert_eq!(*user, "Ada");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn into_error(self) -> BoxedCacheError<E>
+    where
+        E: Deref<Target = dyn Error + Send + Sync>,
+    {
+        BoxedCacheError(self)
+    }
+}
+
+/// A [`CacheError`] whose loader's error is a box, as an [`Error`]; made by [`CacheError::into_error`].
+#[derive(Clone, Debug)]
+pub struct BoxedCacheError<E>(CacheError<E>);
+
+impl<E> BoxedCacheError<E> {
+    /// What it was.
+    #[must_use]
+    pub fn into_inner(self) -> CacheError<E> {
+        self.0
+    }
+}
+
+impl<E> fmt::Display for BoxedCacheError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<E: Deref<Target = dyn Error + Send + Sync> + fmt::Debug> Error for BoxedCacheError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            CacheError::Load(error) => Some(&***error),
+            CacheError::Store(error) => Some(error),
             _ => None,
         }
     }

@@ -116,7 +116,7 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey; `Cache::redis` |
+//! | `redis` | yes | [`store::Redis`], for Redis 7 or later and Valkey 8 or later; `Cache::redis` |
 //! | `tls` | | `rediss://` URLs |
 //! | `moka` | | `LocalEngine::Moka` |
 //! | `lz4` | | `Compression::Lz4`: long values are stored smaller, at next to no cost |
@@ -188,7 +188,7 @@ pub use entity::{
 pub use envelope::Compression;
 #[cfg(feature = "seal")]
 pub use envelope::KeyRing;
-pub use error::{BuildError, CacheError, Mismatch, StoreError, StoreErrorKind};
+pub use error::{BoxedCacheError, BuildError, CacheError, Mismatch, StoreError, StoreErrorKind};
 pub use key::{Key, KeyBuf, Tag};
 pub use local::LocalEngine;
 #[cfg(feature = "testing")]

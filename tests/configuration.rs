@@ -6,11 +6,14 @@
 #[macro_use]
 #[path = "support/mod.rs"]
 mod support;
+#[path = "support/shared.rs"]
+mod shared;
 
 mod bed {
     pub(crate) use super::Bed;
 }
 
+use shared::Shared;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
@@ -174,23 +177,6 @@ impl Pod {
             StoreState::Down { reason } => reason.source()?.downcast_ref().cloned(),
             _ => None,
         }
-    }
-}
-
-/// A store behind an `Arc`.
-#[derive(Debug)]
-struct Shared(Arc<dyn Store>);
-
-impl Store for Shared {
-    fn connect<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-    ) -> tidings::store::BoxFuture<'a, tidings::store::StoreResult<tidings::store::Connected>> {
-        self.0.connect(namespace)
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 

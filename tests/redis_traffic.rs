@@ -182,7 +182,7 @@ async fn many_cold_keys_are_two_round_trips_and_one_load() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let cache = Cache::builder("traffic").store_url(proxy.url());
-    let cache = cache.build().await.unwrap();
+    let cache = cache.read_timeout(PATIENCE).build().await.unwrap();
     let loads = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&loads);
     let double = |key: u64| async move { Ok::<_, Infallible>(key * 2) };

@@ -5,6 +5,8 @@
 #   sh tests/run.sh [what cargo test takes]
 #
 # Tests start their own servers and browsers on free ports. What runs already is left alone.
+# TIDINGS_REDIS_SERVER names another server for all of them, such as a valkey-server; some need Valkey 9 or
+# Redis 8.4, and say so where they are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 

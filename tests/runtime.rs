@@ -110,3 +110,54 @@ fn a_runtime_ends_though_a_memo_is_computed() {
         drop(memo.get(&1).await);
     });
 }
+
+#[test]
+fn a_runtime_ends_though_a_member_joins_and_is_watched() {
+    ends_during(async |cache| {
+        // None is built in a runtime that has ended.
+        let Ok(room) = cache.presence::<u8>("room").build() else {
+            return;
+        };
+        let mut feed = room.watch();
+        drop(room.join("ada", &1).await);
+        drop(room.count().await);
+        drop(feed.next().await);
+    });
+}
+
+#[test]
+fn a_runtime_ends_though_raw_data_is_written() {
+    ends_during(async |cache| {
+        let raw = cache.raw("raw").unwrap();
+        drop(raw.set("key", "value", PATIENCE).await);
+        drop(raw.clear().await);
+    });
+}
+
+#[test]
+fn a_runtime_ends_though_a_write_is_guarded() {
+    ends_during(async |cache| drop(numbers(&cache).begin_write(&1).await));
+}
+
+#[test]
+fn a_runtime_ends_though_a_batch_invalidates() {
+    ends_during(async |cache| {
+        let (reactivity, inner) = (cache.reactivity(), cache.clone());
+        let batch = reactivity.batch(async move { drop(inner.invalidate(["org:7"]).await) });
+        drop(batch.await);
+    });
+}
+
+#[test]
+fn a_runtime_ends_though_a_query_is_read() {
+    ends_during(async |cache| {
+        let reactivity = cache.reactivity();
+        let _kept = reactivity.on(["org:7"], async |_| ());
+        let _seven = reactivity.query(["org:7"], async || 7).next().await;
+    });
+}
+
+#[test]
+fn a_runtime_ends_though_a_cache_is_closed() {
+    ends_during(async |cache| drop(cache.close().await));
+}

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tidings::store::Redis;
 use tidings::testing::PostgresServer;
 use tidings::{Cache, Entity, MAX_GUARD_TTL};
 use tokio::runtime::Handle;
@@ -75,7 +76,10 @@ async fn connect(url: &str) -> Client {
 /// A pod, and how often it has loaded each row.
 async fn records(redis: &str, source: &str, guarded: bool) -> (Cache, Records, Arc<AtomicUsize>) {
     let namespace = if guarded { "guarded" } else { "unguarded" };
-    let cache = insist(async || Cache::builder(namespace).store_url(redis).build().await).await;
+    // Ten writers begin at once, each with connections to every node.
+    let store = Redis::new(redis).unwrap().connect_timeout(PATIENCE / 3);
+    let build = async || Cache::builder(namespace).store(store.clone()).build().await;
+    let cache = insist(build).await;
     let client = Arc::new(connect(source).await);
     let loads = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&loads);
@@ -197,7 +201,8 @@ impl Reader {
                 if *runtime.block_on(records.get(&id)).unwrap() == 0 {
                     last.insert(id, start);
                 }
-                std::thread::yield_now();
+                // The writers need the processors too.
+                std::thread::sleep(Duration::from_micros(100));
             }
             last
         });

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::thread;
 
+use tidings::testing::RedisServer;
 use tokio::runtime::{Builder, Runtime};
 
 pub(crate) const SEED: u64 = 0x5EED_0F71_D165_2026;
@@ -27,6 +28,26 @@ pub(crate) fn quick() -> bool {
     let mode = if quick { ", quick" } else { "" };
     println!("seed {SEED:#x}, zipf exponent {ZIPF_EXPONENT}, {cores} cores{mode}");
     quick
+}
+
+// --- where to run --------------------------------------------------------------------------------
+
+/// A server of the bench's own; where none can be started, that is said, and the bench is over.
+pub(crate) fn server() -> Option<RedisServer> {
+    if RedisServer::available() {
+        return Some(RedisServer::start().expect("a server"));
+    }
+    println!("skipped: there is no redis-server");
+    None
+}
+
+/// What caches run their own tasks on.
+pub(crate) fn runtime(threads: usize) -> Runtime {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime")
 }
 
 // --- what to read --------------------------------------------------------------------------------
@@ -69,6 +90,13 @@ impl Zipf {
 /// A key of 33 bytes, as a namespace, an entity and an id make it.
 pub(crate) fn key(n: usize) -> String {
     format!("shop:eu-1:customer/{n:014}")
+}
+
+/// The keys that one thread reads, out of so many: some more often than others.
+pub(crate) fn trace(keys: usize, reads: usize, thread: u64) -> Vec<String> {
+    let zipf = Zipf::new(keys);
+    let mut random = Random(SEED * thread);
+    (0..reads).map(|_| key(zipf.draw(&mut random))).collect()
 }
 
 // --- how to compare ------------------------------------------------------------------------------

@@ -2,152 +2,24 @@
 //! acknowledge at once is [pending](super::pending), and repeated until it is acknowledged on the timeline
 //! that this pod follows.
 
-use super::guard::OwnedMarkers;
-use super::pending::{Fenced, Item, TURNS, Table};
+use super::attempt::Extra;
+use super::fences::{Fenced, Fences};
+use super::pending::{Item, TURNS, Table};
+use super::waiter::{CallHandle, CallState, Waiter};
 use super::{Bus, InvalidateError, OwnedPut, Pending, Stamp, lock};
 use crate::coherence::wire::MAX_KEYS;
-use crate::coherence::{Ack, Action, Call, Kind, Lane, LogEntry, Nonce, Position, Rank};
+use crate::coherence::{Call, Lane};
 use crate::error::{StoreError, StoreErrorKind};
-use crate::store::{Link, Logged, StoreResult};
 use crate::telemetry::spanned;
 use crate::time::Millis;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
-
-/// How often one attempt follows a lane into a new epoch before it counts as failed.
-const EPOCHS_PER_ATTEMPT: usize = 4;
-/// How long an attempt waits for the lane to learn of an epoch that the store has just named.
-const SYNC_LIMIT: Duration = Duration::from_millis(500);
-/// A first attempt that takes longer than this is put into the journal, should there be one: well beyond
-/// what a healthy store takes, so that no invalidation costs a write to disk as a rule.
-const JOURNAL_AFTER: Duration = Duration::from_millis(50);
-
-#[derive(Clone, Debug)]
-enum CallState {
-    /// The first attempt is under way.
-    Running,
-    /// The same, and the journal has what it is about.
-    Noted,
-    Waiting(StoreError),
-    Acknowledged(Position),
-}
-
-/// What goes with the first attempt at a call: what is repeated is the invalidation, which is never wrong,
-/// with a minimum version if its key [has one](Bus::extra_again).
-#[derive(Debug, Default)]
-pub(super) enum Extra {
-    #[default]
-    Nothing,
-    /// A value for its only key.
-    Put(OwnedPut),
-    /// Markers, or a minimum version, for its keys.
-    Markers(OwnedMarkers),
-}
-
-/// A call under way.
-#[derive(Clone, Debug)]
-pub(crate) struct CallHandle {
-    pub(super) lane: Lane,
-    state: watch::Receiver<CallState>,
-}
-
-impl CallHandle {
-    /// The position, or why the first attempt failed; `None` if the cache was closed.
-    async fn first_attempt(&mut self) -> Option<StoreResult<Position>> {
-        let state = self
-            .state
-            .wait_for(|state| !matches!(state, CallState::Running | CallState::Noted))
-            .await
-            .ok()?;
-        match &*state {
-            CallState::Acknowledged(position) => Some(Ok(*position)),
-            CallState::Waiting(reason) => Some(Err(reason.clone())),
-            CallState::Running | CallState::Noted => None,
-        }
-    }
-
-    /// Waits until the end of the process cannot make it forgotten: the journal has it, or the store.
-    async fn noted(&mut self) {
-        let kept = |state: &CallState| !matches!(state, CallState::Running);
-        // An error is the end of the cache.
-        let _ = self.state.wait_for(kept).await;
-    }
-
-    pub(super) async fn settled(mut self) -> Option<Position> {
-        let acknowledged = |state: &CallState| matches!(state, CallState::Acknowledged(_));
-        match *self.state.wait_for(acknowledged).await.ok()? {
-            CallState::Acknowledged(position) => Some(position),
-            _ => None,
-        }
-    }
-}
-
-/// Who waits for a call. It is acknowledged when each of its items is.
-#[derive(Debug)]
-pub(super) struct Waiter {
-    state: watch::Sender<CallState>,
-    /// Items that are not acknowledged, and the newest position of those that are.
-    left: Mutex<(usize, Option<Position>)>,
-    /// What was called, and when; nothing of what an earlier process has left.
-    called: Option<(Arc<Call>, Millis)>,
-}
-
-impl Waiter {
-    fn new(
-        items: usize,
-        state: watch::Sender<CallState>,
-        called: Option<(Arc<Call>, Millis)>,
-    ) -> Arc<Self> {
-        let left = Mutex::new((items, None));
-        Arc::new(Self {
-            state,
-            left,
-            called,
-        })
-    }
-
-    /// For `items` that nobody waits for.
-    pub(super) fn nobody(items: usize) -> Arc<Self> {
-        Self::new(items, watch::Sender::new(CallState::Running), None)
-    }
-
-    /// Whether anybody still listens.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.state.receiver_count() > 0
-    }
-
-    #[cfg(test)]
-    pub(super) fn position(&self) -> Option<Position> {
-        match *self.state.borrow() {
-            CallState::Acknowledged(position) => Some(position),
-            _ => None,
-        }
-    }
-
-    /// One of its items stands at `position`. Gives what was called, and when, if that was the last.
-    pub(super) fn acknowledged(&self, position: Position) -> Option<&(Arc<Call>, Millis)> {
-        let mut left = lock(&self.left);
-        let (items, newest) = &mut *left;
-        *items = items.saturating_sub(1);
-        // Of two epochs the later one is that of the later acknowledgement.
-        let newer = newest.is_none_or(|at| at.epoch != position.epoch || at.seq < position.seq);
-        if newer {
-            *newest = Some(position);
-        }
-        let (0, Some(at)) = (*items, *newest) else {
-            return None;
-        };
-        self.state.send_replace(CallState::Acknowledged(at));
-        self.called.as_ref()
-    }
-}
-
 /// A call whose first attempt is under way.
 #[derive(Debug)]
 struct Running {
@@ -168,10 +40,7 @@ pub(super) struct Calls {
     pub(super) turns: Box<[Semaphore]>,
     /// Woken whenever something was acknowledged for good.
     ended: Notify,
-    /// Entities and lanes that are fenced off.
-    fenced: Mutex<Vec<Fenced>>,
-    /// Fences in all: mostly none, which spares readers the locks.
-    fences: AtomicUsize,
+    pub(super) fences: Fences,
 }
 
 impl Calls {
@@ -182,8 +51,7 @@ impl Calls {
             table: Mutex::new(Table::new(max_pending)),
             turns: (0..lanes).map(|_| Semaphore::new(TURNS)).collect(),
             ended: Notify::new(),
-            fenced: Mutex::default(),
-            fences: AtomicUsize::new(0),
+            fences: Fences::default(),
         }
     }
 
@@ -466,181 +334,6 @@ impl Bus {
         }
     }
 
-    /// The attempt that the caller waits for. If it takes its time, what it is about goes into the journal
-    /// meanwhile, and into `noted`, and `state` says so.
-    async fn first_attempt(
-        &self,
-        lane: Lane,
-        call: &Arc<Call>,
-        extra: Extra,
-        (noted, state): (&mut Vec<Item>, &watch::Sender<CallState>),
-    ) -> StoreResult<Position> {
-        let limit = self.timing.invalidate_timeout;
-        let attempt = self.attempt(lane, call, &extra);
-        let mut attempt = pin!(tokio::time::timeout(limit, attempt));
-        let mut done = None;
-        if self.has_journal() {
-            done = tokio::time::timeout(JOURNAL_AFTER, &mut attempt).await.ok();
-            if done.is_none() {
-                *noted = Item::of(lane, call);
-                for item in &*noted {
-                    self.note(item);
-                }
-                // On disk while the attempt goes on.
-                let flush = async {
-                    self.flush_journal().await;
-                    state.send_replace(CallState::Noted);
-                };
-                done = Some(tokio::join!(&mut attempt, flush).0);
-            }
-        }
-        let done = match done {
-            Some(done) => done,
-            None => attempt.await,
-        };
-        done.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::Timeout, "invalidate")))
-    }
-
-    /// Has the store log `call`, until that is acknowledged or something fails.
-    pub(super) async fn attempt(
-        &self,
-        lane: Lane,
-        call: &Arc<Call>,
-        extra: &Extra,
-    ) -> StoreResult<Position> {
-        for _ in 0..EPOCHS_PER_ATTEMPT {
-            let (entry, at) = self.log(lane, call, extra).await?;
-            for _ in 0..2 {
-                let now = self.clock.now();
-                let (ack, actions) = self.step(lane, |state, out| {
-                    state.on_ack(call, &entry, at.epoch, now, out)
-                });
-                if actions.contains(&Action::Poll) {
-                    self.ask_for_poll();
-                }
-                self.settle();
-                match ack {
-                    Ack::Acknowledged(position) => {
-                        self.nudge.notify_one();
-                        return Ok(position);
-                    }
-                    Ack::Unknown(_) => self.sync(SYNC_LIMIT).await,
-                    Ack::Lost => break,
-                }
-            }
-        }
-        Err(StoreError::new(StoreErrorKind::Busy, "invalidate")
-            .with_detail("the lane's epoch keeps changing"))
-    }
-
-    async fn log(
-        &self,
-        lane: Lane,
-        call: &Call,
-        extra: &Extra,
-    ) -> StoreResult<(LogEntry, Position)> {
-        let (nonce, logged) = loop {
-            let mut link_up = self.link_up.subscribe();
-            let (link, nonce) = (self.link()?, self.nonce());
-            tokio::select! {
-                biased;
-                logged = self.log_on(&*link, lane, (call, extra), nonce) => break (nonce, logged?),
-                // A half-open connection never answers, and by now there is another one.
-                _ = link_up.changed() => {}
-            }
-        };
-        let entry = LogEntry {
-            seq: logged.at.seq,
-            kind: call.kind,
-            prev: logged.prev,
-            nonce,
-            hashes: call.hashes.clone(),
-        };
-        Ok((entry, logged.at))
-    }
-
-    async fn log_on(
-        &self,
-        link: &dyn Link,
-        lane: Lane,
-        (call, extra): (&Call, &Extra),
-        nonce: Nonce,
-    ) -> StoreResult<Logged> {
-        let (limit, opening) = (self.timing.invalidate_timeout, self.opening());
-        if let Extra::Put(put) = extra {
-            let place = put.place(lane, &call.entity);
-            let call = link.put(place, put.put(), &call.hashes, nonce, opening);
-            let logged = self.within(limit, "put", call).await;
-            // A full server takes no value, but an invalidation.
-            if !matches!(&logged, Err(error) if error.kind() == StoreErrorKind::Full) {
-                return logged;
-            }
-        }
-        if call.kind == Kind::Clear {
-            let call = link.clear(lane, &call.entity, call.entity_hash(), nonce, opening);
-            self.within(limit, "clear", call).await
-        } else if let Some(markers) = self.markers_for(call, extra) {
-            let call = link.guard(lane, &call.keys, &call.hashes, markers, nonce, opening);
-            let guarded = self.within(limit, "guard", call).await?;
-            if let Extra::Markers(markers) = extra {
-                markers.found(guarded.stood);
-            }
-            Ok(guarded.logged)
-        } else {
-            let call = link.invalidate(lane, &call.keys, &call.hashes, nonce, opening);
-            self.within(limit, "invalidate", call).await
-        }
-    }
-
-    /// Fences something off locally: nothing that was loaded before is served or kept, and what the
-    /// store holds is not believed until it has acknowledged.
-    pub(super) fn fence_off(&self, fenced: Fenced) {
-        self.calls.fences.fetch_add(1, Ordering::AcqRel);
-        match fenced {
-            Fenced::Key(lane, hash) => {
-                let mut stripe = self.stripe(lane, hash);
-                stripe.poisoned.push(hash);
-                stripe.noticed = self.next_moment();
-                self.each_member(|member| member.evict(hash, Rank(u64::MAX)));
-            }
-            Fenced::Entity(lane, entity) => {
-                lock(&self.calls.fenced).push(fenced);
-                self.stripe(lane, entity).noticed = self.next_moment();
-                self.each_member(|member| {
-                    if member.entity() == entity {
-                        member.flush(lane);
-                    }
-                });
-            }
-            Fenced::Lane(lane) => {
-                lock(&self.calls.fenced).push(fenced);
-                self.notice_all(lane);
-                self.each_member(|member| member.flush(lane));
-                self.tell_missed(lane);
-            }
-        }
-    }
-
-    pub(super) fn heal(&self, fenced: Fenced) {
-        match fenced {
-            Fenced::Key(lane, hash) => remove_one(&mut self.stripe(lane, hash).poisoned, &hash),
-            _ => remove_one(&mut lock(&self.calls.fenced), &fenced),
-        }
-        self.calls.fences.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Whether this pod has an invalidation of the key under way, so that what the store holds is not
-    /// to be believed.
-    pub(crate) fn is_poisoned(&self, lane: Lane, hash: u64, entity: u64) -> bool {
-        if self.calls.fences.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        let coarse = |fenced: &Fenced| {
-            *fenced == Fenced::Entity(lane, entity) || *fenced == Fenced::Lane(lane)
-        };
-        lock(&self.calls.fenced).iter().any(coarse) || self.stripe(lane, hash).is_poisoned(hash)
-    }
-
     /// Waits until nothing is pending, or `limit` has passed.
     pub(crate) async fn drained(&self, limit: Duration) {
         let all = async {
@@ -656,11 +349,5 @@ impl Bus {
         };
         // What is not acknowledged by then is reported by `close`.
         let _ = tokio::time::timeout(limit, all).await;
-    }
-}
-
-fn remove_one<T: PartialEq>(list: &mut Vec<T>, item: &T) {
-    if let Some(at) = list.iter().position(|other| other == item) {
-        list.swap_remove(at);
     }
 }

@@ -263,53 +263,8 @@ impl Session<'_> {
             }
             Done::Polled(sent, polled) => {
                 self.poll_sent = None;
-                let polled = polled?;
-                self.bus.observed.polled(polled.server_ms, sent);
-                let server = (polled.incarnation, polled.server_ms);
-                self.bus.compare_clocks(server, sent);
-                let settings = self.bus.space.settings();
-                let record = polled.record.as_deref();
-                // Where the first lane is silent, the record is too: nobody can write another there.
-                let unread = polled.silent.contains(&Lane(0));
-                if !unread && !settings.may_go_by(record).map_err(refused)? {
-                    // Evicted, or lost with everything else. What this poll found is worth nothing: we
-                    // cannot know who else goes by what.
-                    self.join();
+                if !self.on_polled(sent, &polled?, now, state)? {
                     return Ok(());
-                }
-                if polled.heads.len() != usize::from(self.bus.namespace.lanes) {
-                    return Err(StoreError::new(StoreErrorKind::Protocol, "poll"));
-                }
-                let before = self.incarnation.replace(polled.incarnation);
-                if before.is_some_and(|before| before != polled.incarnation) {
-                    // Another life behind a connection that never broke: a proxy reconnected. Its
-                    // heads prove nothing until every lane is in an epoch of this life.
-                    self.touch(self.served());
-                    self.bus.life.send_modify(|lives| *lives += 1);
-                } else {
-                    for (lane, head) in self.bus.namespace.lanes().zip(polled.heads.iter().copied())
-                    {
-                        if polled.silent.contains(&lane) {
-                            continue;
-                        }
-                        if let Some(head) = head.filter(|head| head.fork) {
-                            let server_ms = polled.clock_of(lane);
-                            self.bus
-                                .step(lane, |state, _| state.on_clock(&head, server_ms));
-                        }
-                        self.on_head(lane, head, sent, now);
-                    }
-                }
-                let deaf = state.polled(self.fell_behind, self.bus.rules.mechanisms);
-                self.fell_behind = false;
-                if deaf && self.bus.store.pushes() {
-                    return Err(StoreError::new(StoreErrorKind::Unavailable, "subscription")
-                        .with_detail("silent while the log grew"));
-                }
-                if !self.published {
-                    self.published = true;
-                    state.up();
-                    self.bus.publish(Arc::clone(&self.link));
                 }
             }
             Done::Heads(sent, heads) => {
@@ -331,6 +286,68 @@ impl Session<'_> {
         }
         self.bus.synced.notify_waiters();
         Ok(())
+    }
+
+    /// Takes what a poll found; false if it is worth nothing.
+    fn on_polled(
+        &mut self,
+        sent: Millis,
+        polled: &Polled,
+        now: Millis,
+        state: &mut LinkState,
+    ) -> StoreResult<bool> {
+        self.bus.observed.polled(polled.server_ms, sent);
+        let server = (polled.incarnation, polled.server_ms);
+        self.bus.compare_clocks(server, sent);
+        let settings = self.bus.space.settings();
+        let record = polled.record.as_deref();
+        // Where the first lane is silent, the record is too: nobody can write another there.
+        let unread = polled.silent.contains(&Lane(0));
+        if !unread && !settings.may_go_by(record).map_err(refused)? {
+            // Evicted, or lost with everything else. What this poll found is worth nothing: we
+            // cannot know who else goes by what.
+            self.join();
+            return Ok(false);
+        }
+        if polled.heads.len() != usize::from(self.bus.namespace.lanes) {
+            return Err(StoreError::new(StoreErrorKind::Protocol, "poll"));
+        }
+        let before = self.incarnation.replace(polled.incarnation);
+        if before.is_some_and(|before| before != polled.incarnation) {
+            // Another life behind a connection that never broke: a proxy reconnected. Its
+            // heads prove nothing until every lane is in an epoch of this life.
+            self.touch(self.served());
+            self.bus.life.send_modify(|lives| *lives += 1);
+        } else {
+            self.on_heads(sent, polled, now);
+        }
+        let deaf = state.polled(self.fell_behind, self.bus.rules.mechanisms);
+        self.fell_behind = false;
+        if deaf && self.bus.store.pushes() {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, "subscription")
+                .with_detail("silent while the log grew"));
+        }
+        if !self.published {
+            self.published = true;
+            state.up();
+            self.bus.publish(Arc::clone(&self.link));
+        }
+        Ok(true)
+    }
+
+    /// Gives each lane its head, and the clock by which a fork is old.
+    fn on_heads(&mut self, sent: Millis, polled: &Polled, now: Millis) {
+        for (lane, head) in self.bus.namespace.lanes().zip(polled.heads.iter().copied()) {
+            if polled.silent.contains(&lane) {
+                continue;
+            }
+            if let Some(head) = head.filter(|head| head.fork) {
+                let server_ms = polled.clock_of(lane);
+                self.bus
+                    .step(lane, |state, _| state.on_clock(&head, server_ms));
+            }
+            self.on_head(lane, head, sent, now);
+        }
     }
 
     fn on_head(&mut self, lane: Lane, head: Option<Head>, sent: Millis, now: Millis) {

@@ -5,7 +5,7 @@
 //! that is loaded is kept longer than by its own youth, so the commit is what counts, whether or not
 //! anybody comes to say so. `docs/decisions/write-guard.md` has the argument.
 
-use super::calls::Extra;
+use super::attempt::Extra;
 use super::{Bus, InvalidateError, Stamp};
 use crate::coherence::{Call, Lane, Position};
 use crate::error::{StoreError, StoreErrorKind};

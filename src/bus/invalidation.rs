@@ -1,6 +1,6 @@
 //! What those who invalidate are given: the call to wait for, and what it comes to.
 
-use super::calls::CallHandle;
+use super::waiter::CallHandle;
 use super::{Bus, Stamp};
 use crate::coherence::{Call, Lane};
 use crate::error::StoreError;

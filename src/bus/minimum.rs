@@ -4,7 +4,7 @@
 //! The store's word is what counts. This is for when the store cannot be asked, and so that an invalidation
 //! that is repeated says again what the first attempt at it said.
 
-use super::calls::Extra;
+use super::attempt::Extra;
 use super::guard::{MAX_GUARD_TTL, OwnedMarkers};
 use super::{Bus, InvalidateError, Stamp, lock};
 use crate::coherence::{Call, Lane};

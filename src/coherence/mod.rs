@@ -14,10 +14,10 @@
 //! # Who needs it
 //!
 //! Users of a cache do not. Authors of a [store](crate::store) need the words of the port:
-//! [`Epoch`], [`Position`], [`Head`], [`Incarnation`], [`Lane`], [`Nonce`], [`LogEntry`], [`Hint`], [`Batch`], [`Kind`],
-//! which are as stable as the wire format. The rest ([`LaneState`], [`LinkState`], [`Rules`], [`Ring`], [`Heard`]
-//! and what belongs to them) is public for simulators and model checkers, and may change in any minor
-//! version.
+//! [`Epoch`], [`Position`], [`Head`], [`Incarnation`], [`Lane`], [`Nonce`], [`LogEntry`], [`Hint`],
+//! [`Batch`], [`Kind`], which are as stable as the wire format. The rest ([`LaneState`], [`LinkState`],
+//! [`Rules`], [`Ring`], [`Heard`] and what belongs to them) is public for simulators and model checkers,
+//! and may change in any minor version.
 
 mod heard;
 mod lane;

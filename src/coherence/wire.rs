@@ -1,4 +1,5 @@
-//! Log entries, hints and batches of them, and the bytes they travel as. `docs/wire-format.md` is the specification.
+//! Log entries, hints and batches of them, and the bytes they travel as. `docs/wire-format.md` is the
+//! specification.
 
 use super::{Epoch, Lane, Nonce, Position};
 

@@ -130,10 +130,12 @@ where
             self.bus().note_minimum(target.hash, version);
         }
         let rank = rank_of_head(began.view, &head);
-        let run = |held: LeaseHeld| LoadRun {
+        let granted =
+            |held: LeaseHeld| held.granted(head.at, server_ms, self.bus().clock.now(), ask.over);
+        let run = |lease| LoadRun {
             rank,
             generation: began.word.generation(),
-            lease: Some(held.granted(head.at, server_ms, self.bus().clock.now(), ask.over)),
+            lease,
             queued: false,
             previous: None,
             guarded: false,
@@ -144,11 +146,11 @@ where
                 if rank.is_none() {
                     self.bus().ask_for_poll();
                 }
-                Asked::Next(Next::Load(run(held)))
+                Asked::Next(Next::Load(run(Some(granted(held)))))
             }
             LeaseState::Held => {
                 // A load without the lease is of use only where the fill proves itself.
-                let run = run(held.disarmed());
+                let run = run(Some(granted(held.disarmed())));
                 Asked::Held(ask.over.map(|_| run))
             }
             LeaseState::Guarded => {
@@ -156,13 +158,9 @@ where
                 Asked::Next(match want {
                     Want::Renewed => Next::Leave, // there is nothing to be renewed any more
                     _ => Next::Load(LoadRun {
-                        rank,
-                        generation: began.word.generation(),
-                        lease: None,
                         queued: true,
-                        previous: None,
                         guarded: true,
-                        minimum: minimum.max(self.bus().minimum(target.hash)),
+                        ..run(None)
                     }),
                 })
             }
@@ -177,21 +175,29 @@ where
                     value: Some(bytes),
                     floor: Some(floor),
                 };
-                if want == Want::Strict {
-                    return Asked::Held(None); // looked at once more: this answer proves nothing
-                }
-                match self.judge(target, began, found) {
-                    Look::Found(found) if want == Want::Anew => {
-                        Asked::Next(Next::Land(found.landed))
-                    }
-                    Look::Found(found) => match self.suffices(target, &found, want) {
-                        Some(landed) => Asked::Next(Next::Land(landed)),
-                        None => Asked::Held(None), // looked at once more
-                    },
-                    Look::Untold(_) => Asked::Held(None), // likewise
-                    _ => Asked::NoHelp,
-                }
+                self.make_of_value((target, began), found, want)
             }
+        }
+    }
+
+    /// What it means that a value stood where a lease was asked for.
+    fn make_of_value(
+        self: &Arc<Self>,
+        (target, began): (&Target<K>, &Began),
+        found: Found,
+        want: Want,
+    ) -> Asked<V, E> {
+        if want == Want::Strict {
+            return Asked::Held(None); // looked at once more: this answer proves nothing
+        }
+        match self.judge(target, began, found) {
+            Look::Found(found) if want == Want::Anew => Asked::Next(Next::Land(found.landed)),
+            Look::Found(found) => match self.suffices(target, &found, want) {
+                Some(landed) => Asked::Next(Next::Land(landed)),
+                None => Asked::Held(None), // looked at once more
+            },
+            Look::Untold(_) => Asked::Held(None), // likewise
+            _ => Asked::NoHelp,
         }
     }
 }

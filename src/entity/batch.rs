@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub const DEFAULT_MAX_BATCH: usize = 1_000;
 
 /// What a batch loader gives: an answer for each key, or one error for all.
-type Answers<K, V, E> = Result<Vec<(K, Result<V, E>)>, E>;
+pub(super) type Answers<K, V, E> = Result<Vec<(K, Result<V, E>)>, E>;
 /// Answers by the hash of their key; mostly one for each.
 type ByHash<K, V, E> = HashMap<u64, Vec<(K, Outcome<V, E>)>>;
 type Load<K, V, E> = Box<dyn Fn(Vec<K>) -> BoxFuture<'static, Answers<K, V, E>> + Send + Sync>;

@@ -1,9 +1,10 @@
 //! Loading many keys at once, and storing what came of it.
 
 use super::Inner;
-use super::batch::{Loaded, each_once};
+use super::batch::{Answers, Loaded, each_once};
 use super::context::Said;
-use super::load::{LoadRun, OnPanic, Timing, Unfilled};
+use super::fill::Unfilled;
+use super::load::{LoadRun, OnPanic, Timing};
 use super::many::Load;
 use super::outcome::StaleReason;
 use super::target::Target;
@@ -115,6 +116,28 @@ where
         self.usual_load.add(took);
         self.level.telemetry.load_took(took);
 
+        let timing = Timing {
+            moment,
+            start,
+            took,
+        };
+        let unfilled = self.land_batch(batch, answers, timing);
+        if !unfilled.is_empty() {
+            let this = Arc::clone(self);
+            self.bus()
+                .work
+                .spawn(async move { this.fill_many(unfilled).await });
+        }
+    }
+
+    /// Lands what a batch loader gave, and ends the flights of keys that it forgot. Gives what is left to
+    /// be stored.
+    fn land_batch(
+        &self,
+        batch: Vec<Load<K, V, E>>,
+        answers: Answers<K, V, E>,
+        timing: Timing,
+    ) -> Vec<Unfilled<K, V, E>> {
         let loaded = Loaded::new(answers, |key| {
             key.with_bytes(|bytes| self.keys.hash(bytes).hash)
         });
@@ -124,11 +147,6 @@ where
             match loaded.of(target.hash, &target.key) {
                 Some(outcome) => {
                     self.level.telemetry.loaded(outcome.is_err());
-                    let timing = Timing {
-                        moment,
-                        start,
-                        took,
-                    };
                     let landed =
                         self.land_loaded(&target, guard, run, timing, outcome, Said::default());
                     unfilled.extend(landed);
@@ -143,12 +161,7 @@ where
         if forgotten > 0 {
             tracing::warn!(entity = %self.name, forgotten, "the batch loader has no answer for some keys");
         }
-        if !unfilled.is_empty() {
-            let this = Arc::clone(self);
-            self.bus()
-                .work
-                .spawn(async move { this.fill_many(unfilled).await });
-        }
+        unfilled
     }
 
     fn note_failures(&self, targets: &[Arc<Target<K>>], reason: StaleReason) {
@@ -157,7 +170,8 @@ where
         }
     }
 
-    /// Stores outcomes under their leases, or over what they replace. Whatever fails here costs other loads, nothing else.
+    /// Stores outcomes under their leases, or over what they replace. Whatever fails here costs other loads,
+    /// nothing else.
     async fn fill_many(&self, unfilled: Vec<Unfilled<K, V, E>>) {
         self.learn_for(&unfilled).await;
         let mut fillings = unfilled

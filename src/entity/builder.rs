@@ -1,17 +1,24 @@
 //! Building an [`Entity`]: every option is checked in [`EntityBuilder::build`].
 
+mod check;
+
+pub(crate) use check::check_load_timeout;
+
 use super::attempts::Attempts;
 use super::batch::Batches;
 use super::context::{ContextLoader, LoadContext, Loaded};
 use super::level::Level;
 use super::loader::{Loader, SharedLoader};
+use super::options::{
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, ErrorCodec,
+    Options, WeightOf,
+};
 use super::outcome::{EarlyRefresh, Kept, Refresh};
-use super::tagging::TagsOf;
 use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
-use crate::bus::MAX_GUARD_TTL;
 use crate::cache::{Cache, check_name};
-use crate::codec::{self, CodecError};
+use crate::codec;
 use crate::envelope::{Compression, KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::{Key, Tag};
@@ -26,67 +33,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// Five minutes: long enough to spare the source, short enough that what nobody invalidates heals.
-pub const DEFAULT_TTL: Duration = Duration::from_secs(300);
-/// Entries of the local level: a few megabytes of small records.
-pub const DEFAULT_CAPACITY: u64 = 10_000;
-/// The hard limit of a read that has to load.
-pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a read, or a computation of a memo, may be let wait: whoever waits for a day waits for
-/// ever.
-pub const MAX_LOAD_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// Loads at the same time while the store cannot coordinate them.
-pub const DEFAULT_UNLEASED_LOADS: usize = 64;
-/// ±10 % on lives over ten seconds.
-pub const DEFAULT_JITTER: f64 = 0.1;
-/// How long a key is left alone after it could not be refreshed: long enough for a source that is down
-/// to be asked by nobody most of the time, short enough that a hiccup is over soon.
-pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Bytes of a payload that are left as they are: with their header they fit one network packet, so
-/// that less of them would save nothing.
-pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
-/// The most bytes that are stored of one value. All that a pod asks of a server goes over one connection,
-/// where a network of 1 Gbit/s brings 8 MiB in 70 ms: whoever waits behind it for at most 250 ms, the poll
-/// that keeps the pod live among them, has his answer in time.
-pub const DEFAULT_STORE_MAX_BYTES: usize = 8 << 20;
-/// What a server takes in one piece, 512 MiB unless told otherwise, and half of that again.
-const MAX_STORE_BYTES: usize = 256 << 20;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
-
-type ErrorTtl<E> = Box<dyn Fn(&E) -> Option<Duration> + Send + Sync>;
-type TtlOf<K, V> = Arc<dyn Fn(&K, &V) -> Ttl + Send + Sync>;
-type WeightOf<K, V> = Arc<dyn Fn(&K, &V) -> u32 + Send + Sync>;
-
-/// How typed errors are kept.
-pub(super) struct ErrorCodec<E> {
-    pub(super) ttl: ErrorTtl<E>,
-    pub(super) encode: fn(&E) -> Result<Vec<u8>, CodecError>,
-    pub(super) decode: fn(&[u8]) -> Result<E, CodecError>,
-}
-
-pub(super) struct Options<K, V, E> {
-    pub(super) ttl: TtlOf<K, V>,
-    /// The tags of each value.
-    pub(super) tags: Option<TagsOf<K, V>>,
-    /// Those that end its time to live, and not the value.
-    pub(super) soft_tags: Option<TagsOf<K, V>>,
-    pub(super) error_codec: Option<ErrorCodec<E>>,
-    pub(super) local_ttl: Duration,
-    pub(super) jitter: f64,
-    pub(super) load_timeout: Duration,
-    pub(super) soft_timeout: Option<Duration>,
-    pub(super) grace: Duration,
-    pub(super) refresh: Refresh,
-    pub(super) retry_after: Duration,
-    pub(super) early_refresh: EarlyRefresh,
-    pub(super) schema: u32,
-    pub(super) packing: Packing,
-    pub(super) hold_off: Duration,
-    pub(super) store_max_bytes: usize,
-}
-
 impl Cache {
     /// Starts building an entity: a two-level cache of one kind of record, read through `loader`.
     ///
@@ -433,9 +381,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// the primary by less than this; each read in that time goes to the loader, about once a second in
     /// each pod.
     ///
-    /// With it, what is loaded longer than that after an invalidation of its key is what is kept. It holds for invalidations
-    /// of keys by pods that have this option, not for those of tags or of the whole entity, and
-    /// [`put_versioned`](crate::Entity::put_versioned) only invalidates. No round trip.
+    /// With it, what is loaded longer than that after an invalidation of its key is what is kept. It holds
+    /// for invalidations of keys by pods that have this option, not for those of tags or of the whole
+    /// entity, and [`put_versioned`](crate::Entity::put_versioned) only invalidates. No round trip.
     pub fn hold_off(mut self, hold: Duration) -> Self {
         self.options.hold_off = hold;
         self
@@ -490,8 +438,9 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
     /// or schema already; `capacity`, `local_max_weight`, `store_max_bytes`, `jitter`, `load_timeout`,
-    /// `soft_timeout`, `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress` if out of range, or of no use with
-    /// the others; `seal` if a key id stands for two keys.
+    /// `soft_timeout`, `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the
+    /// level of `compress` if out of range, or of no use with the others; `seal` if a key id stands for two
+    /// keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
         L::Value: Serialize + DeserializeOwned,
@@ -543,74 +492,4 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             cache: self.cache,
         })))
     }
-
-    fn check(&self) -> Result<(), BuildError> {
-        let refuse = |option, reason| Err(BuildError::new(option, reason));
-        match self.capacity {
-            Capacity::Entries(0) | Capacity::Weight(0) => {
-                return refuse("capacity", "must be at least 1");
-            }
-            _ => {}
-        }
-        if self.max_weight.is_some() && self.weigher.is_none() {
-            return refuse("local_max_weight", "is for `weight_capacity` alone");
-        }
-        if !(0.0..1.0).contains(&self.options.jitter) {
-            return refuse(
-                "jitter",
-                "must be at least 0 and below 1, or a TTL could fall below zero",
-            );
-        }
-        check_load_timeout(self.options.load_timeout)?;
-        if let Some(soft) = self.options.soft_timeout {
-            let never_waits = self.options.refresh == Refresh::Behind;
-            if self.options.grace.is_zero() || never_waits {
-                return refuse("soft_timeout", "is for `grace` with `Refresh::Ahead` alone");
-            }
-            if soft.is_zero() || soft >= self.options.load_timeout {
-                return refuse(
-                    "soft_timeout",
-                    "must be above zero and below `load_timeout`",
-                );
-            }
-        }
-        if self.options.soft_tags.is_some() && self.options.grace.is_zero() {
-            return refuse("soft_tags", "are for entries with `grace` alone");
-        }
-        if self.options.retry_after.is_zero() {
-            return refuse(
-                "retry_after",
-                "must be above zero, or a source that is down is asked all the time",
-            );
-        }
-        if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
-            return refuse(
-                "max_unleased_loads",
-                "must be at least 1, and no more than Tokio's semaphores hold",
-            );
-        }
-        if !(1..=MAX_STORE_BYTES).contains(&self.options.store_max_bytes) {
-            return refuse("store_max_bytes", "must be from 1 byte to 256 MiB");
-        }
-        if self.options.hold_off > MAX_GUARD_TTL {
-            return refuse("hold_off", "must be at most a minute");
-        }
-        if self.batches.max == 0 {
-            return refuse("max_batch", "must be at least 1");
-        }
-        self.options
-            .packing
-            .compression
-            .map_or(Ok(()), Compression::check)?;
-        self.keys.as_ref().map_or(Ok(()), KeyRing::check)
-    }
-}
-
-/// Of an entity or a memo.
-pub(crate) fn check_load_timeout(limit: Duration) -> Result<(), BuildError> {
-    if !limit.is_zero() && limit <= MAX_LOAD_TIMEOUT {
-        return Ok(());
-    }
-    let reason = format!("{limit:?} is not above zero and at most {MAX_LOAD_TIMEOUT:?}");
-    Err(BuildError::new("load_timeout", reason))
 }

@@ -1,12 +1,22 @@
 //! Leases: the right to load, given back when it is dropped.
 
+use super::Inner;
 use super::target::Target;
 use crate::bus::Bus;
 use crate::coherence::{Lane, Position};
+use crate::key::Key;
 use crate::store::{Link, Place};
 use crate::time::Millis;
 use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Leases are no shorter than this, or a pause of the loading pod would cost it its fill …
+const LEASE_MIN: Duration = Duration::from_secs(1);
+/// … and no longer than this, or a crash of it would leave the key without filler for too long.
+const LEASE_MAX: Duration = Duration::from_secs(30);
 
 /// A lease that is asked for or held; dropping it gives it back.
 pub(super) struct LeaseHeld {
@@ -85,6 +95,30 @@ impl LeaseHeld {
             entity: &self.entity,
             key: &self.name,
         }
+    }
+}
+
+impl<K, V, E> Inner<K, V, E>
+where
+    K: Key,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// How long a lease lasts: three times what loads of this entity usually take, but at most half of
+    /// what a caller waits, so that a caller whose leader died in another pod has time left to load.
+    pub(super) fn lease_ttl(&self) -> Duration {
+        let longest = (self.options.load_timeout / 2).clamp(LEASE_MIN, LEASE_MAX);
+        self.usual_load
+            .get()
+            .map_or(longest, |usual| (usual * 3).clamp(LEASE_MIN, longest))
+    }
+
+    /// How long to wait for another pod's load before loading without it.
+    pub(super) fn patience(&self) -> Duration {
+        let lease = self.lease_ttl();
+        self.usual_load
+            .get()
+            .map_or(lease, |usual| (usual * 2).max(LEASE_MIN).min(lease))
     }
 }
 

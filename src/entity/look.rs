@@ -203,28 +203,18 @@ where
                 _ => Look::Absent(None),
             };
         };
-        let options = &self.options;
-        let stored = envelope::decode(&bytes, target.hashed(), options.schema, &options.packing);
-        let stored = match stored {
-            Ok(stored) => stored,
-            Err(reason) => {
-                self.note_unusable(target, &reason);
-                return Look::Absent(Some(bytes));
-            }
+        let Some(stored) = self.open(target, &bytes) else {
+            return Look::Absent(Some(bytes));
         };
-        let lease = match &stored {
-            Stored::Outcome(_, header, _) => header.lease,
-            Stored::Lease(lease) => *lease,
-        };
-        let position = Some((lease.began.epoch, lease.began.seq));
-        let rank = match self.verdict(began, found.head.as_ref(), position, found.floor) {
+        let rank = match self.verdict_on(began, &found, &stored) {
             Verdict::Usable(rank) => rank,
             Verdict::Absent => return Look::Absent(None),
             Verdict::Doubtful => return Look::Absent(Some(bytes)),
             Verdict::Sync => return Look::Sync,
         };
-        let Stored::Outcome(kind, header, payload) = stored else {
-            return Look::Held(lease.token);
+        let (kind, header, payload) = match stored {
+            Stored::Outcome(kind, header, payload) => (kind, header, payload),
+            Stored::Lease(lease) => return Look::Held(lease.token),
         };
         // Stored when the store had lost the minimum that this pod still knows.
         if header.version.is_some() && header.version < self.bus().minimum(target.hash) {
@@ -266,6 +256,25 @@ where
                 Look::Absent(Some(bytes))
             }
         }
+    }
+
+    /// Takes stored bytes apart; `None` if they are of no use to this pod.
+    fn open<'a>(&self, target: &Target<K>, bytes: &'a Bytes) -> Option<Stored<'a>> {
+        let options = &self.options;
+        let stored = envelope::decode(bytes, target.hashed(), options.schema, &options.packing);
+        stored
+            .inspect_err(|reason| self.note_unusable(target, reason))
+            .ok()
+    }
+
+    /// Whether the lane bears out what was stored.
+    fn verdict_on(&self, began: &Began, found: &Found, stored: &Stored<'_>) -> Verdict {
+        let lease = match stored {
+            Stored::Outcome(_, header, _) => header.lease,
+            Stored::Lease(lease) => *lease,
+        };
+        let position = Some((lease.began.epoch, lease.began.seq));
+        self.verdict(began, found.head.as_ref(), position, found.floor)
     }
 
     fn verdict(

@@ -90,8 +90,9 @@ where
     /// For up to 1,000 keys that are not in the local level: one round trip to the store, one call of the
     /// [batch loader](super::EntityBuilder::loader_many) for what it does not have, and one round trip
     /// behind the caller to store what was loaded. Lists of which the store has most are read before
-    /// anything is leased, which costs it a quarter; then what is missing is a round trip more. More keys go in parts of that size, one after another; the loads of a part run
-    /// beside the next. Without a batch loader each key is a load of its own, at most
+    /// anything is leased, which costs it a quarter; then what is missing is a round trip more. More keys
+    /// go in parts of that size, one after another; the loads of a part run beside the next. Without a
+    /// batch loader each key is a load of its own, at most
     /// [`max_unleased_loads`](super::EntityBuilder::max_unleased_loads) at a time.
     ///
     /// Each key is read as [`get`](Self::get) reads it: it shares a load that is under way in this pod,

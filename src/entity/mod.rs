@@ -1,11 +1,11 @@
 //! Entity: a typed two-level cache of one kind of record.
 //!
 //! A read looks in the local level ([`level`]), then joins or leads a flight ([`read`]) that seeks
-//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The outcome goes into the local level, to
-//! everybody on board, and behind their backs into the store. What is found towards the end of its life
-//! or past it is loaded anew, mostly behind its readers ([`refresh`]). A list of keys takes the same
-//! way, step by step ([`many`], [`seek_many`]). An invalidation is a call of the bus; what it does to an entity is in
-//! [`level`].
+//! ([`seek`]) what the store has ([`look`]), or the right to load it ([`asking`]), and loads ([`load`]). The
+//! outcome goes into the local level, to everybody on board, and behind their backs into the store
+//! ([`fill`]). What is found towards the end of its [`life`] or past it is loaded anew, mostly behind its
+//! readers ([`refresh`]). A list of keys takes the same way, step by step ([`many`], [`seek_many`]). An
+//! invalidation is a call of the bus; what it does to an entity is in [`level`].
 
 mod asking;
 mod attempts;
@@ -14,12 +14,15 @@ mod batch_load;
 mod builder;
 mod context;
 mod course;
+mod fill;
 mod lease;
 mod level;
+mod life;
 mod load;
 mod loader;
 mod look;
 mod many;
+mod options;
 mod outcome;
 mod put;
 mod read;
@@ -36,15 +39,16 @@ mod waiting;
 mod write;
 
 pub use batch::DEFAULT_MAX_BATCH;
+pub use builder::EntityBuilder;
 pub(crate) use builder::check_load_timeout;
-pub use builder::{
-    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
-    EntityBuilder, MAX_LOAD_TIMEOUT,
-};
 pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;
 pub(crate) use loader::SharedLoader;
+pub use options::{
+    DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
+    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+    MAX_LOAD_TIMEOUT,
+};
 pub use outcome::{EarlyRefresh, Freshness, Origin, Refresh, Served, StaleReason};
 
 use crate::bus::{Bus, Invalidation, Stamp};
@@ -55,8 +59,8 @@ use crate::key::{EntityKeys, HashedKey, Key, Tag};
 use crate::telemetry::{EntityStats, spanned};
 use attempts::Attempts;
 use batch::Batches;
-use builder::Options;
 use level::Level;
+use options::Options;
 use outcome::Landed;
 use read::NoLoader;
 use serde::Serialize;
@@ -335,8 +339,9 @@ where
     /// over as well, call [`settled`](Invalidation::settled) on what this gives.
     ///
     /// # Errors
-    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it after the first attempt or 2 s:
-    /// it is repeated until it has. [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
+    /// [`InvalidateError::Pending`](crate::InvalidateError::Pending) if the store has not acknowledged it
+    /// after the first attempt or 2 s: it is repeated until it has.
+    /// [`InvalidateError::Closed`](crate::InvalidateError::Closed) after [`Cache::close`].
     ///
     /// # Cancel safety
     /// Once polled, the invalidation happens whether or not the future is dropped.

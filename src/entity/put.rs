@@ -5,7 +5,7 @@
 //! the new one is of a later state. So the new one reflects them too. Without such a value there is
 //! nothing to argue from, and the key is invalidated, no more.
 
-use super::load::About;
+use super::fill::About;
 use super::tagging::SaidTags;
 use super::target::Target;
 use super::{Entity, Inner};

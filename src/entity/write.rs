@@ -17,15 +17,17 @@ where
     /// invalidation, also for a writer that dies in it. One round trip.
     ///
     /// From here on every pod forgets the key, and until the guard is finished, or its
-    /// [TTL](crate::BeginWrite::ttl) ends, what is loaded of it is kept in no store, and in no pod for longer than the
-    /// bound. Begin it as late as you can, best right before the commit: what was
-    /// loaded before is forgotten either way. Guards of one key may overlap, in one pod or many; the key is
-    /// cached again when the last has ended.
+    /// [TTL](crate::BeginWrite::ttl) ends, what is loaded of it is kept in no store, and in no pod for
+    /// longer than the bound. Begin it as late as you can, best right before the commit: what was loaded
+    /// before is forgotten either way. Guards of one key may overlap, in one pod or many; the key is cached
+    /// again when the last has ended.
     ///
     /// # Errors
-    /// [`BeginWriteError::Store`](crate::BeginWriteError::Store) if the store did not take it: abort the transaction, or go on without, and
-    /// [`invalidate`](Self::invalidate) after it. [`BeginWriteError::Ttl`](crate::BeginWriteError::Ttl) if the TTL is out of range;
-    /// [`BeginWriteError::Closed`](crate::BeginWriteError::Closed) after [`Cache::close`](crate::Cache::close).
+    /// [`BeginWriteError::Store`](crate::BeginWriteError::Store) if the store did not take it: abort the
+    /// transaction, or go on without, and [`invalidate`](Self::invalidate) after it.
+    /// [`BeginWriteError::Ttl`](crate::BeginWriteError::Ttl) if the TTL is out of range;
+    /// [`BeginWriteError::Closed`](crate::BeginWriteError::Closed) after
+    /// [`Cache::close`](crate::Cache::close).
     ///
     /// # Cancel safety
     /// Cancel safe. What it has left in the store is removed behind the caller, or ends with its TTL.

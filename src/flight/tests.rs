@@ -1,3 +1,5 @@
+//! Flights: who leads, who waits, and who takes over.
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The replica of a room, fed by hand.
+
 use super::super::told::{QUEUE, Tell, Told};
 use super::*;
 use crate::coherence::Epoch;

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerReport {
-    /// Its version, if it says.
+    /// Its version, if it says: a Valkey's own, not that of the Redis which it is compatible with.
     pub version: Option<String>,
     /// How long a primary that was deposed may go on taking writes.
     pub failover_window: FailoverWindow,

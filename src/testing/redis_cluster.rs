@@ -1,5 +1,7 @@
 //! A Redis cluster of one's own.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use super::ports::free_port;
@@ -207,6 +209,64 @@ impl RedisCluster {
         Ok(())
     }
 
+    /// Whether the nodes can move a slot [in one step](Self::move_slot_at_once): Valkey 9 and Redis 8.4 can.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`].
+    pub fn moves_at_once(&self) -> Result<bool, ServerError> {
+        Ok(self.mover()?.is_some())
+    }
+
+    /// Moves a slot and what is in it from one primary to another in one step: the nodes copy it while
+    /// it is in use, and hand it over with all of its keys.
+    ///
+    /// # Errors
+    /// As [`RedisServer::cli`]; [`ServerError::Io`] if the nodes [cannot](Self::moves_at_once), give it up,
+    /// or take more than 30 seconds.
+    pub fn move_slot_at_once(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
+        let Some(mover) = self.mover()? else {
+            return Err(not_moved("these nodes move key by key"));
+        };
+        let (slot, target) = (slot.to_string(), self.id(to)?);
+        // The node that is told, and is then asked how it goes.
+        let (node, told, asked, done) = match mover {
+            Mover::Valkey => (
+                &self.nodes[from],
+                vec!["MIGRATESLOTS", "SLOTSRANGE", &slot, &slot, "NODE", &target],
+                &["CLUSTER", "GETSLOTMIGRATIONS"][..],
+                "success",
+            ),
+            Mover::Redis => (
+                &self.nodes[to],
+                vec!["MIGRATION", "IMPORT", &slot, &slot],
+                &["CLUSTER", "MIGRATION", "STATUS", "ALL"][..],
+                "completed",
+            ),
+        };
+        let before = states(&node.cli(asked)?);
+        node.cli(&[&["CLUSTER"][..], &told].concat())?;
+        wait("the slot has moved", || {
+            let now = states(&node.cli(asked)?);
+            let mut new = now.iter().filter(|(job, _)| !before.contains_key(*job));
+            match new.next() {
+                Some((_, state)) if state == done => Ok(true),
+                Some((_, state)) if GAVE_UP.contains(&&**state) => Err(not_moved(state)),
+                _ => Ok(false),
+            }
+        })
+    }
+
+    fn mover(&self) -> Result<Option<Mover>, ServerError> {
+        let knows = |command| -> Result<bool, ServerError> {
+            let known = self.nodes[0].cli(&["COMMAND", "INFO", command])?;
+            Ok(known.contains(command))
+        };
+        if knows("cluster|migrateslots")? {
+            return Ok(Some(Mover::Valkey));
+        }
+        Ok(knows("cluster|migration")?.then_some(Mover::Redis))
+    }
+
     /// Leaves a slot where it is after all; none of its keys must have moved.
     ///
     /// # Errors
@@ -251,4 +311,36 @@ impl RedisCluster {
             Ok(true)
         })
     }
+}
+
+/// Whose command moves slots in one step.
+#[derive(Clone, Copy)]
+enum Mover {
+    Valkey,
+    Redis,
+}
+
+/// The states of a move that has ended where it began, in the words of either server.
+const GAVE_UP: [&str; 3] = ["failed", "cancelled", "canceled"];
+
+/// The state of each move that a node knows of, by its name.
+fn states(listed: &str) -> BTreeMap<String, String> {
+    let (mut states, mut job) = (BTreeMap::new(), String::new());
+    let mut lines = listed.lines();
+    while let Some(line) = lines.next() {
+        let value = match line {
+            "name" | "id" | "state" => lines.next().unwrap_or_default().to_owned(),
+            _ => continue,
+        };
+        if line == "state" {
+            states.insert(std::mem::take(&mut job), value);
+        } else {
+            job = value;
+        }
+    }
+    states
+}
+
+fn not_moved(why: &str) -> ServerError {
+    failed("moving a slot in one step")(io::Error::other(why.to_owned()))
 }

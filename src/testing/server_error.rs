@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a [`RedisServer`](super::RedisServer) or [`PostgresServer`](super::PostgresServer) could not do what it was asked to.
+/// Why a [`RedisServer`](super::RedisServer) or [`PostgresServer`](super::PostgresServer) could not do what
+/// it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {

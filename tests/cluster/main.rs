@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod modes;
+#[path = "../support/moves.rs"]
+mod moves;
 mod moving;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

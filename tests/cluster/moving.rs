@@ -1,13 +1,14 @@
 //! A slot on the move, key by key, for as long as it likes.
 
 use crate::modes::{INCR_BY, cache, eventually};
+use crate::moves::moves_at_once;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tidings::testing::RedisCluster;
 use tidings::{Cache, Entity, InvalidateError};
-use tokio::task::block_in_place;
+use tokio::task::{block_in_place, spawn_blocking};
 
 const KEYS: u64 = 200;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,17 +45,14 @@ struct Moving {
 }
 
 impl Moving {
-    /// The slot of the namespace's first lane on node 0, where a pod has been.
+    /// The first lane on node 0.
     fn of(cluster: RedisCluster, namespace: &str, to: usize) -> Self {
-        let node = cluster.node(0);
-        let heads = node.cli(&["KEYS", &format!("{{{namespace}:*}}h")]).unwrap();
-        let head = heads.lines().min().expect("node 0 has lanes").to_owned();
-        let slot = node.cli(&["CLUSTER", "KEYSLOT", &head]).unwrap();
+        let (slot, tag) = first_lane(&cluster, namespace);
         let moving = Self {
-            slot: slot.parse().unwrap(),
+            slot,
             from: 0,
             to,
-            tag: head.trim_end_matches('h').to_owned(),
+            tag,
             cluster,
         };
         block_in_place(|| moving.cluster.begin_move(moving.slot, 0, to)).unwrap();
@@ -83,6 +81,15 @@ impl Moving {
         })
         .unwrap();
     }
+}
+
+/// Slot and tag of the namespace's first lane on node 0, where a pod has been.
+fn first_lane(cluster: &RedisCluster, namespace: &str) -> (u16, String) {
+    let node = cluster.node(0);
+    let heads = node.cli(&["KEYS", &format!("{{{namespace}:*}}h")]).unwrap();
+    let head = heads.lines().min().expect("node 0 has lanes");
+    let slot = node.cli(&["CLUSTER", "KEYSLOT", head]).unwrap();
+    (slot.parse().unwrap(), head.trim_end_matches('h').to_owned())
 }
 
 async fn is_live(cache: &Cache, silent: usize) {
@@ -208,4 +215,109 @@ async fn a_pod_that_came_during_a_move_that_was_called_off_has_all_lanes_again()
         1,
         "a pod that followed the lane goes on"
     );
+}
+
+/// What each round of load does while a slot moves in one step.
+struct Load {
+    source: Arc<AtomicU64>,
+    pods: [Versions; 2],
+    /// A key of the user's in the slot.
+    counter: String,
+    counted: i64,
+    tried: i64,
+}
+
+impl Load {
+    /// One invalidation of all keys, then what every pod must see of it, and of the data in the slot.
+    async fn round(&mut self) {
+        let version = self.source.fetch_add(1, SeqCst) + 1;
+        let keys: Vec<u64> = (0..KEYS).collect();
+        match self.pods[0].invalidate_many(&keys).await {
+            Ok(_) => {}
+            Err(InvalidateError::Pending(pending)) => {
+                pending.settled().await.unwrap();
+            }
+            Err(error) => panic!("{error}"),
+        }
+        let told = Instant::now();
+        assert_eq!(common(&self.pods[0]).await, Some(version), "its own write");
+        let bound = self.pods[0].cache().health().bound;
+        while {
+            let began = Instant::now();
+            common(&self.pods[1]).await != Some(version) && {
+                assert!(began - told <= bound, "stale beyond the bound");
+                true
+            }
+        } {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for pod in &self.pods {
+            let redis = pod.cache().redis().unwrap();
+            self.tried += 1;
+            // Refused while the slot is handed over, and then perhaps done all the same; never begun anew.
+            if let Ok(sum) = redis.script(&INCR_BY).run((&*self.counter, 1)).await {
+                assert!(
+                    (self.counted + 1..=self.tried).contains(&sum),
+                    "{sum} after {} of {}",
+                    self.counted,
+                    self.tried
+                );
+                self.counted = sum;
+            }
+            let raw = pod.cache().raw("cart").unwrap();
+            for key in (0..KEYS).step_by(7).map(|key| key.to_string()) {
+                if let Ok(found) = raw.get(&*key).await {
+                    assert_eq!(found.expect("it is on one side"), key);
+                }
+            }
+        }
+    }
+}
+
+/// Scenario 29, in one step: from node to node and home again, with all that is in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_in_one_step_keeps_what_is_in_it_and_nothing_is_stale() {
+    let cluster = block_in_place(|| RedisCluster::start(3, false)).unwrap();
+    if !moves_at_once(&cluster) {
+        return;
+    }
+    let source = Arc::new(AtomicU64::new(1));
+    let caches = [cache(&cluster, "step").await, cache(&cluster, "step").await];
+    let pods = caches.each_ref().map(|cache| versions(cache, &source));
+    let raw = caches[0].raw("cart").unwrap();
+    for key in (0..KEYS).map(|key| key.to_string()) {
+        raw.set(&*key, key.clone(), HOUR).await.unwrap();
+    }
+    for cache in &caches {
+        is_live(cache, 0).await;
+    }
+    let (slot, tag) = first_lane(&cluster, "step");
+    let mut load = Load {
+        source,
+        pods,
+        counter: format!("{tag}mine"),
+        counted: 0,
+        tried: 0,
+    };
+    load.round().await;
+    let cluster = Arc::new(cluster);
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        let nodes = Arc::clone(&cluster);
+        let moved = spawn_blocking(move || nodes.move_slot_at_once(slot, from, to));
+        while !moved.is_finished() {
+            load.round().await;
+        }
+        moved.await.unwrap().unwrap();
+        for cache in &caches {
+            is_live(cache, 0).await;
+        }
+        load.round().await;
+    }
+    let health = caches[0].health();
+    assert!(health.links > 1, "it followed the slot: {health:?}");
+    assert_eq!(health.pending, 0, "{health:?}");
+    for key in (0..KEYS).map(|key| key.to_string()) {
+        assert_eq!(raw.get(&*key).await.unwrap().unwrap(), key);
+    }
+    assert!(load.counted > 0, "{}", load.tried);
 }

@@ -11,7 +11,8 @@ const ROUNDS: usize = 40;
 const ROUND_MS: u64 = 15;
 
 impl World {
-    /// Lets everything come to rest, waits Δ and until no fork is doubted any more, and checks that every level agrees with the source.
+    /// Lets everything come to rest, waits Δ and until no fork is doubted any more, and checks that every
+    /// level agrees with the source.
     pub(crate) fn settle(&mut self, config: &Config) {
         if self.red.is_some() {
             return;

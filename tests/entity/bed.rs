@@ -16,7 +16,7 @@ use tidings::coherence::Lane;
 use tidings::store::memory::MemoryState;
 use tidings::store::{Memory, Store};
 use tidings::testing::RedisServer;
-use tidings::{Cache, CacheBuilder, EntityBuilder};
+use tidings::{Cache, CacheBuilder, EntityBuilder, InvalidateError, Pending, StoreState};
 
 /// An entity of versions.
 pub(crate) type Numbers = tidings::Entity<u64, u64, Refused>;
@@ -127,10 +127,27 @@ impl Pod {
         self.builder(source).build().unwrap()
     }
 
+    /// Waits until this pod knows that the store is away.
+    pub(crate) async fn is_down(&self) {
+        eventually("the link is down", async || {
+            matches!(self.cache.health().store, StoreState::Down { .. })
+        })
+        .await;
+    }
+
     /// Waits until what this pod does behind its callers has reached the store `count` times.
     pub(crate) async fn done(&self, operation: &'static str, count: u64) {
         let what = format!("{operation} number {count}");
         eventually(&what, async || self.wire.done(operation) >= count).await;
+    }
+}
+
+/// Invalidates keys while the store is away.
+pub(crate) async fn pending(numbers: &Numbers, keys: impl IntoIterator<Item = u64>) -> Pending {
+    let keys: Vec<u64> = keys.into_iter().collect();
+    match soon("the call", numbers.invalidate_many(&keys)).await {
+        Err(InvalidateError::Pending(pending)) => pending,
+        other => panic!("{other:?}"),
     }
 }
 

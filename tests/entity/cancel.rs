@@ -1,16 +1,16 @@
 //! Calls that are dropped halfway.
 
 use crate::bed::{Bed, Numbers, PATIENCE, Pod, eventually, soon};
+use crate::dropped::dropped_after;
 use crate::lab::{MS, SECOND};
 use crate::source::{Refused, Source};
 use crate::surface;
 use crate::wire::Wire;
 use std::collections::BTreeSet;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 use tidings::presence::{self, Presence};
 use tidings::script::{self, Script};
@@ -23,24 +23,6 @@ use tidings::{
 const LONG: Duration = Duration::from_secs(3600);
 /// Keys of one call lie so far apart that no other call has them.
 const HALF: u64 = 1 << 32;
-
-/// Polls a future at most `polls` times, whenever it is woken, and drops it; whether it ended before.
-pub(crate) async fn dropped_after(polls: usize, future: impl Future) -> bool {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(false);
-        }
-        left -= 1;
-        match Pin::as_mut(&mut future).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(true),
-            Poll::Pending if left == 0 => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 type Called<'w> = Pin<Box<dyn Future<Output = ()> + 'w>>;
 

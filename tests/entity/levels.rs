@@ -1,7 +1,7 @@
 //! The way of a read through the levels, and what of it may be kept in one.
 
 use crate::bed::{Bed, Numbers, eventually, poll_once, soon};
-use crate::cancel::dropped_after;
+use crate::dropped::dropped_after;
 use crate::source::{Answer, Refused, Source};
 use serde::{Deserialize, Serialize, Serializer};
 use std::pin::pin;

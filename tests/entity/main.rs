@@ -8,6 +8,8 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/dropped.rs"]
+mod dropped;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/servers.rs"]
 mod servers;

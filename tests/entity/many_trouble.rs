@@ -1,8 +1,8 @@
 //! Many keys at once, when something comes in between: invalidations, dropped calls, a store that
 //! is away, a loader that panics.
 
-use crate::bed::{Bed, PATIENCE, Pod, eventually, poll_once, soon};
-use crate::cancel::dropped_after;
+use crate::bed::{Bed, PATIENCE, eventually, poll_once, soon};
+use crate::dropped::dropped_after;
 use crate::many::{get, reader, running, values};
 use crate::source::{Answer, Source};
 use std::pin::pin;
@@ -313,20 +313,13 @@ async fn a_batch_loader_that_panics_fails_its_own_keys_once(bed: Bed) {
     assert_eq!(values(&numbers, &[1, 2, 3, 4]).await, [0, 12, 0, 0]);
 }
 
-async fn down(pod: &Pod) {
-    eventually("the link is down", async || {
-        matches!(pod.cache.health().store, StoreState::Down { .. })
-    })
-    .await;
-}
-
 async fn without_the_store_a_batch_is_loaded_within_the_limit(bed: Bed) {
     let source = Source::new();
     let pod = bed.pod().await;
     let many = pod.many(&source).max_batch(10).max_unleased_loads(2);
     let numbers = many.build().unwrap();
     pod.wire.cut(true);
-    down(&pod).await;
+    pod.is_down().await;
     source.hold();
     let keys: Vec<_> = (0..50).collect();
     let reader = reader(&numbers, &keys);
@@ -372,7 +365,7 @@ async fn a_store_that_fails_at_any_step_costs_a_batch_nothing_but_the_store(bed:
             got.into_iter().all(|got| got.is_ok()),
             "{operation} is cut off"
         );
-        down(&pod).await;
+        pod.is_down().await;
         pod.wire.heal();
         eventually("the link is up", async || {
             matches!(pod.cache.health().store, StoreState::Up)

@@ -1,10 +1,12 @@
 //! What is kept of a load, where, and for whom.
 
-use crate::bed::{Bed, eventually};
+use crate::bed::{Bed, eventually, soon};
 use crate::source::{Answer, Refused, Source};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::sync::Arc;
+use std::error::Error;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tidings::{CacheError, Entity, Origin, Ttl};
 
@@ -203,7 +205,96 @@ async fn a_value_that_cannot_be_encoded_is_served_and_its_lease_returned(bed: Be
     assert_eq!(loads.load(SeqCst), 2);
 }
 
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// As `anyhow::Error` is: made of any error, none itself, and seen through.
+#[derive(Debug)]
+struct Anyhow(BoxError);
+
+impl<T: Error + Send + Sync + 'static> From<T> for Anyhow {
+    fn from(error: T) -> Self {
+        Self(error.into())
+    }
+}
+
+impl Deref for Anyhow {
+    type Target = dyn Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+async fn an_error_of_a_loader_that_is_a_box_goes_on_by_a_question_mark(bed: Bed) {
+    let pod = bed.pod().await;
+    let boxed = |key: u64| async move { Err::<u64, BoxError>(Box::new(Refused(key as u32))) };
+    let boxed = pod.cache.entity("boxed", boxed).build().unwrap();
+    let anyhow = |key: u64| async move { Err::<u64, Anyhow>(Refused(key as u32).into()) };
+    let anyhow = pod.cache.entity("anyhow", anyhow).build().unwrap();
+    let get = async || -> Result<u64, BoxError> {
+        Ok(*boxed.get(&5).await.map_err(CacheError::into_error)?)
+    };
+    let other = async || -> Result<u64, Anyhow> {
+        Ok(*anyhow.get(&6).await.map_err(CacheError::into_error)?)
+    };
+    for (error, refused) in [
+        (get().await.unwrap_err(), 5),
+        (other().await.unwrap_err().0, 6),
+    ] {
+        let source = error
+            .source()
+            .and_then(|source| source.downcast_ref::<Refused>());
+        assert_eq!(
+            (error.to_string(), source),
+            ("loader failed".to_owned(), Some(&Refused(refused)))
+        );
+    }
+    let late = CacheError::<BoxError>::Timeout { after: LONG }.into_error();
+    assert_eq!(late.to_string(), "no outcome within 60s");
+    assert!(matches!(late.into_inner(), CacheError::Timeout { .. }));
+}
+
+/// It waits for itself: that ends, and holds nothing up.
+async fn a_loader_that_asks_for_its_own_key_times_out(bed: Bed) {
+    let pod = bed.pod().await;
+    let itself: Arc<OnceLock<Entity<u64, u64, Refused>>> = Arc::default();
+    let loader = Arc::clone(&itself);
+    let load = move |key: u64| {
+        let itself = loader.get().unwrap().clone();
+        async move {
+            // The other key it may ask for.
+            match key {
+                0 => Ok(0),
+                1 => itself.get(&1).await.map(|_| 0).map_err(|_| Refused(1)),
+                _ => itself
+                    .get(&(key - 2))
+                    .await
+                    .map(|below| *below + 1)
+                    .map_err(|_| Refused(2)),
+            }
+        }
+    };
+    let entity = pod.cache.entity("recursive", load);
+    let entity = entity.load_timeout(Duration::from_secs(2)).build().unwrap();
+    itself.set(entity.clone()).unwrap();
+    assert_eq!(*entity.get(&6).await.unwrap(), 3);
+    // The outer one's limit and that of the inner one end at about the same time.
+    let got = soon("an answer", entity.get(&1)).await;
+    assert!(
+        matches!(got, Err(CacheError::Timeout { .. } | CacheError::Load(_))),
+        "{got:?}"
+    );
+    let got = soon("an answer", entity.get_many(&[1])).await.remove(0);
+    assert!(
+        matches!(got, Err(CacheError::Timeout { .. } | CacheError::Load(_))),
+        "{got:?}"
+    );
+    soon("close", pod.cache.close()).await;
+}
+
 on_both_stores!(
+    an_error_of_a_loader_that_is_a_box_goes_on_by_a_question_mark,
+    a_loader_that_asks_for_its_own_key_times_out,
     an_error_is_not_kept_unless_asked_for,
     an_error_with_a_ttl_is_kept_typed_in_both_levels,
     a_pod_that_keeps_no_errors_takes_a_stored_one_for_a_miss,

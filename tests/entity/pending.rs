@@ -1,26 +1,11 @@
 //! Invalidations that the store has not acknowledged: how many are kept, how they are repeated, and what
 //! a journal keeps of them.
 
-use crate::bed::{Bed, Numbers, Pod, eventually, soon};
+use crate::bed::{Bed, Numbers, Pod, eventually, pending, soon};
 use crate::source::Source;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use tidings::{Cache, InvalidateError, JournalDamage, OnStoreAbsent, Origin, Pending, StoreState};
-
-async fn pending(numbers: &Numbers, keys: impl IntoIterator<Item = u64>) -> Pending {
-    let keys: Vec<u64> = keys.into_iter().collect();
-    match soon("the call", numbers.invalidate_many(&keys)).await {
-        Err(InvalidateError::Pending(pending)) => pending,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn down(pod: &Pod) {
-    eventually("the link is down", async || {
-        matches!(pod.cache.health().store, StoreState::Down { .. })
-    })
-    .await;
-}
+use tidings::{Cache, InvalidateError, JournalDamage, OnStoreAbsent, Origin};
 
 /// Values of version 0 in the store and in the other pod's memory, then version 1 in the source.
 async fn fill_then_change(numbers: &Numbers, source: &Source, keys: u64) {
@@ -54,7 +39,7 @@ async fn at_the_bound_no_invalidation_is_lost(bed: Bed) {
     let (on_a, on_b) = (a.numbers(&source), b.numbers(&source));
     fill_then_change(&on_b, &source, KEYS).await;
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     let mut waiting = Vec::new();
     for first in (0..KEYS).step_by(10) {
         waiting.push(pending(&on_a, first..first + 10).await);
@@ -83,7 +68,7 @@ async fn names_without_number_end_as_lanes(bed: Bed) {
     let (on_a, on_b) = (a.numbers(&source), b.numbers(&source));
     fill_then_change(&on_b, &source, 50).await;
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     let first = pending(&on_a, 0..50).await;
     for page in 0..100 {
         let names = [format!("page-{page}")];
@@ -117,7 +102,7 @@ async fn each_is_repeated_on_its_own(bed: Bed) {
     let stamp = on_a.invalidate(&100).await.unwrap();
     let (lane, _) = stamp.positions().next().unwrap();
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     let stuck = pending(&on_a, [100]).await;
     let mut others = Vec::new();
     for key in 0..100 {
@@ -175,7 +160,7 @@ async fn what_a_process_leaves_in_its_journal_is_repeated_by_the_next(bed: Bed) 
         let a = bed.pod_with(|it| it.journal(folder.journal())).await;
         let on_a = a.numbers(&source);
         a.wire.cut(true);
-        down(&a).await;
+        a.is_down().await;
         pending(&on_a, [1, 2]).await;
         pending(&on_a, [2]).await;
         let health = a.cache.health().journal.unwrap();
@@ -235,7 +220,7 @@ async fn a_journal_is_written_only_in_trouble(bed: Bed) {
     })
     .await;
     pod.wire.cut(true);
-    down(&pod).await;
+    pod.is_down().await;
     numbers.clear().await.unwrap_err();
     let report = soon("closing", pod.cache.close()).await;
     assert_eq!(report.unacknowledged.len(), 16);
@@ -286,7 +271,7 @@ async fn a_corrupt_journal_voids_everything_and_a_torn_one_nothing(bed: Bed) {
     fill_then_change(&on_b, &source, 20).await;
     let a = bed.pod_with(|it| it.journal(folder.journal())).await;
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     pending(&a.numbers(&source), [1, 2]).await;
     let whole = std::fs::read(folder.journal()).unwrap();
     soon("closing", a.cache.close()).await;

@@ -1,28 +1,14 @@
 //! The store is away, full, or does not answer.
 
-use crate::bed::{Bed, Numbers, Pod, eventually, soon};
+use crate::bed::{Bed, Pod, eventually, pending, soon};
 use crate::source::Source;
 use crate::wire::Wire;
 use std::time::{Duration, Instant};
 use tidings::coherence::{Mechanism, Mechanisms};
 use tidings::error::StoreErrorKind;
 use tidings::store::Memory;
-use tidings::{Cache, CircuitState, InvalidateError, OnStoreAbsent, Origin, Pending, StoreState};
+use tidings::{Cache, CircuitState, InvalidateError, OnStoreAbsent, Origin, StoreState};
 use tokio::task::JoinSet;
-
-async fn pending(numbers: &Numbers, key: u64) -> Pending {
-    match soon("the call", numbers.invalidate(&key)).await {
-        Err(InvalidateError::Pending(pending)) => pending,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn down(pod: &Pod) {
-    eventually("the link is down", async || {
-        matches!(pod.cache.health().store, StoreState::Down { .. })
-    })
-    .await;
-}
 
 async fn up(pod: &Pod) {
     eventually("the link is up", async || {
@@ -66,7 +52,7 @@ async fn a_cache_that_starts_degraded_works_and_heals(bed: Bed) {
     assert_eq!(numbers.get_with(&1).await.unwrap().origin, Origin::Loader);
     assert_eq!(numbers.get_with(&1).await.unwrap().origin, Origin::Local);
     source.commit(1, 1);
-    let waiting = pending(&numbers, 1).await;
+    let waiting = pending(&numbers, [1]).await;
     assert_eq!(*numbers.get(&1).await.unwrap(), 1);
     pod.wire.cut(false);
     soon("the invalidation", waiting.settled()).await.unwrap();
@@ -85,7 +71,7 @@ async fn without_the_store_reads_go_on_from_here_and_then_from_the_loader(bed: B
     let numbers = pod.numbers(&source);
     numbers.get(&1).await.unwrap();
     pod.wire.cut(true);
-    down(&pod).await;
+    pod.is_down().await;
     source.commit(1, 1);
     eventually("it is loaded again", async || {
         let served = numbers.get_with(&1).await.unwrap();
@@ -103,7 +89,7 @@ async fn loads_without_a_lease_never_exceed_their_limit(bed: Bed) {
     let pod = bed.pod().await;
     let numbers = pod.builder(&source).max_unleased_loads(4).build().unwrap();
     pod.wire.cut(true);
-    down(&pod).await;
+    pod.is_down().await;
     source.hold();
     let mut readers = JoinSet::new();
     for key in 0..100 {
@@ -159,7 +145,7 @@ async fn a_store_that_takes_no_writes_costs_nobody_a_value() {
         numbers.get(&1).await.unwrap();
         store.faults().set_error(Some(kind));
         source.commit(1, 1);
-        let waiting = pending(&numbers, 1).await;
+        let waiting = pending(&numbers, [1]).await;
         assert_eq!(waiting.reason().kind(), kind);
         for key in 1..20 {
             numbers.get(&key).await.unwrap();
@@ -259,7 +245,7 @@ async fn an_invalidation_that_the_store_does_not_answer_is_pending(bed: Bed) {
     numbers.get(&1).await.unwrap();
     source.commit(1, 1);
     pod.wire.hang("invalidate");
-    let waiting = pending(&numbers, 1).await;
+    let waiting = pending(&numbers, [1]).await;
     assert_eq!(waiting.reason().kind(), StoreErrorKind::Timeout);
     assert_eq!(*numbers.get(&1).await.unwrap(), 1);
     pod.wire.heal();
@@ -274,9 +260,9 @@ async fn an_invalidation_without_the_store_takes_effect_here_and_later_everywher
     on_a.get(&1).await.unwrap();
     on_b.get(&1).await.unwrap();
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     source.commit(1, 1);
-    let waiting = pending(&on_a, 1).await;
+    let waiting = pending(&on_a, [1]).await;
     assert_eq!(waiting.reason().kind(), StoreErrorKind::Unavailable);
     assert_eq!(*on_a.get(&1).await.unwrap(), 1, "here at once");
     assert_eq!(*on_b.get(&1).await.unwrap(), 0, "nobody told the other pod");
@@ -329,10 +315,10 @@ async fn an_invalidation_happens_though_nobody_keeps_its_handle(bed: Bed) {
     on_b.get(&1).await.unwrap();
     on_b.get(&2).await.unwrap();
     a.wire.cut(true);
-    down(&a).await;
+    a.is_down().await;
     source.commit(1, 1);
     source.commit(2, 1);
-    drop(pending(&on_a, 1).await);
+    drop(pending(&on_a, [1]).await);
     assert!(matches!(
         on_a.clear().await,
         Err(InvalidateError::Pending(_))
@@ -350,10 +336,10 @@ async fn the_same_invalidation_made_often_while_it_waits_is_told_once(bed: Bed) 
     let pod = bed.pod().await;
     let numbers = pod.numbers(&source);
     pod.wire.cut(true);
-    down(&pod).await;
+    pod.is_down().await;
     let mut waiting = Vec::new();
     for _ in 0..100 {
-        waiting.push(pending(&numbers, 1).await);
+        waiting.push(pending(&numbers, [1]).await);
     }
     assert_eq!(pod.cache.health().pending, 1, "one key");
     let before = pod.wire.calls("invalidate");

@@ -2,7 +2,8 @@
 
 use crate::failover::until;
 use crate::fleet::{Fleet, Plan, Site};
-use tidings::testing::{Proxy, RedisCluster};
+use crate::moves::moves_at_once;
+use tidings::testing::{Proxy, RedisCluster, ServerError};
 use tokio::task::block_in_place;
 
 impl Site for RedisCluster {
@@ -103,12 +104,29 @@ async fn a_node_without_a_replica_is_killed_and_comes_back_empty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_move_to_another_node_under_load() {
     let fleet = Fleet::on_a_cluster(false).await;
+    slots_move(fleet, RedisCluster::move_slot).await;
+}
+
+/// Scenario 29, the half that needs a server which can. With replicas: a node that never had one draws a
+/// new replication id when Redis first copies a slot from it, which is a new life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_to_another_node_in_one_step_under_load() {
+    let fleet = Fleet::on_a_cluster(true).await;
+    if moves_at_once(&fleet.server) {
+        slots_move(fleet, RedisCluster::move_slot_at_once).await;
+    }
+}
+
+async fn slots_move(
+    fleet: Fleet<RedisCluster>,
+    move_slot: fn(&RedisCluster, u16, usize, usize) -> Result<(), ServerError>,
+) {
     fleet.work(500).await;
     let slots = lanes_slots(&fleet);
     for &slot in slots.iter().take(3) {
         let from = fleet.server.home_of(slot);
         let to = (from + 1) % fleet.server.primaries();
-        block_in_place(|| fleet.server.move_slot(slot, from, to)).unwrap();
+        block_in_place(|| move_slot(&fleet.server, slot, from, to)).unwrap();
         fleet.work(300).await;
     }
     fleet.is_well_again().await;

@@ -6,6 +6,8 @@ use crate::history::Violation;
 use tidings::coherence::{Mechanism, Mechanisms};
 use tidings::testing::{Direction, Fault, MessageFault, RedisServer};
 
+const TRIES: usize = 5;
+
 async fn without(mechanism: Mechanism) -> Fleet {
     let plan = Plan {
         mechanisms: Mechanisms::default().without(mechanism),
@@ -23,26 +25,43 @@ async fn stale_reads(fleet: Fleet) -> usize {
     found.iter().filter(stale).count()
 }
 
+/// Whether what should be stale happened to be served hangs on what a pod held when it was cut off: on a
+/// busy machine perhaps nothing. Then once again.
+async fn turns_red(fault: impl AsyncFn() -> usize) {
+    for _ in 0..TRIES {
+        if fault().await != 0 {
+            return;
+        }
+    }
+    panic!("nothing was stale in {TRIES} tries");
+}
+
 /// A classic cache over pub/sub: it serves what it has, as long as nobody tells it otherwise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_liveness_a_pod_that_hears_nothing_serves_old_values() {
-    let fleet = without(Mechanism::Liveness).await;
-    fleet.messages(MessageFault::DropAll);
-    let direction = Direction::Both;
-    fleet.pods[0].proxy().set(Fault::Freeze { direction });
-    fleet.work(2500).await;
-    fleet.pods[0].proxy().set(Fault::None);
-    assert_ne!(stale_reads(fleet).await, 0);
+    turns_red(async || {
+        let fleet = without(Mechanism::Liveness).await;
+        fleet.messages(MessageFault::DropAll);
+        let direction = Direction::Both;
+        fleet.pods[0].proxy().set(Fault::Freeze { direction });
+        fleet.work(2500).await;
+        fleet.pods[0].proxy().set(Fault::None);
+        stale_reads(fleet).await
+    })
+    .await;
 }
 
 /// A cache that takes an answer for a proof that it missed nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_heads_lost_messages_are_never_noticed() {
-    let fleet = without(Mechanism::PollHeads).await;
-    fleet.messages(MessageFault::DropAll);
-    fleet.work(2500).await;
-    fleet.messages(MessageFault::None);
-    assert_ne!(stale_reads(fleet).await, 0);
+    turns_red(async || {
+        let fleet = without(Mechanism::PollHeads).await;
+        fleet.messages(MessageFault::DropAll);
+        fleet.work(2500).await;
+        fleet.messages(MessageFault::None);
+        stale_reads(fleet).await
+    })
+    .await;
 }
 
 /// The faults of both at once.

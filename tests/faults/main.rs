@@ -11,6 +11,8 @@
 
 mod fleet;
 mod history;
+#[path = "../support/moves.rs"]
+mod moves;
 mod options;
 
 mod claims;

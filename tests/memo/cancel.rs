@@ -1,28 +1,8 @@
 //! Calls that are dropped halfway.
 
 use crate::bed::{Bed, eventually, soon};
+use crate::dropped::dropped_after;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::Poll;
-
-/// Polls a future at most `polls` times, whenever it is woken, and drops it; whether it ended before.
-async fn dropped_after(polls: usize, future: impl Future) -> bool {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(false);
-        }
-        left -= 1;
-        match Pin::as_mut(&mut future).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(true),
-            Poll::Pending if left == 0 => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// Calls of every sort, dropped at every poll, each on a key of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

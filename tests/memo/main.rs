@@ -5,6 +5,8 @@
 //! a test says. Expiry is by a manual clock, time limits by paused Tokio time.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[path = "../support/dropped.rs"]
+mod dropped;
 #[cfg(feature = "redis")]
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/servers.rs"]

@@ -149,6 +149,24 @@ impl Bed {
         }
     }
 
+    /// Writes 2001 rows, more than are carried out at once, of which the last is `first`, and holds one of
+    /// the others: until this ends, the first piece of them cannot be deleted.
+    pub(crate) async fn write_many_and_hold_one<'a>(
+        &self,
+        client: &'a mut Client,
+    ) -> tokio_postgres::Transaction<'a> {
+        let many = (0..2000).map(|n| format!("org:{n}"));
+        let many = many.chain(["first".to_owned()]);
+        self.outbox().invalidate_tags(&*client, many).await.unwrap();
+        let holding = client.transaction().await.unwrap();
+        let hold = format!(
+            "SELECT FROM {} WHERE tag = 'org' ORDER BY id LIMIT 1 FOR UPDATE",
+            self.table
+        );
+        assert_eq!(holding.query(&hold, &[]).await.unwrap().len(), 1);
+        holding
+    }
+
     /// How many rows fulfil `condition`.
     pub(crate) async fn rows(&self, client: &Client, condition: &str) -> i64 {
         let count = format!("SELECT count(*) FROM {} WHERE {condition}", self.table);

@@ -126,17 +126,7 @@ async fn two_pods_that_deliver_at_once_carry_out_a_later_commit_before_an_earlie
     let _on = heard.on(&pod.cache, "first");
     let late = early.transaction().await.unwrap();
     bed.outbox().invalidate_tags(&late, ["last"]).await.unwrap();
-    let many = (0..2000)
-        .map(|n| format!("org:{n}"))
-        .chain(["first".to_owned()]);
-    bed.outbox().invalidate_tags(&client, many).await.unwrap();
-    // The first piece cannot be deleted as long as one of its rows is held.
-    let holding = client.transaction().await.unwrap();
-    let hold = format!(
-        "SELECT FROM {} WHERE tag = 'org' ORDER BY id LIMIT 1 FOR UPDATE",
-        bed.table
-    );
-    assert_eq!(holding.query(&hold, &[]).await.unwrap().len(), 1);
+    let holding = bed.write_many_and_hold_one(&mut client).await;
     let first = bed.deliver_without(Protection::Lock, &pod);
     let began = async || first.health().waiting == Some(2001);
     eventually("it is in the midst of them", began).await;

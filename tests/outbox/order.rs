@@ -50,18 +50,8 @@ async fn rows_of_one_look_are_carried_out_before_those_of_a_later_commit(bed: Be
     let mut events = pod.cache.events();
     let late = early.transaction().await.unwrap();
     bed.outbox().invalidate_tags(&late, ["last"]).await.unwrap();
-    let many = (0..2000)
-        .map(|n| format!("org:{n}"))
-        .chain(["first".to_owned()]);
-    bed.outbox().invalidate_tags(&client, many).await.unwrap();
 
-    // In the midst of them: the first piece cannot be deleted as long as one of its rows is held.
-    let holding = client.transaction().await.unwrap();
-    let hold = format!(
-        "SELECT FROM {} WHERE tag = 'org' ORDER BY id LIMIT 1 FOR UPDATE",
-        bed.table
-    );
-    assert_eq!(holding.query(&hold, &[]).await.unwrap().len(), 1);
+    let holding = bed.write_many_and_hold_one(&mut client).await;
     let delivery = bed.deliver(&pod);
     let began = async || delivery.health().waiting == Some(2001);
     eventually("it is in the midst of them", began).await;

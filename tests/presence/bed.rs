@@ -86,6 +86,19 @@ pub(crate) async fn names(room: &Presence<String>) -> Vec<String> {
     members.into_iter().map(|member| member.name).collect()
 }
 
+/// For so long the members are these and no others.
+pub(crate) async fn nobody_comes_or_goes(
+    room: &Presence<String>,
+    span: Duration,
+    members: &[&str],
+) {
+    let began = Instant::now();
+    while began.elapsed() < span {
+        assert_eq!(names(room).await, members);
+        tokio::time::sleep(TTL / 20).await;
+    }
+}
+
 /// All members with what is said about them.
 pub(crate) async fn listed(room: &Presence<String>) -> BTreeMap<String, String> {
     let members = room.list().await.unwrap().into_iter();

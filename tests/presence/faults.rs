@@ -1,6 +1,6 @@
 //! A real server that is killed, forgets, goes back in time, or is full.
 
-use crate::bed::{Account, Bed, PATIENCE, TTL, eventually, names};
+use crate::bed::{Account, Bed, PATIENCE, TTL, eventually, names, nobody_comes_or_goes};
 use std::time::Instant;
 use tidings::StoreErrorKind;
 use tidings::presence::PresenceError;
@@ -39,11 +39,7 @@ async fn a_server_that_lost_its_data_is_told_again_and_nobody_sees_anyone_go() {
     account.sees(&["bob", "more"]).await;
     assert_eq!(account.news(), ["+mark", "-mark Left", "-ada Left"]);
     // No ghost and none lost, also when the doubts have ended.
-    let began = Instant::now();
-    while began.elapsed() < 2 * TTL {
-        assert_eq!(names(&c.room()).await, ["bob", "more"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&c.room(), 2 * TTL, &["bob", "more"]).await;
     let _new = room.join("new", &word("1")).await.unwrap();
     account.sees(&["bob", "more", "new"]).await;
     assert_eq!(account.news(), ["+new"]);
@@ -84,11 +80,7 @@ async fn a_server_that_goes_back_in_time_brings_no_ghost_and_loses_nobody() {
         Err(_) => false,
     };
     eventually("they are there", are_back).await;
-    let began = Instant::now();
-    while began.elapsed() < 2 * TTL {
-        assert_eq!(names(&b.room()).await, ["kept", "new"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&b.room(), 2 * TTL, &["kept", "new"]).await;
     let _last = room.join("z", &word("1")).await.unwrap();
     account.sees(&["kept", "new", "z"]).await;
     assert_eq!(account.news(), ["+z"]);
@@ -173,11 +165,7 @@ async fn a_full_server_takes_leaves_and_heartbeats_and_refuses_joins() {
     };
     assert_eq!(error.kind(), StoreErrorKind::Full);
     ada.leave().await.unwrap();
-    let began = Instant::now();
-    while began.elapsed() < 2 * TTL {
-        assert_eq!(names(&b.room()).await, ["kept"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&b.room(), 2 * TTL, &["kept"]).await;
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
     let _bob = room.join("bob", &word("1")).await.unwrap();
 }

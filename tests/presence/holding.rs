@@ -1,6 +1,6 @@
 //! Joining, updating, leaving.
 
-use crate::bed::{Account, Bed, TTL, eventually, listed, names, soon};
+use crate::bed::{Account, Bed, TTL, eventually, listed, names, nobody_comes_or_goes, soon};
 use std::time::Instant;
 
 fn word(word: &str) -> String {
@@ -13,11 +13,7 @@ async fn a_member_stays_while_its_lease_lives(bed: Bed) {
     let room = there.room();
     let mut account = Account::of(&room);
     account.sees(&["ada"]).await;
-    let began = Instant::now();
-    while began.elapsed() < 3 * TTL {
-        assert_eq!(names(&room).await, ["ada"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&room, 3 * TTL, &["ada"]).await;
     assert_eq!(account.news(), ["+ada", "="]);
 }
 
@@ -176,11 +172,7 @@ async fn a_lease_keeps_its_cache_going(bed: Bed) {
     let wire = pod.wire.clone();
     drop(pod);
     let room = other.room();
-    let began = Instant::now();
-    while began.elapsed() < 2 * TTL {
-        assert_eq!(names(&room).await, ["ada"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&room, 2 * TTL, &["ada"]).await;
     drop(lease);
     eventually("its cache has ended", async || wire.links() == 0).await;
     eventually("it has left", async || room.count().await.unwrap() == 0).await;

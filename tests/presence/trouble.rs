@@ -1,7 +1,6 @@
 //! A store that is away, slow, or answers in vain.
 
-use crate::bed::{Account, Bed, Pod, TTL, eventually, names};
-use std::time::Instant;
+use crate::bed::{Account, Bed, Pod, TTL, eventually, names, nobody_comes_or_goes};
 use tidings::StoreErrorKind;
 use tidings::presence::{LeftReason, PresenceError};
 use tidings::store::Memory;
@@ -80,11 +79,7 @@ async fn a_lease_that_ends_without_the_store_is_over_when_it_is_back(bed: Bed) {
     pod.wire.cut(false);
     account.sees(&["carol"]).await;
     assert_eq!(account.news(), ["-ada Left", "-bob Left"]);
-    let began = Instant::now();
-    while began.elapsed() < 2 * TTL {
-        assert_eq!(names(&other.room()).await, ["carol"]);
-        tokio::time::sleep(TTL / 20).await;
-    }
+    nobody_comes_or_goes(&other.room(), 2 * TTL, &["carol"]).await;
 }
 
 async fn a_lost_heartbeat_is_made_up_for(bed: Bed) {

@@ -9,6 +9,8 @@ mod support;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/servers.rs"]
 mod servers;
+#[path = "../support/shared.rs"]
+mod shared;
 #[path = "../support/stalls.rs"]
 mod stalls;
 
@@ -22,6 +24,7 @@ mod trouble;
 mod values;
 
 use bytes::Bytes;
+use shared::Shared;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -73,23 +76,6 @@ impl Bed {
 
     async fn raw(&self, prefix: &str) -> Raw {
         self.cache().await.raw(prefix).unwrap()
-    }
-}
-
-/// One store behind several caches.
-#[derive(Debug)]
-struct Shared(Arc<dyn Store>);
-
-impl Store for Shared {
-    fn connect<'a>(
-        &'a self,
-        namespace: &'a tidings::store::Namespace,
-    ) -> tidings::store::BoxFuture<'a, tidings::store::StoreResult<tidings::store::Connected>> {
-        self.0.connect(namespace)
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 

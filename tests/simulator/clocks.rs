@@ -5,7 +5,7 @@
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event as E, Red, World};
 use crate::schedule::{Schedule, replay};
-use crate::{first_seed, from_env};
+use crate::{all_green_within, from_env};
 
 /// Schedules with clocks that stand still or jump.
 const SCHEDULES: u64 = 5_000;
@@ -38,37 +38,24 @@ fn paused_machines() -> Config {
 #[test]
 fn clocks_that_stand_still_or_jump_keep_every_promise_by_their_own_time() {
     let count = from_env("TIDINGS_SIM_CLOCKS", SCHEDULES);
-    let first = first_seed();
-    println!("TIDINGS_SEED={first}");
-    for seed in first..first + count {
-        let schedule = Schedule::within(seed, paused_machines());
-        crate::verdict(seed, schedule).unwrap_or_else(|account| panic!("{account}"));
-    }
+    all_green_within(&paused_machines(), count);
 }
 
 /// A clock that only jumps ahead makes confirmations end early: what is promised holds by the true time.
 #[test]
 fn clocks_that_jump_ahead_keep_every_promise_by_the_true_time() {
     let count = from_env("TIDINGS_SIM_CLOCKS", SCHEDULES) / 4;
-    let first = first_seed();
-    println!("TIDINGS_SEED={first}");
-    let config = Config {
+    let config = paused_machines();
+    let jumps = Config {
         true_time: true,
-        ..paused_machines()
+        budget: Budget {
+            freezes: 0,
+            jumps: ENDLESS,
+            ..config.budget
+        },
+        ..config
     };
-    let budget = Budget {
-        freezes: 0,
-        jumps: ENDLESS,
-        ..config.budget
-    };
-    for seed in first..first + count {
-        let config = Config {
-            budget,
-            ..config.clone()
-        };
-        let schedule = Schedule::within(seed, config);
-        crate::verdict(seed, schedule).unwrap_or_else(|account| panic!("{account}"));
-    }
+    all_green_within(&jumps, count);
 }
 
 /// Pod 0 stands still, and what it holds is invalidated. Whether it would serve that at the end.

@@ -2,7 +2,7 @@
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event as E, GuardPart, Red};
 use crate::schedule::{Schedule, replay, shrink, trace};
-use crate::{first_seed, from_env, verdict};
+use crate::{all_green_within, from_env};
 
 /// Schedules with writers who die.
 const SCHEDULES: u64 = 4_000;
@@ -39,12 +39,7 @@ fn guarded_writers() -> Config {
 #[test]
 fn what_is_committed_under_a_guard_is_acknowledged_whoever_dies() {
     let count = from_env("TIDINGS_SIM_GUARDS", SCHEDULES);
-    let first = first_seed();
-    println!("TIDINGS_SEED={first}");
-    for seed in first..first + count {
-        let schedule = Schedule::within(seed, guarded_writers());
-        verdict(seed, schedule).unwrap_or_else(|account| panic!("{account}"));
-    }
+    all_green_within(&guarded_writers(), count);
 }
 
 /// A few pods of which nothing ends but what `change` says.

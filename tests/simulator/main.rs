@@ -44,7 +44,10 @@ fn verdict(seed: u64, schedule: Schedule) -> Result<Tally, String> {
 }
 
 /// Runs the schedules of seeds in turn until there is `enough`, half of them on another thread.
-fn all_green(schedule: fn(u64) -> Schedule, enough: impl Fn(u64, &Tally) -> bool + Sync) -> Tally {
+fn all_green(
+    schedule: impl Fn(u64) -> Schedule + Sync,
+    enough: impl Fn(u64, &Tally) -> bool + Sync,
+) -> Tally {
     let first = first_seed();
     let half = |rest: u64| {
         let mut sum = Tally::default();
@@ -66,6 +69,12 @@ fn all_green(schedule: fn(u64) -> Schedule, enough: impl Fn(u64, &Tally) -> bool
         sum += other.join().expect("no promise is broken");
         sum
     })
+}
+
+/// Runs `count` schedules of a deployment that is configured so.
+fn all_green_within(config: &Config, count: u64) {
+    let schedule = |seed| Schedule::within(seed, config.clone());
+    all_green(schedule, |done, _| done >= count);
 }
 
 #[test]

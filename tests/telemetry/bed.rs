@@ -2,6 +2,7 @@
 
 pub(crate) use crate::support::{eventually, server, soon};
 
+use crate::shared::Shared;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -49,23 +50,6 @@ impl Bed {
         let builder = Cache::builder(&*self.namespace);
         let builder = builder.store(Shared(Arc::clone(&self.store)));
         with(builder).build().await.unwrap()
-    }
-}
-
-/// A store that several pods have.
-#[derive(Debug)]
-struct Shared(Arc<dyn Store>);
-
-impl Store for Shared {
-    fn connect<'a>(
-        &'a self,
-        namespace: &'a tidings::store::Namespace,
-    ) -> tidings::store::BoxFuture<'a, tidings::store::StoreResult<tidings::store::Connected>> {
-        self.0.connect(namespace)
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 

@@ -4,6 +4,8 @@
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/shared.rs"]
+mod shared;
 
 mod bed;
 mod events;

@@ -1,6 +1,13 @@
+//! Journals: what is noted is read by the next process, whatever became of the file in between.
+
+use super::format::*;
 use super::*;
+use crate::bus::pending::Name;
+use crate::coherence::Lane;
+use std::collections::BTreeSet;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU32, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// A folder of the test's own, removed on drop.
 struct Folder(PathBuf);

@@ -15,7 +15,8 @@
 //! [1]: <https://github.com/graphql/dataloader>
 
 use super::keys::{Key, Keys};
-use super::nodes::{Nodes, Side};
+use super::node::Side;
+use super::nodes::Nodes;
 use super::reply::{self, Reply};
 use crate::coherence::Lane;
 use crate::error::{StoreError, StoreErrorKind};

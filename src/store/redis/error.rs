@@ -127,10 +127,11 @@ fn kind_of(code: &str, text: &str) -> StoreErrorKind {
         "ERR" if says("unknown command") || says("Unknown Redis command") => {
             StoreErrorKind::Unsupported
         }
-        // How scripts report what the user may not do.
+        // How scripts report what the user may not do: Redis 7.0, then what came after it.
         "ERR" if says("can't run this command") || says("can't access at least one") => {
             StoreErrorKind::Denied
         }
+        "ERR" if says("ACL failure in script") => StoreErrorKind::Denied,
         _ => StoreErrorKind::Protocol,
     }
 }
@@ -179,6 +180,22 @@ mod tests {
             ("NOREPLICAS Not enough good replicas to write.", ReadOnly),
             (
                 "NOPERM this user has no permissions to run the 'get' command",
+                Denied,
+            ),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: a, on @user_script:1.",
+                Denied,
+            ),
+            (
+                "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments script: a, on @user_script:1.",
+                Denied,
+            ),
+            (
+                "ERR ACL failure in script: User limited has no permissions to run the 'unlink' command script: a, on @user_script:1.",
+                Denied,
+            ),
+            (
+                "ERR ACL failure in script: No permissions to access a key script: a, on @user_script:1.",
                 Denied,
             ),
             ("NOAUTH Authentication required.", Auth),

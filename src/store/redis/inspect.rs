@@ -2,10 +2,10 @@
 
 use super::keys::Keys;
 use super::link::RedisLink;
-use super::nodes::Node;
+use super::node::Node;
 use super::reply::Reply;
 use super::scripts::PERMISSIONS;
-use super::server::field;
+use super::server::{field, mode_named, version_named};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{BoxFuture, FailoverWindow, Finding, ServerReport, StoreResult};
@@ -239,7 +239,7 @@ fn assess(
     let number = |name| info_of(name)?.parse::<u64>().ok();
     let set = |name: &str| settings.and_then(|all| all.get(name)).map(String::as_str);
     let replicas = number("connected_slaves");
-    let cluster = info_of("redis_mode") == Some("cluster");
+    let cluster = info.and_then(mode_named) == Some("cluster");
     let failover_window = window(replicas, cluster, set);
     if cluster && set("cluster-require-full-coverage") == Some("yes") {
         findings.push(Finding::StopsWithOneNode);
@@ -272,7 +272,7 @@ fn assess(
         findings.push(Finding::SettingsUnknown);
     }
     ServerReport {
-        version: info_of("redis_version").map(str::to_owned),
+        version: info.and_then(version_named).map(str::to_owned),
         failover_window,
         findings,
     }
@@ -374,6 +374,23 @@ mod tests {
         let unasked = "redis_mode:cluster\r\nconnected_slaves:1\r\n";
         let unasked = super::assess(Some(unasked), None, Vec::new());
         assert_eq!(unasked.failover_window, FailoverWindow::Unknown);
+    }
+
+    /// As Valkey calls itself, unless told to call itself Redis.
+    #[test]
+    fn a_valkey_is_known_by_its_own_mode_and_version() {
+        let set = settings(&[
+            ("cluster-node-timeout", "5000"),
+            ("cluster-require-full-coverage", "yes"),
+        ]);
+        let info = "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\nserver_mode:cluster\r\nconnected_slaves:1\r\n";
+        let found = assess(Some(info), Some(&set), Vec::new());
+        assert_eq!(
+            found.failover_window,
+            FailoverWindow::AtMost(Duration::from_secs(5))
+        );
+        assert_eq!(found.findings, [Finding::StopsWithOneNode]);
+        assert_eq!(found.version.as_deref(), Some("9.1.2"));
     }
 
     #[test]

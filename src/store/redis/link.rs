@@ -1,40 +1,34 @@
 //! The link: one multiplexed connection for the commands of each node.
 
+mod call;
+mod poll;
+
+use self::poll::poll_commands;
 use super::Options;
 use super::batch::{Reads, read_command};
-use super::error;
 use super::groups::{Group, by_lane, groups, run};
-use super::keys::{Key, Keys, LaneKeys, tag_name};
-use super::nodes::{Node, Nodes, Side};
+use super::keys::{Keys, tag_name};
+use super::node::Side;
+use super::nodes::Nodes;
+use super::numbers::{millis, word, words};
 use super::publish::Publisher;
 use super::replicas;
-use super::reply::{self, Reply};
+use super::reply::Reply;
 use super::scripts::{
     CLEAR, FENCE, FILL, GUARD, INVALIDATE, LEASE, PUT, REGISTER, RELEASE, Step, TAGS, TOUCH,
 };
-use super::server::{self, Life};
 use super::watch::Watch;
 use crate::coherence::{Epoch, Head, Lane, LogEntry, Nonce};
-use crate::error::{StoreError, StoreErrorKind};
-use crate::store::together::together;
 use crate::store::{
     BoxFuture, Fill, Found, Guarded, LeaseReply, LeaseRequest, Link, Logged, Markers, Opening,
-    Place, Polled, Put, RawLink, Replaces, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
+    Place, Polled, Put, RawLink, RoomLink, ServerReport, StoreResult, TagFloor, TagPlace,
 };
 use ::redis::{Cmd, ConnectionInfo, Pipeline, Value};
 use bytes::Bytes;
 use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
-
-/// How long a node of a cluster may take to answer a poll before it counts as silent: less than the
-/// driver gives to all of them.
-const NODE_LIMIT: Duration = Duration::from_millis(300);
-
-/// What the pace key begins with while there is a relay.
-const RELAYED: u8 = b'R';
 
 /// Connections for one namespace. Never reconnects.
 pub(crate) struct RedisLink {
@@ -89,142 +83,6 @@ impl RedisLink {
         Self { replicas, ..self }
     }
 
-    /// A call of `step`, which may have to open an epoch, up to its own keys.
-    ///
-    /// Keys and arguments travel in one list, so the step's own keys are written between the two
-    /// parts that are common to all steps.
-    fn opening_call(
-        &self,
-        step: &Step,
-        lane: Lane,
-        own: &[Key<'_>],
-        opening: Opening,
-    ) -> StoreResult<Cmd> {
-        let life = self.nodes.of_lane(step.operation(), lane)?.life();
-        self.opening_call_in(life, step, lane, own, opening)
-    }
-
-    /// The same for a life of the server that was looked up before.
-    fn opening_call_in(
-        &self,
-        life: Life,
-        step: &Step,
-        lane: Lane,
-        own: &[Key<'_>],
-        opening: Opening,
-    ) -> StoreResult<Cmd> {
-        let keys = self.keys.lane(lane)?;
-        let mut call = step.call(3 + own.len());
-        call.arg(&keys.head).arg(&keys.log).arg(&keys.pace).arg(own);
-        self.common_args(&mut call, keys);
-        call.arg(&word(life.incarnation.0));
-        call.arg(&word(opening.epoch.0)).arg(&word(opening.nonce.0));
-        match self.publisher.pace() {
-            Some(pace) => call.arg(pace),
-            None => call.arg(""),
-        };
-        Ok(call)
-    }
-
-    /// A call of `step`, which touches one value and opens nothing.
-    fn value_call(&self, step: &Step, keys: &LaneKeys, place: Place<'_>) -> Cmd {
-        let mut call = step.call(2);
-        call.arg(&keys.head).arg(keys.value(place.key));
-        self.waking_args(&mut call, keys);
-        call.arg(&word(place.hash));
-        call
-    }
-
-    /// A call that asks for leases of keys of one lane and one entity.
-    fn lease_call<'a>(
-        &self,
-        lane: Lane,
-        asked: impl Iterator<Item = &'a (Place<'a>, LeaseRequest<'a>)>,
-    ) -> StoreResult<Cmd> {
-        let keys = self.keys.lane(lane)?;
-        let asked: Vec<_> = asked.collect();
-        let (first, request) = asked[0];
-        let values = asked.iter().map(|(place, _)| keys.value(place.key));
-        let before = [keys.floor(first.entity), keys.markers()];
-        let own: Vec<_> = before.into_iter().chain(values).collect();
-        let mut call = self.opening_call(&LEASE, lane, &own, request.opening)?;
-        for (place, request) in asked {
-            call.arg(&word(request.token)).arg(millis(request.ttl));
-            // Empty bytes are never taken for a value, and so stand for none.
-            call.arg(request.unusable.unwrap_or_default());
-            call.arg(&word(place.hash));
-        }
-        Ok(call)
-    }
-
-    /// A call that fills keys of one lane.
-    fn fill_call<'a>(
-        &self,
-        lane: Lane,
-        fills: impl Iterator<Item = &'a (Place<'a>, Fill<'a>)>,
-    ) -> StoreResult<Cmd> {
-        let keys = self.keys.lane(lane)?;
-        let fills: Vec<_> = fills.collect();
-        let mut call = FILL.call(1 + fills.len());
-        call.arg(&keys.head);
-        for (place, _) in &fills {
-            call.arg(keys.value(place.key));
-        }
-        self.waking_args(&mut call, keys);
-        for (place, fill) in fills {
-            call.arg(&word(place.hash)).arg(&word(fill.token));
-            call.arg(&word(fill.epoch.0)).arg(fill.envelope);
-            call.arg(match fill.replaces {
-                Replaces::Lease => "L",
-                Replaces::Value => "V",
-            });
-            match fill.ttl {
-                Some(ttl) => call.arg(millis(ttl)),
-                None => call.arg(""),
-            };
-        }
-        Ok(call)
-    }
-
-    /// A call that asks for the floors of tags of one lane.
-    fn tags_call(
-        &self,
-        lane: Lane,
-        tags: impl Iterator<Item = TagPlace>,
-        keep: Option<Duration>,
-    ) -> StoreResult<Cmd> {
-        let keys = self.keys.lane(lane)?;
-        let names: Vec<_> = tags
-            .flat_map(|tag| [tag_name(tag.name), tag_name(tag.key)])
-            .collect();
-        let mut call = TAGS.call(1 + names.len());
-        call.arg(&keys.head);
-        for name in &names {
-            call.arg(keys.tag(name));
-        }
-        self.common_args(&mut call, keys);
-        match keep {
-            Some(keep) => call.arg(millis(keep)),
-            None => call.arg(""),
-        };
-        Ok(call)
-    }
-
-    fn common_args(&self, call: &mut Cmd, keys: &LaneKeys) {
-        call.arg(&keys.lane[..]).arg(&keys.channel);
-    }
-
-    /// As [`common_args`](Self::common_args), for steps that wake those who wait for a load. With a relay
-    /// nobody is sent anything but by that: who waits looks every 5 to 50 ms anyway.
-    fn waking_args(&self, call: &mut Cmd, keys: &LaneKeys) {
-        let channel = if self.publisher.relays() {
-            ""
-        } else {
-            &keys.channel
-        };
-        call.arg(&keys.lane[..]).arg(channel);
-    }
-
     /// The life of the server that has `lane` as last seen, as scripts take it.
     pub(super) fn incarnation(&self, lane: Lane) -> StoreResult<[u8; 8]> {
         let node = self.nodes.of_lane("look up a lane", lane)?;
@@ -253,106 +111,6 @@ impl RedisLink {
         let answers = self.nodes.send_many(operation, None, commands).await;
         answers.into_iter().collect()
     }
-
-    /// Polls one node; on a cluster `None` if it did not answer, or takes no writes.
-    async fn poll_node(&self, node: &Node, poll: &Pipeline) -> StoreResult<Option<NodePolled>> {
-        if node.is_lame() {
-            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
-            return Err(error.with_detail("the connection for what replicas confirm broke"));
-        }
-        if !self.keys.is_sharded() {
-            let answers = node.send_many("poll", poll).await?;
-            return Ok(Some(polled(node, answers, self.publisher.relays())?));
-        }
-        let Ok(Ok(answers)) = timeout(NODE_LIMIT, node.send_many("poll", poll)).await else {
-            node.set_proven(false);
-            return Ok(None);
-        };
-        let moved = |answer: &Value| matches!(answer, Value::ServerError(refused) if ["MOVED", "READONLY"].contains(&refused.code()));
-        if node.is_deaf() || answers.iter().any(moved) {
-            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
-            return Err(error.with_detail("a lane has moved to another node"));
-        }
-        let polled = polled(node, answers, self.publisher.relays()).ok();
-        node.set_proven(polled.is_some());
-        let mut heads = polled.iter().flat_map(|polled| &polled.heads);
-        if heads.any(|(lane, _)| node.moving.contains(lane)) {
-            let error = StoreError::new(StoreErrorKind::Unavailable, "poll");
-            return Err(error.with_detail("a lane that was on the move stays where it is"));
-        }
-        Ok(polled)
-    }
-}
-
-/// What a node answered to a poll.
-struct NodePolled {
-    /// Without those lanes of which it said that they are on the move.
-    heads: Vec<(Lane, Option<Head>)>,
-    record: Option<Bytes>,
-    server_ms: u64,
-}
-
-/// Takes the answers to [`poll_commands`] apart.
-fn polled(node: &Node, mut answers: Vec<Value>, relays: bool) -> StoreResult<NodePolled> {
-    let malformed = || Reply::malformed("poll");
-    let mut last = || Reply::new("poll", answers.pop().ok_or_else(malformed)?);
-    let time = last()?;
-    let life = match node.life() {
-        known if known.is_known() => server::life("poll", &last()?.text()?)?,
-        unknown => unknown,
-    };
-    let record = match node.has_record() {
-        true => Some(last().and_then(Reply::stored)),
-        false => None,
-    };
-    if relays {
-        match last().and_then(Reply::stored) {
-            Ok(Some(pace)) if pace.first() == Some(&RELAYED) => {}
-            Ok(_) => node.has_no_relay(),
-            // It stands beside a lane that is on the move, or is no string.
-            Err(_) => {}
-        }
-    }
-    let lanes = node.lanes.iter().copied();
-    let mut heads: Vec<_> = match node.is_alone() {
-        true => {
-            let [heads, _written] = Reply::pipeline("poll", answers)?;
-            let heads = heads.array()?.into_iter().map(reply::head);
-            lanes.zip(heads).collect()
-        }
-        false => {
-            let mut heads = Vec::with_capacity(node.lanes.len());
-            let (pairs, rest) = answers.as_chunks::<2>();
-            if pairs.len() != node.lanes.len() || !rest.is_empty() {
-                return Err(malformed());
-            }
-            for (lane, [head, written]) in lanes.zip(pairs) {
-                match written {
-                    Value::ServerError(refused)
-                        if ["ASK", "TRYAGAIN"].contains(&refused.code()) => {}
-                    Value::ServerError(refused) => return Err(error::of_server("poll", refused)),
-                    _ if matches!(head, Value::ServerError(_)) => {}
-                    _ => heads.push((lane, reply::head_of(head))),
-                }
-            }
-            heads
-        }
-    };
-    node.set_life(life);
-    let record = match record.transpose() {
-        Ok(record) => record.flatten(),
-        Err(error) if node.is_alone() => return Err(error),
-        // As with the lane that it stands beside: it is on the move.
-        Err(_) => {
-            heads.retain(|(lane, _)| *lane != Node::OF_RECORD);
-            None
-        }
-    };
-    Ok(NodePolled {
-        heads,
-        record,
-        server_ms: time.time()?,
-    })
 }
 
 impl Link for RedisLink {
@@ -406,45 +164,7 @@ impl Link for RedisLink {
     }
 
     fn poll(&self) -> BoxFuture<'_, StoreResult<Polled>> {
-        Box::pin(async move {
-            let nodes = self.nodes.all().iter().zip(&self.polls);
-            let polls = nodes
-                .map(|(node, poll)| -> BoxFuture<'_, _> { Box::pin(self.poll_node(node, poll)) });
-            let answers = together(polls).await;
-            let watch = self.watch.as_ref();
-            watch.map_or(Ok(()), |watch| watch.check("poll"))?;
-            let count = self.keys.lanes().len();
-            let (mut heads, mut heard) = (vec![None; count], vec![false; count]);
-            let (mut server_ms, mut record) = (None, None);
-            // Those of silent lanes are of no interest.
-            let mut clocks = vec![0; if self.keys.is_sharded() { count } else { 0 }];
-            for answer in answers {
-                let Some(answer) = answer? else { continue };
-                // Where the clocks of nodes differ, the latest is the safe one for ends of lives.
-                server_ms = server_ms.max(Some(answer.server_ms));
-                record = record.or(answer.record);
-                for (lane, head) in answer.heads {
-                    let at = usize::from(lane.0);
-                    (heads[at], heard[at]) = (head, true);
-                    if let Some(clock) = clocks.get_mut(at) {
-                        *clock = answer.server_ms;
-                    }
-                }
-            }
-            let nobody = || StoreError::new(StoreErrorKind::Unavailable, "poll");
-            let lanes = (0..).map(Lane).zip(heard);
-            Ok(Polled {
-                heads,
-                silent: lanes
-                    .filter(|(_, heard)| !heard)
-                    .map(|(lane, _)| lane)
-                    .collect(),
-                incarnation: self.nodes.incarnation(),
-                server_ms: server_ms.ok_or_else(nobody)?,
-                clocks,
-                record,
-            })
-        })
+        Box::pin(self.poll_nodes())
     }
 
     fn log_since(
@@ -709,61 +429,8 @@ impl Link for RedisLink {
     }
 }
 
-/// Heads, then the proof that the server still takes writes; who is its relay, if that matters; the record;
-/// and its life and clock.
-///
-/// The write removes a key that is not there. Like every write it is refused by a replica, by a
-/// primary that has lost its replicas (`min-replicas-to-write`) and by a server that cannot persist;
-/// but unlike a `SET` it needs no memory. A `SET` that a full server refuses would prove nothing: that
-/// refusal comes before the others.
-fn poll_commands(keys: &Keys, node: &Node, relays: bool) -> Pipeline {
-    let mut commands = ::redis::pipe();
-    if node.is_alone() {
-        commands.cmd("MGET");
-        for lane in keys.lanes() {
-            commands.arg(&lane.head);
-        }
-        commands.cmd("UNLINK").arg(keys.common_beacon());
-    } else {
-        // A command can only name keys of one slot; and slots move one by one.
-        for lane in node.lanes.iter().filter_map(|&lane| keys.lane(lane).ok()) {
-            commands.cmd("GET").arg(&lane.head);
-            commands.cmd("UNLINK").arg(&lane.beacon);
-        }
-    }
-    if relays {
-        let first = node.lanes.first().and_then(|&lane| keys.lane(lane).ok());
-        commands.cmd("GET").arg(first.map(|lane| &lane.pace));
-    }
-    if node.has_record() {
-        commands.cmd("GET").arg(&keys.record);
-    }
-    if node.life().is_known() {
-        commands.cmd("INFO").arg("replication");
-    }
-    commands.cmd("TIME");
-    commands
-}
-
 /// The part of the only key.
 fn alone<T>(parts: Vec<T>) -> StoreResult<T> {
     let part = parts.into_iter().next();
     part.ok_or_else(|| Reply::malformed("run a step"))
-}
-
-/// A 64-bit value as scripts and stored bytes hold it.
-pub(super) const fn word(value: u64) -> [u8; 8] {
-    value.to_be_bytes()
-}
-
-/// Values as scripts take them, one behind the other.
-fn words(values: &[u64]) -> Vec<u8> {
-    values.iter().flat_map(|value| word(*value)).collect()
-}
-
-/// A time to live in milliseconds, rounded up, within what the server takes.
-pub(super) fn millis(ttl: Duration) -> u64 {
-    const LONGEST: u128 = 1 << 52;
-    let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, LONGEST);
-    u64::try_from(millis).expect("clamped to 52 bits")
 }

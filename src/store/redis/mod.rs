@@ -1,4 +1,4 @@
-//! The backend for Redis 7 and later, and for Valkey.
+//! The backend for Redis 7 and later, and for Valkey 8 and later.
 //!
 //! A link is two sockets: one multiplexed connection for commands, one for the subscription. What has
 //! to be atomic is a Lua script (`lua/`, one file a step); everything else is a plain command. Neither
@@ -35,7 +35,9 @@ mod hints;
 mod inspect;
 mod keys;
 mod link;
+mod node;
 mod nodes;
+mod numbers;
 mod publish;
 mod raw;
 mod replicas;
@@ -56,7 +58,8 @@ use self::address::Address;
 use self::hints::Subscription;
 use self::keys::Keys;
 pub(crate) use self::link::RedisLink;
-use self::nodes::{Elsewhere, Fate, Node, Nodes};
+use self::node::{Fate, Node};
+use self::nodes::{Elsewhere, Nodes};
 pub use self::publish::Publish;
 pub use self::replicated::Acknowledge;
 use self::replicated::{REPLICATION_TIMEOUT, Replicated, Wanted};

@@ -3,28 +3,24 @@
 //! A command goes to the node that has its first key. Many commands go side by side, those of one node
 //! together. While a slot moves key by key, its node sends on to the next one what it has no key of any
 //! more (`ASK`), and that is followed: whichever node answers has all keys of the command, so that the
-//! answer is what one node would have given. Polls are not sent through here, and stay with the owner. No node is ever connected anew: one that fails stays silent for the rest of the link's
-//! life, and its lanes with it, while the others go on.
+//! answer is what one node would have given. Polls are not sent through here, and stay with the owner.
+//!
+//! No node is ever connected anew: one that fails stays silent for the rest of the link's life, and its
+//! lanes with it, while the others go on.
 
 use super::cluster::Cluster;
-use super::error;
-use super::hints::Channels;
 use super::keys::Keys;
-use super::replicas::Replica;
-use super::replicated::Replicated;
+use super::node::{Node, Side, silent};
 use super::reply::Reply;
-use super::server::Life;
 use super::slots::{At, SlotMap, slot_of};
 use crate::coherence::{Incarnation, Lane};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::together::together;
 use crate::store::{BoxFuture, StoreResult};
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Arg, Cmd, Pipeline, RedisError, Value};
+use ::redis::{Arg, Cmd, Pipeline, Value};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The servers behind a link.
@@ -46,214 +42,6 @@ pub(super) struct Elsewhere {
     pub(super) cluster: Option<Cluster>,
     /// Connections to nodes that have no lane of ours yet, but some keys of one that is on the move.
     pub(super) next: tokio::sync::Mutex<BTreeMap<At, MultiplexedConnection>>,
-}
-
-/// Who is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// Those that take writes.
-    Nodes,
-    /// A replica of each, for reads that are judged by the head among them.
-    Replicas,
-}
-
-/// One server.
-pub(super) struct Node {
-    connection: MultiplexedConnection,
-    /// Another one, for calls that replicas must have before they count.
-    replicated: Option<Replicated>,
-    /// Where entities may be read from besides.
-    pub(super) replica: Replica,
-    /// Where the channels of watched rooms are subscribed to.
-    pub(super) channels: Channels,
-    /// The life of the server as last seen. It can change under a living connection: the server
-    /// draws a new replication id when its first replica attaches.
-    life: Mutex<Life>,
-    /// The lanes that it has.
-    pub(super) lanes: Vec<Lane>,
-    /// Those of them that were on the move when the link was opened, and so could not be touched.
-    pub(super) moving: Vec<Lane>,
-    /// Whether it is a server by itself, rather than a node of a cluster.
-    alone: bool,
-    /// Its last poll was not answered as that of a node which takes writes: what it has may be old.
-    doubtful: AtomicBool,
-    fate: Fate,
-    /// Woken by a poll that found no relay.
-    vacancy: Notify,
-}
-
-/// What has become of a node, for those who look whether another link would be better.
-#[derive(Clone, Default)]
-pub(super) struct Fate {
-    /// Its subscription has ended.
-    pub(super) deaf: Arc<AtomicBool>,
-    /// Its connection for commands has, or that for calls that replicas must have.
-    pub(super) lost: Arc<AtomicBool>,
-}
-
-impl Node {
-    /// A server by itself, which has all lanes.
-    pub(super) fn alone(
-        connection: MultiplexedConnection,
-        channels: Channels,
-        life: Life,
-        keys: &Keys,
-    ) -> Self {
-        let lanes = (0..).take(keys.lanes().len()).map(Lane).collect();
-        Self {
-            alone: true,
-            ..Self::new(connection, channels, life, lanes, Fate::default())
-        }
-    }
-
-    /// A node of a cluster, which has `lanes`.
-    pub(super) fn new(
-        connection: MultiplexedConnection,
-        channels: Channels,
-        life: Life,
-        lanes: Vec<Lane>,
-        fate: Fate,
-    ) -> Self {
-        Self {
-            connection,
-            replicated: None,
-            replica: Replica::default(),
-            channels,
-            life: Mutex::new(life),
-            lanes,
-            moving: Vec::new(),
-            alone: false,
-            doubtful: AtomicBool::new(false),
-            fate,
-            vacancy: Notify::new(),
-        }
-    }
-
-    /// The same, with a connection for calls that replicas must have, which sets `fate` when it breaks.
-    pub(super) fn replicating(self, replicated: Option<Replicated>, fate: Fate) -> Self {
-        Self {
-            replicated,
-            fate,
-            ..self
-        }
-    }
-
-    /// How many replicas must have a call before it counts, if any.
-    pub(super) fn replicas_asked(&self) -> Option<u8> {
-        let replicated = self.replicated.as_ref();
-        replicated.map(|replicated| replicated.replicas)
-    }
-
-    /// The same, with lanes that are on the move.
-    pub(super) fn with_moving(self, moving: Vec<Lane>) -> Self {
-        Self { moving, ..self }
-    }
-
-    /// The lane beside which the namespace's record stands on a cluster.
-    pub(super) const OF_RECORD: Lane = Lane(0);
-
-    /// Whether it has the namespace's record.
-    pub(super) fn has_record(&self) -> bool {
-        self.alone || self.lanes.contains(&Self::OF_RECORD)
-    }
-
-    pub(super) fn is_alone(&self) -> bool {
-        self.alone
-    }
-
-    pub(super) fn life(&self) -> Life {
-        *self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn set_life(&self, life: Life) {
-        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
-    }
-
-    /// Whether a server by itself has lost one of its two connections for commands; the other would go on.
-    pub(super) fn is_lame(&self) -> bool {
-        self.alone && self.fate.lost.load(Ordering::Acquire)
-    }
-
-    /// Whether its last poll proved that it takes writes.
-    pub(super) fn set_proven(&self, proven: bool) {
-        self.doubtful.store(!proven, Ordering::Release);
-    }
-
-    /// A poll found that nobody is the relay.
-    pub(super) fn has_no_relay(&self) {
-        self.vacancy.notify_one();
-    }
-
-    /// Waits until the node has no relay. For one at a time.
-    pub(super) async fn vacancy(&self) {
-        self.vacancy.notified().await;
-    }
-
-    pub(super) fn is_deaf(&self) -> bool {
-        self.fate.deaf.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn send(&self, operation: &'static str, cmd: &Cmd) -> StoreResult<Value> {
-        let answer = self.connection.clone().send_packed_command(cmd).await;
-        answer.map_err(|failed| self.failed(operation, &failed))
-    }
-
-    /// Sends a call that is acknowledged by its answer: once as many replicas have it as were asked for.
-    pub(super) async fn acknowledge(
-        &self,
-        operation: &'static str,
-        call: &Cmd,
-    ) -> StoreResult<Value> {
-        match &self.replicated {
-            Some(replicated) => {
-                let answer = replicated.send(operation, call).await;
-                answer.map_err(|error| self.unless_lost(operation, error))
-            }
-            None => self.send(operation, call).await,
-        }
-    }
-
-    fn failed(&self, operation: &'static str, error: &RedisError) -> StoreError {
-        self.unless_lost(operation, error::of_client(operation, error))
-    }
-
-    /// A node of a cluster that is lost is not the store.
-    fn unless_lost(&self, operation: &'static str, error: StoreError) -> StoreError {
-        if self.alone || error.kind() != StoreErrorKind::Unavailable {
-            return error;
-        }
-        self.fate.lost.store(true, Ordering::Release);
-        silent(operation)
-    }
-
-    async fn send_many_to(
-        &self,
-        side: Side,
-        operation: &'static str,
-        commands: &Pipeline,
-    ) -> StoreResult<Vec<Value>> {
-        match side {
-            Side::Nodes => self.send_many(operation, commands).await,
-            Side::Replicas => self.replica.send_many(operation, commands).await,
-        }
-    }
-
-    /// Sends commands as one; an answer for each.
-    pub(super) async fn send_many(
-        &self,
-        operation: &'static str,
-        commands: &Pipeline,
-    ) -> StoreResult<Vec<Value>> {
-        let mut connection = self.connection.clone();
-        let answers = connection.send_packed_commands(commands, 0, commands.len());
-        let answers = answers
-            .await
-            .map_err(|failed| self.failed(operation, &failed))?;
-        match answers.len() == commands.len() {
-            true => Ok(answers),
-            false => Err(Reply::malformed(operation)),
-        }
-    }
 }
 
 impl Nodes {
@@ -326,11 +114,7 @@ impl Nodes {
     /// # Errors
     /// `Busy` if not.
     pub(super) fn believed(&self, operation: &'static str, lane: Lane) -> StoreResult<()> {
-        match self
-            .of_lane(operation, lane)?
-            .doubtful
-            .load(Ordering::Acquire)
-        {
+        match self.of_lane(operation, lane)?.is_doubtful() {
             true => Err(StoreError::new(StoreErrorKind::Busy, operation)
                 .with_detail("the node that has the key did not prove that it takes writes")),
             false => Ok(()),
@@ -464,21 +248,7 @@ impl Nodes {
             .cmd_iter()
             .map(|_| Err(silent(operation)))
             .collect();
-        let mut parts: Vec<(Vec<usize>, Pipeline)> = Vec::new();
-        parts.resize_with(self.nodes.len(), Default::default);
-        for (place, cmd) in commands.cmd_iter().enumerate() {
-            match self.at(operation, cmd) {
-                Ok(at) => {
-                    let (places, part) = &mut parts[at];
-                    if let Some(first) = first.filter(|_| places.is_empty()) {
-                        part.add_command(first.clone());
-                    }
-                    places.push(place);
-                    part.add_command(cmd.clone());
-                }
-                Err(error) => answers[place] = Err(error),
-            }
-        }
+        let parts = self.divide(operation, first, commands, &mut answers);
         let some = |at: &usize| !parts[*at].0.is_empty();
         let nodes_asked: Vec<_> = (0..self.nodes.len()).filter(some).collect();
         let sent = nodes_asked.iter().map(|&at| -> BoxFuture<'_, _> {
@@ -514,6 +284,32 @@ impl Nodes {
         self.follow_all(operation, first, commands, asked, &mut answers)
             .await;
         answers
+    }
+
+    /// The commands of each node, and their places among all. Those that have no node are answered.
+    fn divide(
+        &self,
+        operation: &'static str,
+        first: Option<&Cmd>,
+        commands: &Pipeline,
+        answers: &mut [StoreResult<Value>],
+    ) -> Vec<(Vec<usize>, Pipeline)> {
+        let mut parts: Vec<(Vec<usize>, Pipeline)> = Vec::new();
+        parts.resize_with(self.nodes.len(), Default::default);
+        for (place, cmd) in commands.cmd_iter().enumerate() {
+            match self.at(operation, cmd) {
+                Ok(at) => {
+                    let (places, part) = &mut parts[at];
+                    if let Some(first) = first.filter(|_| places.is_empty()) {
+                        part.add_command(first.clone());
+                    }
+                    places.push(place);
+                    part.add_command(cmd.clone());
+                }
+                Err(error) => answers[place] = Err(error),
+            }
+        }
+        parts
     }
 
     /// Puts what other nodes answer in the place of answers that say to ask there. Side by side: these are
@@ -560,12 +356,6 @@ fn asked_elsewhere(answer: &Value, asked: &At) -> Option<At> {
         host: host.to_owned(),
         port: port.trim().parse().ok()?,
     })
-}
-
-/// Not `Unavailable`, which would say that the whole store is.
-fn silent(operation: &'static str) -> StoreError {
-    StoreError::new(StoreErrorKind::Busy, operation)
-        .with_detail("there is no connection to the node that has the key")
 }
 
 /// The first key of a command, or what stands in its place in one without keys.

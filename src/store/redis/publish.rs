@@ -6,8 +6,9 @@
 //! for that, and every pod's next poll finds it.
 
 use super::keys::{Keys, LaneKeys};
-use super::link::{millis, word};
-use super::nodes::{Node, Nodes};
+use super::node::Node;
+use super::nodes::Nodes;
+use super::numbers::{millis, word};
 use super::reply::Reply;
 use super::scripts::FLUSH;
 use crate::coherence::Lane;

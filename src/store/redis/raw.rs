@@ -2,7 +2,8 @@
 //! be sent to the nodes of their lanes.
 
 use super::keys::RawKey;
-use super::link::{RedisLink, millis};
+use super::link::RedisLink;
+use super::numbers::millis;
 use super::reply::{self, Reply};
 use crate::coherence::Lane;
 use crate::store::{BoxFuture, RawFound, RawLink, RawPage, RawPlace, StoreResult};

@@ -6,7 +6,8 @@
 
 use super::address::client_at;
 use super::error;
-use super::nodes::{Node, Nodes};
+use super::node::Node;
+use super::nodes::Nodes;
 use super::reply::Reply;
 use super::server::field;
 use super::slots::At;

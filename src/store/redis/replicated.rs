@@ -5,7 +5,7 @@
 //! is under way is sent behind it, with one `WAIT` for all.
 
 use super::error;
-use super::link::millis;
+use super::numbers::millis;
 use super::reply::Reply;
 use super::server::{self, Life, Mode};
 use crate::error::{StoreError, StoreErrorKind};

@@ -1,7 +1,8 @@
 //! Rooms: one script for each call, over five keys of one slot for each room.
 
 use super::keys::RoomKeys;
-use super::link::{RedisLink, millis, word};
+use super::link::RedisLink;
+use super::numbers::{millis, word};
 use super::reply::{self, Reply};
 use super::scripts::{
     ROOM_BEAT, ROOM_CHANGE, ROOM_COUNT, ROOM_GET, ROOM_LEAVE, ROOM_PAGE, ROOM_RELEASE, Step,

@@ -2,10 +2,11 @@
 //!
 //! Invalidations must work on a server that is out of memory (hole H20 of the protocol), so most steps
 //! carry `allow-oom`. [`LEASE`], [`FILL`], [`PUT`] and [`TAGS`] do not: what only makes the cache warmer
-//! must not push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room; whoever leaves
-//! one can do so always, by [`ROOM_LEAVE`].
+//! must not push a full server any further. Nor does [`ROOM_CHANGE`], which brings members into a room;
+//! whoever leaves one can do so always, by [`ROOM_LEAVE`].
 
-use super::nodes::{Node, Nodes};
+use super::node::Node;
+use super::nodes::Nodes;
 use super::reply::Reply;
 use crate::random::random_part;
 use crate::store::StoreResult;

@@ -107,9 +107,7 @@ fn promoted_from(replication: &str) -> Option<&str> {
 }
 
 pub(super) fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
-    // Valkey calls it the server's mode if asked to call itself Valkey.
-    let found = field(info, "redis_mode").or_else(|| field(info, "server_mode"));
-    match found {
+    match mode_named(info) {
         Some("cluster") if mode != Mode::Cluster => Err(unsupported(
             "connect",
             "the server is a node of a cluster: it belongs in a redis+cluster:// address",
@@ -125,8 +123,19 @@ pub(super) fn check_server(info: &str, mode: Mode) -> StoreResult<()> {
     }
 }
 
+/// How the server runs, in its words: `standalone`, `cluster` or `sentinel`.
+pub(super) fn mode_named(info: &str) -> Option<&str> {
+    // Valkey says `server_mode`, unless it was told to call itself Redis.
+    field(info, "redis_mode").or_else(|| field(info, "server_mode"))
+}
+
+/// Its own version, not that of the Redis it is compatible with.
+pub(super) fn version_named(info: &str) -> Option<&str> {
+    field(info, "valkey_version").or_else(|| field(info, "redis_version"))
+}
+
 fn check_version(info: &str) -> StoreResult<()> {
-    // Valkey names the Redis version that it is compatible with in the same field.
+    // Valkey names the Redis version that it is compatible with in this field.
     let Some(version) = field(info, "redis_version") else {
         return Err(unsupported("connect", "the server gives no Redis version"));
     };

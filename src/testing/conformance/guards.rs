@@ -2,7 +2,7 @@
 
 use super::harness::{ENTITY_HASH, Harness, KEY, LANE, LONG, Probe, eventually, place, value};
 use crate::coherence::Kind;
-use crate::store::{Guarded, LeaseRequest, LeaseState, Markers, Place, Put};
+use crate::store::{Guarded, LeaseReply, LeaseRequest, LeaseState, Markers, Place, Put};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -42,6 +42,22 @@ impl Probe<'_> {
             .link
             .guard(LANE, &keys, &hashes, markers, nonce, opening);
         guarded.await.expect("guard")
+    }
+
+    /// Asks for leases of three keys in one call.
+    async fn ask_many(&self, places: [Place<'_>; 3]) -> [LeaseReply; 3] {
+        let asked = places.map(|place| {
+            let request = LeaseRequest {
+                token: self.names.name(),
+                ttl: LONG,
+                unusable: None,
+                opening: self.opening(),
+            };
+            (place, request)
+        });
+        let replies = self.link.lease_many(&asked).await;
+        let replies: Vec<_> = replies.into_iter().map(|r| r.expect("lease")).collect();
+        replies.try_into().expect("an answer for each")
     }
 
     async fn state_of(&self, place: Place<'_>) -> LeaseState {
@@ -173,29 +189,13 @@ pub async fn of_many_keys_each_has_its_own_markers(harness: &Harness) {
     let probe = harness.probe().await;
     let third = place(b"user/3", 0x53);
     probe.guard(&[OTHER], leave(1, LONG)).await;
-    let opening = probe.opening();
-    let request = |token| LeaseRequest {
-        token,
-        ttl: LONG,
-        unusable: None,
-        opening,
-    };
-    let asked = [
-        (KEY, request(11)),
-        (OTHER, request(12)),
-        (third, request(13)),
-    ];
-    let states = probe.link.lease_many(&asked).await;
-    let states: Vec<_> = states
-        .into_iter()
-        .map(|reply| reply.expect("lease").state)
-        .collect();
+    let replies = probe.ask_many([KEY, OTHER, third]).await;
     let expected = [
         LeaseState::Granted,
         LeaseState::Guarded,
         LeaseState::Granted,
     ];
-    assert_eq!(states, expected);
+    assert_eq!(replies.map(|reply| reply.state), expected);
 }
 
 /// What the source has at least is told with every lease of the hash, whatever its name and its state.
@@ -284,21 +284,6 @@ pub async fn of_many_keys_each_has_its_own_minimum_version(harness: &Harness) {
     let third = place(b"user/3", 0x53);
     probe.guard(&[OTHER], at_least(2, LONG)).await;
     probe.guard(&[third], at_least(3, LONG)).await;
-    let opening = probe.opening();
-    let request = |token| LeaseRequest {
-        token,
-        ttl: LONG,
-        unusable: None,
-        opening,
-    };
-    let asked = [
-        (KEY, request(11)),
-        (OTHER, request(12)),
-        (third, request(13)),
-    ];
-    let minimums = probe.link.lease_many(&asked).await;
-    let minimums = minimums
-        .into_iter()
-        .map(|reply| reply.expect("lease").minimum);
-    assert_eq!(minimums.collect::<Vec<_>>(), [None, Some(2), Some(3)]);
+    let replies = probe.ask_many([KEY, OTHER, third]).await;
+    assert_eq!(replies.map(|reply| reply.minimum), [None, Some(2), Some(3)]);
 }

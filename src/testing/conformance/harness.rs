@@ -77,7 +77,7 @@ impl Harness {
     }
 
     /// A number that was not used before.
-    fn name(&self) -> u64 {
+    pub(super) fn name(&self) -> u64 {
         self.names.fetch_add(1, Ordering::Relaxed)
     }
 

@@ -1,5 +1,9 @@
+//! The table of what is pending: nothing is forgotten, and it stays within its bound.
+
 use super::*;
+use crate::bus::pending::Name;
 use crate::coherence::{Epoch, Position};
+use bytes::Bytes;
 
 fn name(text: &str) -> Name {
     let hash = text
