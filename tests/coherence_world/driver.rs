@@ -452,9 +452,9 @@ impl Pod {
     /// The actions that concern only the pod, as `Bus::carry_out` has them.
     fn carry_out(&mut self, config: &Config, action: &Action, now: Millis) {
         // Where there are no guards nobody asks, and states that differ in nothing else are the same.
-        let now = match config.budget.guards {
-            0 => Millis(0),
-            _ => now,
+        let now = match config.reckons() {
+            true => now,
+            false => Millis(0),
         };
         match *action {
             Action::Evict { hash, rank } => {

@@ -1,15 +1,19 @@
 //! One load per key and pod, in steps: read the store, judge, take the lease, load, land, fill.
 
-use super::{Config, Entry, Event, Key, Pod, Version, World, physical, place, spend, take};
+use super::{
+    Config, Entry, Event, Key, Pod, Version, VersionPart, World, physical, place, spend, take,
+};
 use bytes::Bytes;
 use std::time::Duration;
 use tidings::coherence::rules::rank_of_head;
 use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Rank, Verdict, View};
 use tidings::store::{self, Found, LeaseReply, LeaseRequest, LeaseState};
 
-/// The front of stored bytes, as `docs/wire-format.md` has it.
-const FRONT_LEN: usize = 28;
+/// Where the flags of stored bytes are, and a version behind them, as `docs/wire-format.md` has it.
+const FLAGS_AT: usize = 60;
+const VERSION_AT: usize = 64;
 const VALUE: u8 = 1;
+const HAS_VERSION: u8 = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Flight {
@@ -21,11 +25,15 @@ pub(crate) struct Flight {
     refresh: bool,
     /// What it loads is kept for its youth alone.
     pub(super) guarded: bool,
+    /// The version that the source has at least, as the store has told.
+    pub(super) minimum: Option<Version>,
+    /// It loads without having asked for that.
+    pub(super) untold: bool,
     generation: u32,
     view: Option<View>,
     stage: Stage,
     /// The oldest version that all aboard may be given.
-    wants: Version,
+    pub(super) wants: Version,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,7 +92,7 @@ impl World {
             let at = at as u8;
             let usable = pod.driver.is_usable();
             let asks = flight.stage.asks();
-            if usable || !asks {
+            if (usable || !asks) && !self.would_load_less(config, pod, usize::from(at)) {
                 out.push(Event::Flight(n, at));
             }
             if asks && (config.bypass || !usable) {
@@ -99,7 +107,7 @@ impl World {
             return false;
         }
         match self.joinable(config, pod, key) {
-            Some(flight) => self.joiner_wants(config, pod, key) > pod.flights[flight].wants,
+            Some(at) => self.joiner_wants(config, pod, &pod.flights[at]) > pod.flights[at].wants,
             None => self.left.flights > 0,
         }
     }
@@ -115,9 +123,12 @@ impl World {
     }
 
     /// Who joins may be given what an entry could have given it.
-    fn joiner_wants(&self, config: &Config, pod: &Pod, key: Key) -> Version {
-        let own = pod.own[usize::from(key)];
-        own.max(self.required(config, pod, usize::from(key)))
+    fn joiner_wants(&self, config: &Config, pod: &Pod, flight: &Flight) -> Version {
+        let own = self.owed(pod, usize::from(flight.key));
+        match flight.untold {
+            true => own,
+            false => own.max(self.required(config, pod, usize::from(flight.key))),
+        }
     }
 
     /// A reader found nothing to serve.
@@ -129,7 +140,7 @@ impl World {
         }
         let pod = &self.pods[usize::from(n)];
         if let Some(at) = self.joinable(config, pod, key) {
-            let wants = self.joiner_wants(config, pod, key);
+            let wants = self.joiner_wants(config, pod, &pod.flights[at]);
             self.pods[usize::from(n)].flights[at].wants = wants;
             return true;
         }
@@ -178,6 +189,8 @@ impl World {
             detached: false,
             refresh,
             guarded: false,
+            minimum: None,
+            untold: false,
             generation: 0,
             view: None,
             stage: Stage::Begun,
@@ -192,6 +205,8 @@ impl World {
             return false;
         };
         let reign = pod.driver.reign();
+        self.hold_to_what_is_known(n, at);
+        let pod = &self.pods[usize::from(n)];
         let Some(flight) = pod.flights.get(usize::from(at)).cloned() else {
             return false;
         };
@@ -208,7 +223,11 @@ impl World {
                 None => return false,
             },
             Stage::Leased { token, reply } => return self.take_lease(config, n, at, token, &reply),
-            Stage::Loading(lease) => Stage::Loaded(lease, self.source[usize::from(flight.key)]),
+            Stage::Loading(_) if self.would_load_less(config, pod, usize::from(at)) => {
+                self.tally.behind += 1;
+                return false;
+            }
+            Stage::Loading(lease) => Stage::Loaded(lease, self.loaded(flight.key)),
             Stage::Loaded(lease, version) => {
                 if let (Some(lease), Some(to)) = (lease, reign) {
                     let key = flight.key;
@@ -238,9 +257,16 @@ impl World {
         let may = flight.stage.asks() && (config.bypass || !usable);
         if may {
             flight.stage = Stage::Loading(None);
-            self.reckon(config, n, at);
+            self.goes_without(config, n, at);
         }
         may
+    }
+
+    /// It loads without having asked anything.
+    fn goes_without(&mut self, config: &Config, n: u8, at: u8) {
+        self.pods[usize::from(n)].flights[usize::from(at)].untold = config.lag_ms > 0;
+        self.hold_to_what_is_known(n, at);
+        self.reckon(config, n, at);
     }
 
     /// It loads without having asked whether somebody writes the key.
@@ -253,6 +279,8 @@ impl World {
     }
 
     fn judge(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        let pod = &self.pods[usize::from(n)];
+        let known = self.known(pod, pod.flights[usize::from(at)].key);
         let pod = &mut self.pods[usize::from(n)];
         let flight = &mut pod.flights[usize::from(at)];
         let poisoned = pod.clearing > 0 || pod.stripes[usize::from(flight.key)].poisoned > 0;
@@ -261,7 +289,13 @@ impl World {
         let verdict = config
             .rules()
             .judge(flight.view, found.head.as_ref(), place, found.floor);
+        let less = |version| Some(version) < known && config.versions(VersionPart::Held);
         match (verdict, value) {
+            (Verdict::Usable(_), Some((.., version))) if less(version) => {
+                flight.stage = Stage::Absent {
+                    unusable: found.value.clone(),
+                };
+            }
             (Verdict::Usable(_), Some((token, ..))) if flight.refresh && !poisoned => {
                 flight.stage = Stage::Standing { token };
             }
@@ -291,12 +325,15 @@ impl World {
         let token = self.draw();
         let pod = &self.pods[usize::from(n)];
         let (key, reign) = (pod.flights[usize::from(at)].key, pod.driver.reign());
-        if self.is_refused(config, reign, key) {
-            self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
-            return Stage::Loading(None);
+        if let Some(reply) = self.ask_beside(config, reign, key) {
+            self.tell(config, n, at, &reply);
+            if reply.state == LeaseState::Guarded {
+                self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
+                return Stage::Loading(None);
+            }
         }
         let Some(head) = self.read_at(reign, key).and_then(|found| found.head) else {
-            self.reckon(config, n, at);
+            self.goes_without(config, n, at);
             return Stage::Loading(None);
         };
         let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
@@ -341,6 +378,7 @@ impl World {
         token: u64,
         reply: &LeaseReply,
     ) -> bool {
+        self.tell(config, n, at, reply);
         if let LeaseState::Present(bytes) = &reply.state {
             let found = Found {
                 head: Some(reply.head),
@@ -380,6 +418,20 @@ impl World {
         true
     }
 
+    /// The store has told which version the source has at least.
+    fn tell(&mut self, config: &Config, n: u8, at: u8, reply: &LeaseReply) {
+        let (now, told) = (self.local(n), config.versions(VersionPart::Told));
+        let Some(version) = reply.minimum.filter(|_| told) else {
+            return;
+        };
+        let version = version as Version;
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = &mut pod.flights[usize::from(at)];
+        flight.minimum = flight.minimum.max(Some(version));
+        let key = flight.key;
+        pod.note_minimum(config, key, version, now);
+    }
+
     /// Everybody aboard gets `version`; it is kept if the rules allow it.
     fn land(&mut self, config: &Config, n: u8, at: u8, version: Version) -> bool {
         let pod = &mut self.pods[usize::from(n)];
@@ -406,6 +458,7 @@ impl World {
                 version,
                 stamp,
                 ends,
+                untold: flight.untold,
             });
         }
         if version < flight.wants {
@@ -424,7 +477,8 @@ impl World {
         else {
             return false;
         };
-        let (name, envelope) = (physical(key), write_value(lease, version));
+        let envelope = write_value(lease.token, lease.epoch, lease.seq, version);
+        let name = physical(key);
         let fill = store::Fill {
             token: lease.over.unwrap_or(lease.token),
             replaces: match lease.over {
@@ -459,6 +513,12 @@ impl World {
         }
     }
 
+    /// The version of what stands under a key, usable or not.
+    pub(super) fn version_at(&self, reign: u8, key: Key) -> Option<Version> {
+        let found = self.read_at(Some(reign), key)?;
+        Some(read_value(found.value.as_deref()?)?.3)
+    }
+
     /// The version that a reader who asks the store now would use.
     pub(super) fn in_store(&self, config: &Config, pod: &Pod, key: Key) -> Option<Version> {
         let found = self.read_at(pod.driver.reign(), key)?;
@@ -467,7 +527,8 @@ impl World {
         let verdict = config
             .rules()
             .judge(view, found.head.as_ref(), place, found.floor);
-        matches!(verdict, Verdict::Usable(_)).then_some(version)
+        let less = Some(version) < self.known(pod, key) && config.versions(VersionPart::Held);
+        (matches!(verdict, Verdict::Usable(_)) && !less).then_some(version)
     }
 }
 
@@ -482,6 +543,11 @@ impl Stage {
 }
 
 impl Flight {
+    /// Whether its next step is to load.
+    pub(super) fn loads(&self) -> bool {
+        matches!(self.stage, Stage::Loading(_))
+    }
+
     /// The generation first: if a flush comes between the two, the view may be of the new generation,
     /// never the other way round.
     fn begin(&mut self, pod: &Pod) {
@@ -492,19 +558,20 @@ impl Flight {
     }
 }
 
-fn write_value(lease: Lease, version: Version) -> Vec<u8> {
+pub(super) fn write_value(token: u64, epoch: Epoch, seq: u64, version: Version) -> Vec<u8> {
     let mut out = vec![0xD7, 1, VALUE, 0];
-    for word in [lease.token, lease.epoch.0, lease.seq] {
+    for word in [token, epoch.0, seq] {
         out.extend(word.to_be_bytes());
     }
-    out.extend(version.to_be_bytes());
+    out.resize(FLAGS_AT, 0);
+    out.extend([0, HAS_VERSION, 0, 0]);
+    out.extend(u64::from(version).to_be_bytes());
     out
 }
 
 fn read_value(bytes: &[u8]) -> Option<(u64, Epoch, u64, Version)> {
     let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let version = bytes.get(FRONT_LEN..)?.try_into().ok()?;
-    let version = Version::from_be_bytes(version);
+    let version = Version::try_from(word(VERSION_AT)?).ok()?;
     let value = (word(4)?, Epoch(word(12)?), word(20)?, version);
     (bytes[2] == VALUE).then_some(value)
 }

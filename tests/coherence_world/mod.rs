@@ -20,11 +20,13 @@ mod guards;
 mod nodes;
 mod readers;
 mod settle;
+mod versions;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
 pub(crate) use guards::GuardPart;
 pub(crate) use nodes::Tally;
+pub(crate) use versions::VersionPart;
 
 use bytes::Bytes;
 use calls::Invalidation;
@@ -43,6 +45,7 @@ use tidings::coherence::{
 };
 use tidings::store::memory::MemoryState;
 use tidings::store::{Opening, Place};
+use versions::Minimum;
 
 /// The only lane.
 const LANE: Lane = Lane(0);
@@ -81,6 +84,8 @@ pub(crate) enum Event {
     Read(PodId, u8),
     /// A writer commits to the source, and is about to invalidate.
     Commit(PodId, Key),
+    /// The same of one who is about to put what it has committed.
+    CommitPut(PodId, Key),
     /// A writer is about to take a guard.
     Begin(PodId, Key),
     /// A writer under a guard takes its next step: leave the marker, be told, commit, finish.
@@ -149,6 +154,8 @@ pub(crate) enum Event {
     DropHead,
     /// The floor of the entity is evicted.
     DropFloor,
+    /// The minimum versions and markers are evicted.
+    DropMarkers,
     /// A value or lease is evicted.
     Evict(Key),
 }
@@ -160,6 +167,8 @@ pub(crate) struct Entry {
     pub stamp: EntryStamp,
     /// The end of its life, if it has one.
     pub ends: Option<Millis>,
+    /// It was loaded without asking which version the source has at least.
+    pub untold: bool,
 }
 
 /// The stripe of one key.
@@ -198,6 +207,8 @@ pub(crate) struct Pod {
     ticked: Millis,
     /// By key: the newest version whose invalidation this pod had acknowledged.
     own: Vec<Version>,
+    /// By key: the version that it knows the source to have at least.
+    minimums: Vec<Option<Minimum>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -209,6 +220,11 @@ pub(crate) struct World {
     deposed: Option<Deposed>,
     snapshot: Node,
     source: Vec<Version>,
+    /// Loads read a copy of the source that is behind it.
+    lags: bool,
+    copy: Vec<Version>,
+    /// What the copy does not have yet, and when it will.
+    to_copy: Vec<(Millis, Key, Version)>,
     fills: Vec<Fill>,
     /// By key.
     acks: Vec<Vec<Ack>>,
@@ -256,6 +272,7 @@ impl Pod {
             left: Millis(0),
             ticked: Millis(0),
             own: vec![0; keys],
+            minimums: vec![None; keys],
         }
     }
 }
@@ -273,6 +290,9 @@ impl World {
             primary: server,
             deposed: None,
             source: vec![0; keys],
+            lags: config.lag_ms > 0,
+            copy: vec![0; keys],
+            to_copy: Vec::new(),
             fills: Vec::new(),
             acks: vec![Vec::new(); keys],
             heard: BTreeMap::new(),
@@ -376,6 +396,7 @@ impl World {
         offer(left.trims, Event::TrimLog);
         offer(left.heads_lost, Event::DropHead);
         offer(left.floors_lost, Event::DropFloor);
+        offer(left.minimums_lost, Event::DropMarkers);
         for key in 0..config.keys {
             offer(left.evictions, Event::Evict(key));
         }
@@ -392,6 +413,7 @@ impl World {
 
     fn happen(&mut self, config: &Config, event: Event) -> bool {
         let done = self.step(config, event);
+        self.catch_up();
         self.account();
         done
     }
@@ -408,7 +430,8 @@ impl World {
             E::LoseFill(at) => spend(&mut self.left.losses) && take(&mut self.fills, at).is_some(),
             E::Look(pod, key) => self.look(config, pod, key),
             E::Read(pod, at) => self.step_reader(config, pod, at),
-            E::Commit(pod, key) => self.commit(config, pod, key),
+            E::Commit(pod, key) => self.commit(config, pod, key, false),
+            E::CommitPut(pod, key) => self.commit(config, pod, key, true),
             E::Begin(pod, key) => self.begin_write(pod, key),
             E::Guard(pod, at) => self.step_guard(config, pod, at),
             E::Clear(pod) => self.begin_clear(config, pod),
@@ -467,6 +490,10 @@ impl World {
                 spend(&mut self.left.floors_lost)
                     && self.befall(|server| server.drop_floor(LANE, ENTITY))
             }
+            E::DropMarkers => {
+                spend(&mut self.left.minimums_lost)
+                    && self.befall(|server| server.drop_markers(LANE))
+            }
             E::Evict(key) => {
                 spend(&mut self.left.evictions) && self.primary.state.evict(LANE, &physical(key))
             }
@@ -488,6 +515,7 @@ impl World {
 
     fn befall(&mut self, disaster: impl FnOnce(&mut MemoryState)) -> bool {
         disaster(&mut self.primary.state);
+        self.note_forgotten();
         true
     }
 

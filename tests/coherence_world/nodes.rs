@@ -53,6 +53,8 @@ pub(super) struct Ack {
     late: bool,
     /// A promotion lost it.
     lost: bool,
+    /// The store lost the minimum version that it left, before the copy of the source had it.
+    pub forgotten: bool,
     /// Lost, and nobody is left who knows of it.
     declared: bool,
 }
@@ -84,6 +86,13 @@ pub(crate) struct Tally {
     pub declared_lost: u64,
     /// Of those: no later invalidation of the key made up for it.
     pub never_repaired: u64,
+    /// Acknowledged minimum versions that the store lost too early, and those that were said again.
+    pub forgotten: u64,
+    pub said_again: u64,
+    /// Loads that were behind what they had to give.
+    pub behind: u64,
+    /// Values that were put in the place of a lower version.
+    pub puts: u64,
 }
 
 impl PartialEq for Tally {
@@ -112,6 +121,10 @@ impl std::ops::AddAssign for Tally {
         self.inherited += other.inherited;
         self.declared_lost += other.declared_lost;
         self.never_repaired += other.never_repaired;
+        self.forgotten += other.forgotten;
+        self.said_again += other.said_again;
+        self.behind += other.behind;
+        self.puts += other.puts;
     }
 }
 
@@ -143,6 +156,10 @@ impl Node {
 }
 
 impl Ack {
+    pub(super) fn is_by(&self, n: PodId) -> bool {
+        self.by == n && !self.abandoned
+    }
+
     /// A commit under a guard that stood.
     pub(super) fn by_commit(version: Version, at: Millis, by: PodId) -> Self {
         Self {
@@ -170,6 +187,7 @@ impl Ack {
             excused: false,
             late: false,
             lost: false,
+            forgotten: false,
             declared: false,
         }
     }
@@ -195,7 +213,11 @@ impl World {
         step: impl FnOnce(&mut MemoryState, u64, &mut Vec<Hint>) -> T,
     ) -> Option<T> {
         let now = self.now;
-        let source = self.source.clone();
+        // What is loaded from here on.
+        let loaded = match self.lags {
+            true => self.copy.clone(),
+            false => self.source.clone(),
+        };
         let node = self.node_mut(reign)?;
         let before = node.state.head(LANE);
         let mut hints = Vec::new();
@@ -206,7 +228,9 @@ impl World {
         {
             node.forked = head.fork.then_some(now);
             if !head.fork {
-                node.done = source;
+                for (done, loaded) in node.done.iter_mut().zip(loaded) {
+                    *done = loaded.max(*done);
+                }
             }
         }
         self.publish(reign, hints);
@@ -221,6 +245,23 @@ impl World {
             for (_, (done, now)) in keys.filter(|(key, _)| covered(*key as Key)) {
                 *done = now;
             }
+        }
+        if reign == self.primary.reign {
+            let keys = (0..self.source.len()).filter(|key| covered(*key as Key));
+            keys.for_each(|key| self.make_up_for(key));
+        }
+    }
+
+    /// An invalidation of this version of a key was carried out, which says nothing of later ones.
+    pub(super) fn mark_version(&mut self, reign: u8, key: Key, version: Version) {
+        // What is loaded from here on is no older than the copy.
+        let version = version.max(self.copy[usize::from(key)]);
+        if let Some(node) = self.node_mut(reign) {
+            let done = &mut node.done[usize::from(key)];
+            *done = version.max(*done);
+        }
+        if reign == self.primary.reign {
+            self.make_up_for(usize::from(key));
         }
     }
 
@@ -248,6 +289,7 @@ impl World {
         self.primary.reign = reign;
         self.primary.begin_life(life, Continuity::Fence);
         self.cut_off(reign);
+        self.note_forgotten();
         true
     }
 
@@ -272,6 +314,7 @@ impl World {
             self.cut_off(old.reign);
         }
         self.note_lost_tail();
+        self.note_forgotten();
         true
     }
 
@@ -435,7 +478,7 @@ impl World {
     pub(super) fn missing(&self) -> (u64, Option<(usize, Version)>) {
         let mut orphans = 0;
         for (key, (acks, &done)) in self.acks.iter().zip(&self.primary.done).enumerate() {
-            let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit;
+            let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit && !ack.forgotten;
             for ack in acks.iter().filter(lacked) {
                 if !Self::is_orphan(&self.heard, ack) {
                     return (orphans, Some((key, ack.version)));
@@ -454,6 +497,6 @@ impl Ack {
         if let Some(node) = deposed.filter(|node| pod.driver.leads_to(node.reign)) {
             return (!self.late && node.done[key] >= self.version).then_some(self.at);
         }
-        (!self.excused).then(|| self.at.max(pod.left))
+        (!self.excused && !self.forgotten).then(|| self.at.max(pod.left))
     }
 }

@@ -28,6 +28,7 @@ impl World {
             self.now = self.now + wait + Duration::from_millis(1);
             for _ in 0..3 {
                 self.now = Millis(self.now.0 + ROUND_MS);
+                self.catch_up();
                 self.account();
                 self.round(config);
             }
@@ -55,8 +56,9 @@ impl World {
         }
         for key in 0..config.keys {
             let wants = self.source[usize::from(key)];
-            if self.primary.done[usize::from(key)] < wants {
-                // Whoever knew of it has ended.
+            let forgotten = self.acks[usize::from(key)].iter().any(|ack| ack.forgotten);
+            if self.primary.done[usize::from(key)] < wants || forgotten {
+                // Whoever knew of it has ended, or the store does not know it any more.
                 continue;
             }
             let local = self.servable(config, pod, usize::from(key));

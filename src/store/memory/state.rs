@@ -307,12 +307,14 @@ impl MemoryState {
     ) -> Logged {
         let mut step = self.step(place.lane, now_ms, hints);
         let head = step.open(opening);
-        match step.version(place, head) {
+        // Who puts in an epoch has come to know of it: what stands there is not in doubt.
+        let there = step.version(place, head);
+        match there.filter(|_| put.epoch == head.at.epoch) {
             Some(there) if there >= put.version => {}
-            Some(_) if put.epoch == head.at.epoch => {
+            Some(_) => {
                 step.store(place.key, Bytes::copy_from_slice(put.envelope), put.ttl);
             }
-            _ => {
+            None => {
                 step.lane.values.remove(place.key);
             }
         }
@@ -440,6 +442,12 @@ impl MemoryState {
         let mut evicted = false;
         self.change(lane, |lane| evicted = lane.values.remove(key));
         evicted
+    }
+
+    /// The version that the source has of a key at least, as far as is remembered.
+    #[must_use]
+    pub fn minimum(&self, lane: Lane, hash: u64, now_ms: u64) -> Option<u64> {
+        self.lanes.get(&lane)?.markers.minimum(hash, now_ms)
     }
 
     /// The server evicts the markers of a lane.
