@@ -2,13 +2,14 @@
 //! acknowledged on the timeline that the pod follows; else again.
 
 use super::flights::write_value;
+use super::tags::is_of_tag;
 use super::versions::OwnedPut;
 use super::{
-    Config, ENTITY, ENTITY_HASH, Event, Key, LANE, Pod, Version, VersionPart, World, hash, key_of,
-    physical, place, spend, take,
+    Config, ENTITY, ENTITY_HASH, Event, Key, LANE, Pod, TAGS, Version, VersionPart, World, hash,
+    key_of, physical, place, spend, take,
 };
 use std::sync::Arc;
-use tidings::coherence::{Ack, Call, Epoch, Kind, LogEntry, Nonce, Rank};
+use tidings::coherence::{Ack, Call, Epoch, Kind, Lane, LogEntry, Nonce, Rank};
 use tidings::store::{self, Logged, Markers, Put};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +57,7 @@ enum Stage {
 }
 
 impl Invalidation {
-    fn of(call: Call) -> Self {
+    pub(super) fn of(call: Call) -> Self {
         Self {
             call: Arc::new(call),
             covers: Vec::new(),
@@ -205,7 +206,7 @@ impl World {
                 _,
             ) => {
                 let now = self.local(n);
-                let (ack, _) = self.learn(config, n, |lane, out| {
+                let (ack, _) = self.learn(config, n, lane_of(&call), |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 match ack {
@@ -251,7 +252,7 @@ impl World {
         let newest = |key: Key| version.unwrap_or(self.source[usize::from(key)]);
         let covers = keys.map(|key| (key, newest(key))).collect();
         let pod = &mut self.pods[usize::from(n)];
-        pod.poison(call);
+        pod.poison(call, true);
         pod.invalidations[usize::from(at)].covers = covers;
         self.set_stage(n, at, Stage::Begun);
     }
@@ -275,7 +276,7 @@ impl World {
                 envelope,
             })
         });
-        pod.poison(call);
+        pod.poison(call, true);
         self.set_stage(n, at, Stage::Begun);
     }
 
@@ -310,9 +311,18 @@ impl World {
         let nonce = Nonce(self.drawn);
         let logged = self.step_at(reign, |server, now, hints| match call.kind {
             Kind::Clear => server.clear(LANE, ENTITY, ENTITY_HASH, nonce, opening, now, hints),
-            _ => server.invalidate(LANE, &call.keys, &call.hashes, nonce, opening, now, hints),
+            _ => {
+                let (lane, keys) = (lane_of(call), &call.keys);
+                server.invalidate(lane, keys, &call.hashes, nonce, opening, now, hints)
+            }
         })?;
-        self.mark_done(reign, |key| covers(call, key));
+        if config.tags {
+            self.note_own(n, nonce);
+        }
+        match is_of_tag(call) {
+            true => self.mark_tags_done(reign),
+            false => self.mark_done(reign, |key| covers(call, key)),
+        }
         Some(Self::entry(call, nonce, logged))
     }
 
@@ -320,7 +330,7 @@ impl World {
     fn said_before(&self, config: &Config, n: u8, call: &Call) -> Markers {
         let pod = &self.pods[usize::from(n)];
         match call.key_hashes() {
-            [hash] if config.versions(VersionPart::Repeated) => {
+            [hash] if !is_of_tag(call) && config.versions(VersionPart::Repeated) => {
                 let known = self.known(pod, key_of(*hash) as Key);
                 known.map_or_else(Markers::default, |version| {
                     self.minimum_for(config, version)
@@ -414,13 +424,19 @@ impl World {
             *own = version.max(*own);
             let mut ack = self.new_ack(usize::from(key), version, (n, nonce), minority);
             // The store may have lost since what it was told.
+            ack.by_tag = is_of_tag(&call);
             ack.forgotten = (told || minority) && self.is_lost(usize::from(key), version);
             self.acks[usize::from(key)].push(ack);
         }
     }
 
-    pub(crate) fn may_put(&self) -> bool {
-        self.left.puts > 0
+    /// A commit of a kind that is still possible.
+    pub(crate) fn any_commit(&self, pod: u8, key: Key) -> Event {
+        match (self.left.puts, self.left.tags) {
+            (0, 0) => Event::Commit(pod, key),
+            (0, _) => Event::CommitTag(pod),
+            _ => Event::CommitPut(pod, key),
+        }
     }
 
     /// The number of the newest call of a pod.
@@ -443,15 +459,26 @@ impl World {
     }
 }
 
+fn lane_of(call: &Call) -> Lane {
+    match is_of_tag(call) {
+        true => TAGS,
+        false => LANE,
+    }
+}
+
 /// Whether `call` makes `key` invalid.
 fn covers(call: &Call, key: Key) -> bool {
-    call.kind == Kind::Clear || call.key_hashes().contains(&hash(key))
+    call.kind == Kind::Clear || is_of_tag(call) || call.key_hashes().contains(&hash(key))
 }
 
 impl Pod {
     /// Fences a call off: nothing loaded before is served or kept, and what the store holds is not
     /// believed until it has acknowledged.
-    pub(super) fn poison(&mut self, call: &Call) {
+    /// What is called again is not told to this pod again.
+    pub(super) fn poison(&mut self, call: &Call, tells: bool) {
+        if is_of_tag(call) {
+            return self.tag.fence_off(tells);
+        }
         if call.kind == Kind::Clear {
             self.clearing += 1;
             self.flush();
@@ -464,6 +491,9 @@ impl Pod {
     }
 
     fn heal(&mut self, call: &Call) {
+        if is_of_tag(call) {
+            return self.tag.heal();
+        }
         if call.kind == Kind::Clear {
             self.clearing -= 1;
             return;

@@ -42,6 +42,19 @@ impl World {
         bound.map(|ack| ack.version).max().unwrap_or(0)
     }
 
+    /// What a read that begins now misses nothing of: by what this pod knows of floors it may miss what was
+    /// acknowledged of a tag within Δ.
+    pub(super) fn acked_for_reads(&self, config: &Config, pod: &Pod, key: usize) -> Version {
+        let required = self.required(config, pod, key);
+        let acks = self.acks[key].iter().filter(|ack| !ack.by_tag);
+        let bound = acks.filter(|ack| ack.binds(self, pod, key).is_some());
+        bound
+            .map(|ack| ack.version)
+            .max()
+            .unwrap_or(0)
+            .max(required)
+    }
+
     /// Of the acknowledgements older than Δ only the newest version counts, where none can be lost.
     pub(super) fn forget_old_acks(&mut self, config: &Config) {
         if config.replicas > 0 || self.lags {
@@ -71,7 +84,7 @@ impl World {
         let entry = pod.entries[key]?;
         let now = self.clock(config, pod);
         let may = config.rules().may_serve(pod.word, entry.stamp, now);
-        (may && entry.lives(now)).then_some(entry)
+        (may && entry.lives(now) && pod.stands(config, entry.tied, now)).then_some(entry)
     }
 
     /// The oldest version that what stands here may be, to a reader who knows of its own pod's

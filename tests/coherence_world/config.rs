@@ -1,6 +1,6 @@
 //! How large a world is, what may befall it, and which protections are off.
 
-use super::{GuardPart, VersionPart};
+use super::{GuardPart, TagPart, VersionPart};
 use std::time::Duration;
 use tidings::coherence::{Mechanism, Mechanisms, Rules};
 use tidings::store::memory::Continuity;
@@ -17,6 +17,8 @@ pub(crate) struct Budget {
     pub guards: u8,
     /// Writes whose value is put.
     pub puts: u8,
+    /// Writes of what every entry is made of.
+    pub tags: u8,
     pub flights: u8,
     pub refreshes: u8,
     /// How often somebody who waits for another's load looks again.
@@ -50,6 +52,9 @@ pub(crate) struct Budget {
     pub heads_lost: u8,
     pub floors_lost: u8,
     pub minimums_lost: u8,
+    pub tag_floors_lost: u8,
+    /// Failovers of the node that the tag is on alone.
+    pub tag_promotions: u8,
 }
 
 /// What is left of a [`Budget`].
@@ -76,6 +81,8 @@ pub(crate) struct Config {
     /// How far the copy is behind that loads read; 0 if they read the source itself. Where there is one,
     /// invalidations name versions.
     pub lag_ms: u64,
+    /// Every entry carries a tag, whose lane is another one.
+    pub tags: bool,
     /// How much time passes at most.
     pub until: u64,
     pub budget: Budget,
@@ -101,6 +108,8 @@ pub(crate) struct Config {
     pub guard_off: Option<GuardPart>,
     /// What of versions is off.
     pub version_off: Option<VersionPart>,
+    /// What of tags is off.
+    pub tag_off: Option<TagPart>,
     /// Promises are measured by the true time also where a pod's clock stood still: more than is promised.
     pub true_time: bool,
 }
@@ -114,6 +123,7 @@ impl Default for Config {
             fill_ttl_ms: 300,
             guard_ms: 400,
             lag_ms: 0,
+            tags: false,
             ticks: vec![1, 4, 10, 40, 120],
             until: u64::MAX,
             budget: Budget::default(),
@@ -129,6 +139,7 @@ impl Default for Config {
             off: None,
             guard_off: None,
             version_off: None,
+            tag_off: None,
             true_time: false,
         }
     }
@@ -151,6 +162,14 @@ impl Config {
 
     pub(super) fn versions(&self, part: VersionPart) -> bool {
         self.version_off != Some(part)
+    }
+
+    pub(super) fn tagged(&self, part: TagPart) -> bool {
+        self.tag_off != Some(part)
+    }
+
+    pub(super) fn lanes(&self) -> u16 {
+        1 + u16::from(self.tags)
     }
 
     pub(super) fn lag(&self) -> Duration {

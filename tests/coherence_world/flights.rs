@@ -1,17 +1,20 @@
 //! One load per key and pod, in steps: read the store, judge, take the lease, load, land, fill.
 
+use super::tags::{Began, Question, Tie, Unfilled, Worth};
 use super::{
     Config, Entry, Event, Key, Pod, Version, VersionPart, World, physical, place, spend, take,
 };
 use bytes::Bytes;
 use std::time::Duration;
+use tidings::Millis;
 use tidings::coherence::rules::rank_of_head;
-use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Rank, Verdict, View};
+use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Position, Rank, Verdict, View};
 use tidings::store::{self, Found, LeaseReply, LeaseRequest, LeaseState};
 
 /// Where the flags of stored bytes are, and a version behind them, as `docs/wire-format.md` has it.
 const FLAGS_AT: usize = 60;
 const VERSION_AT: usize = 64;
+const TAG_AT: usize = 72;
 const VALUE: u8 = 1;
 const HAS_VERSION: u8 = 8;
 
@@ -29,6 +32,11 @@ pub(crate) struct Flight {
     pub(super) minimum: Option<Version>,
     /// It loads without having asked for that.
     pub(super) untold: bool,
+    /// When it began, and its load, in the order in which the pod comes to know of things.
+    moment: u32,
+    then: u32,
+    /// Where entries carry a tag: who may be given what, at least.
+    aboard: Vec<(Began, Version)>,
     generation: u32,
     view: Option<View>,
     stage: Stage,
@@ -41,6 +49,11 @@ enum Stage {
     Begun,
     /// The answer to the read is on its way.
     Found(Found),
+    /// Only the floor of its tag can say what it is worth.
+    Asking {
+        found: Found,
+        question: Question,
+    },
     /// There was nothing to use.
     Absent {
         unusable: Option<Bytes>,
@@ -59,8 +72,16 @@ enum Stage {
     Loaded(Option<Lease>, Version),
 }
 
+/// How an outcome came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Landing {
+    /// It misses nothing that was acknowledged before.
+    pub as_of: Millis,
+    pub then: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Lease {
+pub(super) struct Lease {
     token: u64,
     epoch: Epoch,
     seq: u64,
@@ -75,7 +96,18 @@ pub(crate) struct Fill {
     to: u8,
     key: Key,
     lease: Lease,
-    version: Version,
+    envelope: Vec<u8>,
+}
+
+impl Fill {
+    pub(super) fn new(to: u8, key: Key, lease: Lease, envelope: Vec<u8>) -> Self {
+        Self {
+            to,
+            key,
+            lease,
+            envelope,
+        }
+    }
 }
 
 impl World {
@@ -141,7 +173,12 @@ impl World {
         let pod = &self.pods[usize::from(n)];
         if let Some(at) = self.joinable(config, pod, key) {
             let wants = self.joiner_wants(config, pod, &pod.flights[at]);
-            self.pods[usize::from(n)].flights[at].wants = wants;
+            let began = pod.began(config, self.clock(config, pod));
+            let flight = &mut self.pods[usize::from(n)].flights[at];
+            flight.wants = wants;
+            if config.tags {
+                flight.aboard.push((began, wants));
+            }
             return true;
         }
         if !spend(&mut self.left.flights) {
@@ -172,7 +209,7 @@ impl World {
 
     fn take_off(&mut self, config: &Config, n: u8, key: Key, refresh: bool) {
         // Whoever asks the store or the source misses nothing that was acknowledged before.
-        let wants = self.acked(&self.pods[usize::from(n)], usize::from(key));
+        let wants = self.acked_for_reads(config, &self.pods[usize::from(n)], usize::from(key));
         let start = self.clock(config, &self.pods[usize::from(n)]);
         let pod = &mut self.pods[usize::from(n)];
         let replaced = |flight: &&mut Flight| flight.key == key && flight.refresh == refresh;
@@ -191,11 +228,17 @@ impl World {
             guarded: false,
             minimum: None,
             untold: false,
+            moment: 0,
+            then: 0,
+            aboard: Vec::new(),
             generation: 0,
             view: None,
             stage: Stage::Begun,
             wants,
         };
+        if config.tags {
+            flight.aboard.push((pod.began(config, start), wants));
+        }
         flight.begin(pod);
         pod.flights.push(flight);
     }
@@ -217,6 +260,16 @@ impl World {
                 None => return false,
             },
             Stage::Found(found) => return self.judge(config, n, at, &found),
+            Stage::Asking { found, question } if !question.answered => {
+                match reign.and_then(|reign| self.ask_floor(reign, question)) {
+                    Some(question) => Stage::Asking { found, question },
+                    None => return false,
+                }
+            }
+            Stage::Asking { found, question } => {
+                self.pods[usize::from(n)].learn_floor(config, question);
+                return self.judge_again(config, n, at, &found);
+            }
             Stage::Standing { token } => self.replace(config, n, at, token),
             Stage::Absent { unusable } => match self.lease(config, reign, flight.key, unusable) {
                 Some(stage) => stage,
@@ -229,19 +282,22 @@ impl World {
             }
             Stage::Loading(lease) => Stage::Loaded(lease, self.loaded(flight.key)),
             Stage::Loaded(lease, version) => {
-                if let (Some(lease), Some(to)) = (lease, reign) {
-                    let key = flight.key;
-                    self.fills.push(Fill {
-                        to,
-                        key,
-                        lease,
-                        version,
-                    });
-                }
-                return self.land(config, n, at, version);
+                self.send(config, n, reign, &flight, lease, version);
+                let since = flight.meta.start;
+                let pod = &self.pods[usize::from(n)];
+                let tie = pod.tie(config, since, flight.then);
+                let landing = Landing {
+                    as_of: since,
+                    then: flight.then,
+                };
+                return self.land(config, n, at, version, landing, tie);
             }
         };
-        self.pods[usize::from(n)].flights[usize::from(at)].stage = stage;
+        let pod = &mut self.pods[usize::from(n)];
+        let then = pod.tag.moment();
+        let flight = &mut pod.flights[usize::from(at)];
+        flight.stage = stage;
+        flight.note_load(then);
         true
     }
 
@@ -250,13 +306,14 @@ impl World {
         let Some(pod) = self.running(n) else {
             return false;
         };
-        let usable = pod.driver.is_usable();
+        let (usable, then) = (pod.driver.is_usable(), pod.tag.moment());
         let Some(flight) = pod.flights.get_mut(usize::from(at)) else {
             return false;
         };
         let may = flight.stage.asks() && (config.bypass || !usable);
         if may {
             flight.stage = Stage::Loading(None);
+            flight.note_load(then);
             self.goes_without(config, n, at);
         }
         may
@@ -279,6 +336,16 @@ impl World {
     }
 
     fn judge(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        self.judge_by(config, n, at, found, true)
+    }
+
+    /// What is still not known was not to be had.
+    fn judge_again(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        self.judge_by(config, n, at, found, false)
+    }
+
+    fn judge_by(&mut self, config: &Config, n: u8, at: u8, found: &Found, asks: bool) -> bool {
+        let now = self.local(n);
         let pod = &self.pods[usize::from(n)];
         let known = self.known(pod, pod.flights[usize::from(at)].key);
         let pod = &mut self.pods[usize::from(n)];
@@ -289,11 +356,36 @@ impl World {
         let verdict = config
             .rules()
             .judge(flight.view, found.head.as_ref(), place, found.floor);
+        let tag = found.value.as_deref().and_then(read_tag);
+        let worth = match tag {
+            Some(tag) => pod.worth(config, tag, now),
+            None => Worth::Tied(None),
+        };
+        let question = pod.wanted(config, now).filter(|_| asks);
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = &mut pod.flights[usize::from(at)];
         let less = |version| Some(version) < known && config.versions(VersionPart::Held);
+        let verdict = match (verdict, &worth) {
+            (Verdict::Usable(_), Worth::Unknown) if question.is_none() => Verdict::Sync,
+            (verdict, _) => verdict,
+        };
         match (verdict, value) {
             (Verdict::Usable(_), Some((.., version))) if less(version) => {
                 flight.stage = Stage::Absent {
                     unusable: found.value.clone(),
+                };
+            }
+            (Verdict::Usable(_), Some(_)) if matches!(worth, Worth::Dead) => {
+                flight.stage = Stage::Absent {
+                    unusable: found.value.clone(),
+                };
+            }
+            (Verdict::Usable(_), Some(_))
+                if let (Worth::Unknown, Some(question)) = (&worth, question) =>
+            {
+                flight.stage = Stage::Asking {
+                    found: found.clone(),
+                    question,
                 };
             }
             (Verdict::Usable(_), Some((token, ..))) if flight.refresh && !poisoned => {
@@ -301,7 +393,12 @@ impl World {
             }
             (Verdict::Usable(rank), Some((.., version))) if !poisoned => {
                 flight.meta.rank = flight.meta.rank.max(rank);
-                return self.land(config, n, at, version);
+                let (start, then) = (flight.meta.start, flight.moment);
+                let Worth::Tied(tie) = worth else {
+                    return false;
+                };
+                let as_of = tie.map_or(start, |tie| start.min(pod.as_of(config, tie)));
+                return self.land(config, n, at, version, Landing { as_of, then }, tie);
             }
             (Verdict::Sync, _) => {
                 // Learn where the store is, and look again from there.
@@ -379,6 +476,7 @@ impl World {
         reply: &LeaseReply,
     ) -> bool {
         self.tell(config, n, at, reply);
+        let then = self.pods[usize::from(n)].tag.moment();
         if let LeaseState::Present(bytes) = &reply.state {
             let found = Found {
                 head: Some(reply.head),
@@ -411,10 +509,12 @@ impl World {
             _ if spend(&mut self.left.retries) => Stage::Begun,
             _ => {
                 flight.stage = Stage::Loading(None);
+                flight.note_load(then);
                 self.reckon(config, n, at);
                 return true;
             }
         };
+        flight.note_load(then);
         true
     }
 
@@ -433,7 +533,15 @@ impl World {
     }
 
     /// Everybody aboard gets `version`; it is kept if the rules allow it.
-    fn land(&mut self, config: &Config, n: u8, at: u8, version: Version) -> bool {
+    fn land(
+        &mut self,
+        config: &Config,
+        n: u8,
+        at: u8,
+        version: Version,
+        landing: Landing,
+        tied: Option<Tie>,
+    ) -> bool {
         let pod = &mut self.pods[usize::from(n)];
         let flight = pod.flights.remove(usize::from(at));
         let key = usize::from(flight.key);
@@ -447,7 +555,9 @@ impl World {
         let poisoned = pod.clearing > 0 || stripe.poisoned > 0;
         // A detached flight has been replaced, or has missed something that was noticed here.
         let detached = flight.detached && config.on(Mechanism::InsertStamp);
+        let keeps = !config.tags || tied.is_some();
         if !poisoned
+            && keeps
             && !detached
             && config
                 .rules()
@@ -459,12 +569,47 @@ impl World {
                 stamp,
                 ends,
                 untold: flight.untold,
+                tied: tied.filter(|_| config.tags),
             });
         }
-        if version < flight.wants {
-            self.turn_red(super::Red::Load(n, flight.key, version, flight.wants));
+        let given = |began: Began| !pod.is_overtaken(config, began, landing);
+        let aboard = flight.aboard.iter().filter(|(began, _)| given(*began));
+        let wants = match config.tags {
+            true => aboard.map(|(_, wants)| *wants).max().unwrap_or(0),
+            false => flight.wants,
+        };
+        if version < wants {
+            self.turn_red(super::Red::Load(n, flight.key, version, wants));
         }
         true
+    }
+
+    /// The outcome of a load under a lease is for the store as well.
+    fn send(
+        &mut self,
+        config: &Config,
+        n: u8,
+        reign: Option<u8>,
+        flight: &Flight,
+        lease: Option<Lease>,
+        version: Version,
+    ) {
+        let (Some(lease), Some(to)) = (lease, reign) else {
+            return;
+        };
+        let key = flight.key;
+        if config.tags {
+            self.pods[usize::from(n)].tag.unfilled.push(Unfilled {
+                key,
+                lease,
+                version,
+                then: flight.then,
+                question: None,
+            });
+            return;
+        }
+        let envelope = write_value(lease.token, lease.epoch, lease.seq, version);
+        self.fills.push(Fill::new(to, key, lease, envelope));
     }
 
     pub(super) fn fill(&mut self, config: &Config, at: u8) -> bool {
@@ -472,12 +617,11 @@ impl World {
             to,
             key,
             lease,
-            version,
+            envelope,
         }) = take(&mut self.fills, at)
         else {
             return false;
         };
-        let envelope = write_value(lease.token, lease.epoch, lease.seq, version);
         let name = physical(key);
         let fill = store::Fill {
             token: lease.over.unwrap_or(lease.token),
@@ -508,8 +652,11 @@ impl World {
         for at in 0..self.pods[usize::from(n)].flights.len() {
             let pod = &self.pods[usize::from(n)];
             let known = self.acked(pod, usize::from(pod.flights[at].key));
-            let wants = &mut self.pods[usize::from(n)].flights[at].wants;
-            *wants = known.min(*wants);
+            let flight = &mut self.pods[usize::from(n)].flights[at];
+            flight.wants = known.min(flight.wants);
+            for (_, wants) in &mut flight.aboard {
+                *wants = known.min(*wants);
+            }
         }
     }
 
@@ -528,21 +675,32 @@ impl World {
             .rules()
             .judge(view, found.head.as_ref(), place, found.floor);
         let less = Some(version) < self.known(pod, key) && config.versions(VersionPart::Held);
-        (matches!(verdict, Verdict::Usable(_)) && !less).then_some(version)
+        let usable = matches!(verdict, Verdict::Usable(_)) && !less;
+        let tag = found.value.as_deref().and_then(read_tag);
+        let stands = || tag.is_none_or(|tag| self.floor_admits(config, pod, tag));
+        (usable && stands()).then_some(version)
     }
 }
 
 impl Stage {
     /// Whether the next step is a call of the store.
     fn asks(&self) -> bool {
-        matches!(
-            self,
-            Self::Begun | Self::Absent { .. } | Self::Standing { .. }
-        )
+        match self {
+            Self::Begun | Self::Absent { .. } | Self::Standing { .. } => true,
+            Self::Asking { question, .. } => !question.answered,
+            _ => false,
+        }
     }
 }
 
 impl Flight {
+    /// If it is about to load: that reflects what the pod has come to know of.
+    fn note_load(&mut self, then: u32) {
+        if self.loads() {
+            self.then = then;
+        }
+    }
+
     /// Whether its next step is to load.
     pub(super) fn loads(&self) -> bool {
         matches!(self.stage, Stage::Loading(_))
@@ -552,6 +710,7 @@ impl Flight {
     /// never the other way round.
     fn begin(&mut self, pod: &Pod) {
         self.generation = pod.word.generation();
+        self.moment = pod.tag.moment();
         self.view = pod.lane.view();
         self.meta.rank = self.view.map_or(Rank::default(), |view| view.applied);
         self.meta.uncovered = self.view.is_none();
@@ -567,6 +726,23 @@ pub(super) fn write_value(token: u64, epoch: Epoch, seq: u64, version: Version) 
     out.extend([0, HAS_VERSION, 0, 0]);
     out.extend(u64::from(version).to_be_bytes());
     out
+}
+
+/// The same with a tag that nothing is known against up to `tag`.
+pub(super) fn write_tagged(lease: Lease, version: Version, tag: Position) -> Vec<u8> {
+    let mut out = write_value(lease.token, lease.epoch, lease.seq, version);
+    out[FLAGS_AT + 3] = 1;
+    out.extend(tag.epoch.0.to_be_bytes());
+    out.extend(tag.seq.to_be_bytes());
+    out
+}
+
+fn read_tag(bytes: &[u8]) -> Option<Position> {
+    let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some(Position {
+        epoch: Epoch(word(TAG_AT)?),
+        seq: word(TAG_AT + 8)?,
+    })
 }
 
 fn read_value(bytes: &[u8]) -> Option<(u64, Epoch, u64, Version)> {

@@ -102,7 +102,7 @@ impl World {
             }
             (Stage::Logged { entry, epoch }, _) => {
                 let (now, call) = (self.local(n), Arc::new(call_of(writer.key)));
-                let (answer, _) = self.learn(config, n, |lane, out| {
+                let (answer, _) = self.learn(config, n, LANE, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 if !matches!(answer, Answer::Acknowledged(_)) {

@@ -20,12 +20,14 @@ mod guards;
 mod nodes;
 mod readers;
 mod settle;
+mod tags;
 mod versions;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
 pub(crate) use guards::GuardPart;
 pub(crate) use nodes::Tally;
+pub(crate) use tags::TagPart;
 pub(crate) use versions::VersionPart;
 
 use bytes::Bytes;
@@ -39,6 +41,7 @@ use nodes::{Ack, Deposed, Node};
 use readers::Reader;
 use std::collections::BTreeMap;
 use std::fmt;
+use tags::Tie;
 use tidings::Millis;
 use tidings::coherence::{
     EntryStamp, Epoch, Hint, Kind, Lane, LaneState, Mechanism, Nonce, Rank, Word,
@@ -47,8 +50,10 @@ use tidings::store::memory::MemoryState;
 use tidings::store::{Opening, Place};
 use versions::Minimum;
 
-/// The only lane.
+/// The lane of every key.
 const LANE: Lane = Lane(0);
+/// The lane of the tag that entries carry, where they do.
+const TAGS: Lane = Lane(1);
 const ENTITY: &str = "e";
 const ENTITY_HASH: u64 = 0xE;
 /// How long a primary that was replaced goes on, where nobody says otherwise.
@@ -86,6 +91,10 @@ pub(crate) enum Event {
     Commit(PodId, Key),
     /// The same of one who is about to put what it has committed.
     CommitPut(PodId, Key),
+    /// A writer commits what every entry is made of, and is about to invalidate its tag.
+    CommitTag(PodId),
+    /// What was loaded, and carries a tag, takes its next step to the store.
+    Store(PodId, u8),
     /// A writer is about to take a guard.
     Begin(PodId, Key),
     /// A writer under a guard takes its next step: leave the marker, be told, commit, finish.
@@ -156,6 +165,10 @@ pub(crate) enum Event {
     DropFloor,
     /// The minimum versions and markers are evicted.
     DropMarkers,
+    /// The floors of tags are evicted.
+    DropTagFloors,
+    /// The node that the tag is on is replaced by its replica.
+    PromoteTags(u8),
     /// A value or lease is evicted.
     Evict(Key),
 }
@@ -169,6 +182,8 @@ pub(crate) struct Entry {
     pub ends: Option<Millis>,
     /// It was loaded without asking which version the source has at least.
     pub untold: bool,
+    /// By its tag, if it carries one.
+    pub tied: Option<Tie>,
 }
 
 /// The stripe of one key.
@@ -209,6 +224,7 @@ pub(crate) struct Pod {
     own: Vec<Version>,
     /// By key: the version that it knows the source to have at least.
     minimums: Vec<Option<Minimum>>,
+    tag: tags::Side,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -273,6 +289,7 @@ impl Pod {
             ticked: Millis(0),
             own: vec![0; keys],
             minimums: vec![None; keys],
+            tag: tags::Side::new(config),
         }
     }
 }
@@ -347,6 +364,7 @@ impl World {
             self.enabled_flights(pod, n, config, &mut out);
             self.enabled_readers(pod, n, config, &mut out);
             self.enabled_calls(pod, n, config, &mut out);
+            self.enabled_tags(pod, n, config, &mut out);
             self.enabled_guards(pod, n, config, &mut out);
             self.enabled_driver(pod, n, config, &mut out);
         }
@@ -390,6 +408,7 @@ impl World {
             }
             offer(left.promotions, Event::Promote(replica));
             offer(left.splits, Event::Split(replica, SPLIT_MS));
+            offer(left.tag_promotions, Event::PromoteTags(replica));
         }
         offer(u8::from(self.deposed.is_some()), Event::Heal);
         offer(left.flushes, Event::FlushAll);
@@ -397,6 +416,7 @@ impl World {
         offer(left.heads_lost, Event::DropHead);
         offer(left.floors_lost, Event::DropFloor);
         offer(left.minimums_lost, Event::DropMarkers);
+        offer(left.tag_floors_lost, Event::DropTagFloors);
         for key in 0..config.keys {
             offer(left.evictions, Event::Evict(key));
         }
@@ -432,6 +452,8 @@ impl World {
             E::Read(pod, at) => self.step_reader(config, pod, at),
             E::Commit(pod, key) => self.commit(config, pod, key, false),
             E::CommitPut(pod, key) => self.commit(config, pod, key, true),
+            E::CommitTag(pod) => self.commit_tag(pod),
+            E::Store(pod, at) => self.step_unfilled(config, pod, at),
             E::Begin(pod, key) => self.begin_write(pod, key),
             E::Guard(pod, at) => self.step_guard(config, pod, at),
             E::Clear(pod) => self.begin_clear(config, pod),
@@ -494,6 +516,10 @@ impl World {
                 spend(&mut self.left.minimums_lost)
                     && self.befall(|server| server.drop_markers(LANE))
             }
+            E::DropTagFloors => {
+                spend(&mut self.left.tag_floors_lost) && self.befall(MemoryState::drop_tag_floors)
+            }
+            E::PromoteTags(at) => spend(&mut self.left.tag_promotions) && self.promote_tags(at),
             E::Evict(key) => {
                 spend(&mut self.left.evictions) && self.primary.state.evict(LANE, &physical(key))
             }

@@ -1,7 +1,7 @@
 //! The servers: a primary, replicas that lag behind it, and perhaps a primary that was replaced and goes
 //! on for those who do not know it yet.
 
-use super::{Config, Key, LANE, Pod, PodId, Version, World};
+use super::{Config, Key, LANE, Pod, PodId, TAGS, Version, World};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use tidings::Millis;
@@ -22,8 +22,11 @@ pub(super) struct Node {
     /// By key: the newest version that was committed when it last carried out an invalidation of the key,
     /// or made all void. Of what was acknowledged up to that, nothing is missing here.
     pub done: Vec<Version>,
+    /// The same of invalidations of the tag that all keys carry.
+    tags_done: Vec<Version>,
     /// When the fork was opened that it is in.
     forked: Option<Millis>,
+    tags_forked: Option<Millis>,
 }
 
 /// A primary that was replaced, and ends at a time.
@@ -41,6 +44,8 @@ pub(super) struct Ack {
     by: PodId,
     /// The call, as pods that heard of it name it.
     nonce: Nonce,
+    /// It was of the tag that all keys carry.
+    pub by_tag: bool,
     /// It counts by its commit, under a guard: the log need not have it.
     by_commit: bool,
     /// Who had it acknowledged has ended.
@@ -136,7 +141,9 @@ impl Node {
             reign: 0,
             life,
             done: vec![0; keys],
+            tags_done: vec![0; keys],
             forked: None,
+            tags_forked: None,
         }
     }
 
@@ -145,7 +152,12 @@ impl Node {
         let data = self.state.clone().with_continuity(continuity);
         self.state.restart_from(data, life);
         self.life = life;
-        self.forked = None;
+        (self.forked, self.tags_forked) = (None, None);
+    }
+
+    /// Of a key: the newest version up to which nothing that was acknowledged is missing.
+    pub(super) fn has(&self, key: usize) -> Version {
+        self.done[key].max(self.tags_done[key])
     }
 
     /// Whether the lane was last written in the life that this replica has followed.
@@ -172,6 +184,7 @@ impl Ack {
     pub(super) fn grow_old(&mut self) {
         *self = Self {
             by_commit: self.by_commit,
+            by_tag: self.by_tag,
             ..Self::new(self.version, Millis(0), (0, Nonce(0)))
         };
     }
@@ -182,6 +195,7 @@ impl Ack {
             at,
             by,
             nonce,
+            by_tag: false,
             by_commit: false,
             abandoned: false,
             excused: false,
@@ -219,17 +233,23 @@ impl World {
             false => self.source.clone(),
         };
         let node = self.node_mut(reign)?;
-        let before = node.state.head(LANE);
+        let before = [LANE, TAGS].map(|lane| node.state.head(lane));
         let mut hints = Vec::new();
         let result = step(&mut node.state, now.0, &mut hints);
         let epoch = |head: Option<Head>| head.map_or(Epoch(0), |head| head.at.epoch);
-        if let Some(head) = node.state.head(LANE)
-            && epoch(before) != head.at.epoch
-        {
-            node.forked = head.fork.then_some(now);
+        for (lane, before) in [LANE, TAGS].into_iter().zip(before) {
+            let head = node.state.head(lane);
+            let Some(head) = head.filter(|head| epoch(before) != head.at.epoch) else {
+                continue;
+            };
+            let (done, forked) = match lane {
+                TAGS => (&mut node.tags_done, &mut node.tags_forked),
+                _ => (&mut node.done, &mut node.forked),
+            };
+            *forked = head.fork.then_some(now);
             if !head.fork {
-                for (done, loaded) in node.done.iter_mut().zip(loaded) {
-                    *done = loaded.max(*done);
+                for (done, loaded) in done.iter_mut().zip(&loaded) {
+                    *done = *loaded.max(done);
                 }
             }
         }
@@ -263,6 +283,27 @@ impl World {
         if reign == self.primary.reign {
             self.make_up_for(usize::from(key));
         }
+    }
+
+    /// An invalidation of the tag was carried out.
+    pub(super) fn mark_tags_done(&mut self, reign: u8) {
+        let source = self.source.clone();
+        if let Some(node) = self.node_mut(reign) {
+            node.tags_done = source;
+        }
+    }
+
+    /// The node that the tag is on fails over to a replica of it.
+    pub(super) fn promote_tags(&mut self, replica: u8) -> bool {
+        let Some(replica) = self.replicas.get(usize::from(replica)) else {
+            return false;
+        };
+        self.primary.state.promote_lane(TAGS, &replica.state);
+        self.primary.tags_done.clone_from(&replica.tags_done);
+        self.primary.tags_forked = None;
+        self.cut_off(self.primary.reign);
+        self.note_lost_tail();
+        true
     }
 
     pub(super) fn is_deposed(&self, reign: u8) -> bool {
@@ -326,8 +367,12 @@ impl World {
     }
 
     fn note_lost_tail(&mut self) {
-        let acks = self.acks.iter_mut().zip(&self.primary.done);
-        let acks = acks.flat_map(|(acks, done)| acks.iter_mut().map(move |ack| (ack, *done)));
+        let primary = &self.primary;
+        let acks = self.acks.iter_mut().enumerate();
+        let acks = acks.flat_map(|(key, acks)| {
+            let done = primary.has(key);
+            acks.iter_mut().map(move |ack| (ack, done))
+        });
         let mut lost = 0;
         for (ack, _) in acks.filter(|(ack, done)| ack.version > *done && !ack.excused) {
             lost += u64::from(!ack.lost);
@@ -423,7 +468,7 @@ impl World {
         by: (PodId, Nonce),
         minority: bool,
     ) -> Ack {
-        let lacked = self.primary.done[key] < version;
+        let lacked = self.primary.has(key) < version;
         self.tally.minority += u64::from(lacked && minority);
         self.tally.late += u64::from(lacked && !minority && self.is_too_late());
         Ack {
@@ -435,15 +480,16 @@ impl World {
 
     /// Whether what the primary lacks is not expected to come any more.
     fn is_too_late(&self) -> bool {
-        let forked = self.primary.forked;
-        forked.is_some_and(|at| self.now >= at + LaneState::DOUBT)
+        let late = |at: Option<Millis>| at.is_some_and(|at| self.now >= at + LaneState::DOUBT);
+        late(self.primary.forked) || late(self.primary.tags_forked)
     }
 
     /// Follows what becomes of acknowledged invalidations that the primary lacks.
     pub(super) fn account(&mut self) {
         let too_late = self.is_too_late();
         let late_before = self.tally.late;
-        for (acks, &done) in self.acks.iter_mut().zip(&self.primary.done) {
+        for (key, acks) in self.acks.iter_mut().enumerate() {
+            let done = self.primary.has(key);
             for ack in acks {
                 let is_done = ack.version <= done;
                 if is_done && ack.lost {
@@ -477,7 +523,8 @@ impl World {
     /// logged again, and one that somebody should have.
     pub(super) fn missing(&self) -> (u64, Option<(usize, Version)>) {
         let mut orphans = 0;
-        for (key, (acks, &done)) in self.acks.iter().zip(&self.primary.done).enumerate() {
+        for (key, acks) in self.acks.iter().enumerate() {
+            let done = self.primary.has(key);
             let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit && !ack.forgotten;
             for ack in acks.iter().filter(lacked) {
                 if !Self::is_orphan(&self.heard, ack) {
@@ -495,7 +542,7 @@ impl Ack {
     pub(super) fn binds(&self, world: &World, pod: &Pod, key: usize) -> Option<Millis> {
         let deposed = world.deposed.as_ref().map(|deposed| &deposed.node);
         if let Some(node) = deposed.filter(|node| pod.driver.leads_to(node.reign)) {
-            return (!self.late && node.done[key] >= self.version).then_some(self.at);
+            return (!self.late && node.has(key) >= self.version).then_some(self.at);
         }
         (!self.excused && !self.forgotten).then(|| self.at.max(pod.left))
     }

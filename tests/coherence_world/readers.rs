@@ -64,7 +64,8 @@ impl World {
                 pod.readers.remove(usize::from(at));
                 let pod = &self.pods[usize::from(n)];
                 let now = self.clock(config, pod);
-                if entry.lives(now) && config.rules().may_serve(word, entry.stamp, now) {
+                let stands = entry.lives(now) && pod.stands(config, entry.tied, now);
+                if stands && config.rules().may_serve(word, entry.stamp, now) {
                     let own = own.min(self.owed(pod, usize::from(key)));
                     let wants = self.hit_wants(config, pod, entry, usize::from(key), own);
                     if entry.version < wants {

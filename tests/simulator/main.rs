@@ -11,6 +11,7 @@ mod coherence_world;
 mod controls;
 mod guards;
 mod schedule;
+mod tags;
 mod versions;
 
 use coherence_world::{Budget, Config, ENDLESS, Event as E, Tally};

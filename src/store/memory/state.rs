@@ -413,6 +413,17 @@ impl MemoryState {
         self.incarnation = incarnation;
     }
 
+    /// The node of one lane is replaced by its replica, which has what `replica` has of it: the next touch of
+    /// the lane continues that in a new epoch.
+    pub fn promote_lane(&mut self, lane: Lane, replica: &Self) {
+        let mut there = replica.lanes.get(&lane).cloned().unwrap_or_default();
+        if let Some(head) = &mut there.head {
+            head.incarnation = Incarnation(0);
+        }
+        self.continuity = Continuity::Fork;
+        self.lanes.insert(lane, there);
+    }
+
     /// Somebody removes everything while the server lives on.
     pub fn flush_all(&mut self) {
         self.record = None;
