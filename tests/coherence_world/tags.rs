@@ -406,8 +406,7 @@ impl World {
         let Some(node) = pod.driver.reign().and_then(|reign| self.node(reign)) else {
             return false;
         };
-        let mut state = node.state.clone();
-        let told = state.tag_floors(&[PLACE], None, self.now.0)[0];
+        let told = node.state.tag_floor(&PLACE, self.now.0);
         let view = pod.tag.lane.view();
         told.is_some_and(|told| {
             let known = tidings::coherence::rules::rank_of_head(view, &told.head).is_some();

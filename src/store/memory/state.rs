@@ -461,6 +461,21 @@ impl MemoryState {
         self.lanes.get(&lane)?.markers.minimum(hash, now_ms)
     }
 
+    /// What [`tag_floors`](Self::tag_floors) would answer, and nothing is set.
+    #[must_use]
+    pub fn tag_floor(&self, tag: &TagPlace, now_ms: u64) -> Option<TagFloor> {
+        let lane = self.lanes.get(&tag.lane)?;
+        let head = lane.head?;
+        let floor = |hash: u64| {
+            let bytes = lane.tag_floors.get(&hash.to_be_bytes(), now_ms)?;
+            let floor = u64::from_be_bytes(bytes[..].try_into().ok()?);
+            (floor <= head.at.seq).then_some(floor)
+        };
+        let floors = [tag.name, tag.key].map(|hash| floor(hash).unwrap_or(head.at.seq));
+        let floor = floors[0].max(floors[1]);
+        Some(TagFloor { head, floor })
+    }
+
     /// The server evicts the markers of a lane.
     pub fn drop_markers(&mut self, lane: Lane) {
         self.change(lane, |lane| lane.markers = Default::default());
