@@ -15,6 +15,9 @@ pub enum StoreErrorKind {
     Unavailable,
     /// It did not answer in time; what was asked may have happened.
     Timeout,
+    /// There is no TLS between it and this pod: one does not trust the other's certificate, or what answers
+    /// at that port speaks none.
+    Tls,
     /// It refused the user name or password.
     Auth,
     /// It refused the command to this user.
@@ -38,6 +41,9 @@ pub enum StoreErrorKind {
     Unsupported,
     /// The command cannot go over the connection that the whole cache shares.
     Refused,
+    /// What was to be written is longer than what may go over the connection that the whole cache shares;
+    /// nothing was sent.
+    TooLong,
     /// Its address or options cannot be used.
     Config,
     /// The cache was closed.
@@ -49,6 +55,7 @@ impl StoreErrorKind {
         match self {
             Self::Unavailable => "store unavailable",
             Self::Timeout => "store did not answer in time",
+            Self::Tls => "store not reached over TLS",
             Self::Auth => "store refused the credentials",
             Self::Denied => "store denied the command to this user",
             Self::Full => "store out of memory",
@@ -58,6 +65,7 @@ impl StoreErrorKind {
             Self::Protocol => "store gave an unexpected answer",
             Self::WrongType => "store holds something of another kind under the key",
             Self::Refused => "command refused on the shared connection",
+            Self::TooLong => "value too long for the shared connection",
             Self::Unsupported => "store is of an unsupported kind",
             Self::Config => "store configuration unusable",
             Self::Closed => "cache closed",
@@ -128,10 +136,12 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        use StoreErrorKind::{Auth, Closed, Config, Denied, Refused, Unsupported, WrongType};
+        use StoreErrorKind::{
+            Auth, Closed, Config, Denied, Refused, Tls, TooLong, Unsupported, WrongType,
+        };
         !matches!(
             self.0.kind,
-            Auth | Closed | Config | Denied | Refused | Unsupported | WrongType
+            Auth | Closed | Config | Denied | Refused | Tls | TooLong | Unsupported | WrongType
         )
     }
 }

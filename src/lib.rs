@@ -179,10 +179,10 @@ pub use cache::Cache;
 pub use codec::CodecError;
 pub use entity::{
     Cancellation, ContextLoader, DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER,
-    DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_TTL,
-    DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, EntityView, Freshness,
-    LoadContext, Loaded, Loader, LocalView, Origin, Previous, ReadOptions, Refresh, Served,
-    StaleReason,
+    DEFAULT_LOAD_TIMEOUT, DEFAULT_MAX_BATCH, DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES,
+    DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EarlyRefresh, Entity, EntityBuilder, EntityView,
+    Freshness, LoadContext, Loaded, Loader, LocalView, MAX_LOAD_TIMEOUT, Origin, Previous,
+    ReadOptions, Refresh, Served, StaleReason,
 };
 #[cfg(any(feature = "lz4", feature = "zstd"))]
 pub use envelope::Compression;
@@ -196,7 +196,7 @@ pub use local::LocalEngine;
 pub use local::probe;
 pub use memo::{Memo, MemoBuilder, MemoOnce, MemoOnceBuilder};
 pub use presence::Presence;
-pub use raw::{Raw, RawKeys};
+pub use raw::{MAX_RAW_BYTES, Raw, RawKeys};
 pub use reactivity::{Flushed, Live, Query, Reactivity, Registration};
 #[cfg(feature = "redis")]
 pub use script::{RedisCommands, Script};

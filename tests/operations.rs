@@ -12,10 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
-use support::eventually;
+use support::{PATIENCE, eventually};
 use tidings::store::{Acknowledge, FailoverWindow, Finding, Redis, ServerReport, Store};
 use tidings::testing::{RedisCluster, RedisServer, conformance};
-use tidings::{BuildError, Cache, Origin, StoreErrorKind, Tag, Ttl};
+use tidings::{BuildError, Cache, Entity, Origin, StoreErrorKind, Tag, Ttl};
 use tokio::task::block_in_place;
 
 /// The rule of the page for the namespace `shop`.
@@ -76,16 +76,19 @@ async fn the_access_rule_in_the_docs_lets_every_mode_work() {
     here.close().await;
 }
 
-/// What the page grants besides on a cluster, as one rule.
-fn acl_of_a_cluster() -> String {
+/// What the page grants besides, by the words before it.
+fn besides(words: &str) -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
     let page = fs::read_to_string(page).expect("the page is there");
-    let (_, rest) = page
-        .split_once("every node needs the user, with `")
-        .expect("named");
+    let (_, rest) = page.split_once(words).expect("named");
     let (besides, _) = rest.split_once('`').expect("closed");
     let besides: Vec<_> = besides.split_whitespace().collect();
-    format!("{} {}", acl(), besides.join(" "))
+    besides.join(" ")
+}
+
+fn acl_of_a_cluster() -> String {
+    let besides = besides("every node needs the user, with `");
+    format!("{} {besides}", acl())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,6 +111,132 @@ async fn the_access_rule_in_the_docs_lets_every_mode_work_on_a_cluster() {
     }
     assert_eq!(here.health().links, 1, "nothing broke");
     here.close().await;
+}
+
+/// Keys that are stored at one node after the other, in memory of nobody.
+async fn near(cache: &Cache) -> (Entity<u64, u64, Infallible>, Vec<u64>) {
+    let load = |key: u64| ready(Ok::<_, Infallible>(key));
+    let entity = cache.entity("near", load).local_ttl(Duration::ZERO);
+    (entity.build().expect("options are fine"), (0..64).collect())
+}
+
+/// How many reads were answered by these servers, who are replicas.
+fn reads_at(servers: &[&RedisServer]) -> u64 {
+    let of = |server: &&RedisServer| {
+        let stats = server.cli(&["INFO", "commandstats"]).expect("stats");
+        let line = |line: &str| {
+            line.strip_prefix("cmdstat_mget:calls=")?
+                .split(',')
+                .next()?
+                .parse()
+                .ok()
+        };
+        stats.lines().find_map(line).unwrap_or(0_u64)
+    };
+    servers.iter().map(of).sum()
+}
+
+/// What the user was refused, but for what it does without.
+fn refused(server: &RedisServer) -> Vec<String> {
+    let log = server.cli(&["ACL", "LOG"]).expect("a log");
+    let lines: Vec<_> = log.lines().collect();
+    let objects = lines.windows(2).filter(|pair| pair[0] == "object");
+    let objects = objects.map(|pair| pair[1].to_owned());
+    objects
+        .filter(|object| object != "config|get" && object != "client|setinfo")
+        .collect()
+}
+
+/// `every` mode does what it is for on servers whose replicas are read and waited for, and both are.
+async fn modes_with_replicas(url: &str, primaries: &[&RedisServer], replicas: &[&RedisServer]) {
+    let store = || {
+        let store = Redis::new(url).expect("an address").read_from_replicas();
+        let store = store.acknowledge(Acknowledge::Replicated(1));
+        Cache::builder("shop")
+            .store(store)
+            .invalidate_timeout(PATIENCE)
+    };
+    let (here, there) = (
+        store().build().await.expect("starts"),
+        store().build().await.expect("starts"),
+    );
+    entities_and_memos(&here, &there).await;
+    guards(&here, &there).await;
+    raw_data(&here, &there).await;
+    rooms(&here, &there).await;
+    let (numbers, keys) = near(&here).await;
+    for replica in replicas {
+        eventually("the replica is read", async || {
+            let before = reads_at(&[replica]);
+            numbers.get_many(&keys).await;
+            for key in &keys {
+                numbers.get(key).await.expect("a number");
+            }
+            reads_at(&[replica]) > before
+        })
+        .await;
+    }
+    for server in primaries.iter().chain(replicas) {
+        assert_eq!(refused(server), [""; 0]);
+    }
+    here.close().await;
+}
+
+/// A replica that follows `primary`, with the same user.
+async fn replica_of(primary: &RedisServer, rule: &str) -> RedisServer {
+    let server = RedisServer::builder().arg("--repl-diskless-sync-delay", "0");
+    let replica = server.start().expect("redis-server starts");
+    run(&replica, rule);
+    run(&replica, &format!("REPLICAOF 127.0.0.1 {}", primary.port()));
+    eventually("it follows", async || {
+        let info = replica.cli(&["INFO", "replication"]).expect("info");
+        info.contains("master_link_status:up")
+    })
+    .await;
+    replica
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_rule_in_the_docs_is_enough_where_replicas_are_read_and_waited_for() {
+    let rule = format!("{} {}", acl(), besides("`Acknowledge::Replicated` needs `"));
+    let (primary, url) = server_with(&rule);
+    let replica = replica_of(&primary, &rule).await;
+    modes_with_replicas(&url, &[&primary], &[&replica]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_rule_in_the_docs_is_enough_where_replicas_of_a_cluster_are_read_and_waited_for()
+{
+    let cluster = block_in_place(|| RedisCluster::start(3, true)).expect("it starts");
+    let (waits, reads) = (
+        besides("`Acknowledge::Replicated` needs `"),
+        besides("where replicas are read, `"),
+    );
+    let nodes: Vec<_> = (0..6).map(|at| cluster.node(at)).collect();
+    let rule = format!("{} {waits} {reads}", acl_of_a_cluster());
+    nodes.iter().for_each(|node| run(node, &rule));
+    let url = cluster.url().replace("://", "://tidings:secret@");
+    modes_with_replicas(&url, &nodes[..3], &nodes[3..]).await;
+}
+
+/// Nothing is lost but the relief.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_whom_replicas_refuse_reads_from_primaries() {
+    let (primary, url) = server_with(&acl());
+    let replica = replica_of(&primary, "ACL SETUSER tidings on >another -@all").await;
+    let store = Redis::new(&url).expect("an address").read_from_replicas();
+    let cache = Cache::builder("shop").store(store).build().await;
+    let cache = cache.expect("it starts");
+    let (numbers, keys) = near(&cache).await;
+    eventually("the replica was tried", async || {
+        numbers.get_many(&keys).await;
+        refused(&replica).contains(&"AUTH".to_owned())
+    })
+    .await;
+    let read = numbers.get_with(&1).await.expect("a number");
+    assert_eq!((*read.value, read.origin), (1, Origin::Store));
+    assert_eq!(cache.health().links, 1);
+    assert_eq!(refused(&primary), [""; 0]);
 }
 
 /// Many keys, so that every lane has some.

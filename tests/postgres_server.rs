@@ -1,6 +1,7 @@
 //! The PostgreSQL server that tests can kill: what it promises to tests.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tidings::testing::{PostgresServer, ServerError};
 
@@ -44,5 +45,35 @@ fn servers_stand_side_by_side() -> Result {
         b.sql("SELECT FROM mine"),
         Err(ServerError::Reply(_))
     ));
+    Ok(())
+}
+
+#[test]
+fn a_replica_shows_what_is_committed_after_its_lag_and_not_before() -> Result {
+    let primary = PostgresServer::start()?;
+    primary.sql("CREATE TABLE users (id int)")?;
+    let for_ever = primary.start_replica(Duration::from_secs(3600))?;
+    let mut at_once = primary.start_replica(Duration::ZERO)?;
+    primary.sql("INSERT INTO users VALUES (1)")?;
+    let count = "SELECT count(*) FROM users";
+    let catches_up = |replica: &PostgresServer, rows: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while replica.sql(count)? != rows {
+            assert!(Instant::now() < deadline, "it never has {rows}");
+        }
+        Ok::<_, ServerError>(())
+    };
+    catches_up(&at_once, "1")?;
+    assert_eq!(for_ever.sql(count)?, "0");
+    let written = at_once.sql("INSERT INTO users VALUES (2)");
+    assert!(matches!(written, Err(ServerError::Reply(_))), "{written:?}");
+
+    at_once.kill();
+    primary.sql("INSERT INTO users VALUES (2)")?;
+    at_once.restart()?;
+    catches_up(&at_once, "2")?;
+    drop(primary);
+    assert_eq!(at_once.sql(count)?, "2", "it goes on alone");
+    assert_eq!(for_ever.sql(count)?, "0");
     Ok(())
 }

@@ -18,8 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 type Doubles = Entity<u64, u64, Infallible>;
 
 async fn pod(url: String, namespace: &str) -> (Cache, Doubles) {
-    let cache = Cache::builder(namespace).store_url(url);
-    let cache = cache.build().await.unwrap();
+    let builder = Cache::builder(namespace).store_url(url);
+    // Patient: what is counted is what a pod asks, not what it does without an answer.
+    let builder = builder.read_timeout(Duration::from_secs(5));
+    let cache = builder.build().await.unwrap();
     let double = |key: u64| async move { Ok::<_, Infallible>(key * 2) };
     let doubles = cache.entity("double", double).build().unwrap();
     (cache, doubles)

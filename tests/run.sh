@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs all tests. Installs what they need (redis-server; postgresql for the outbox; chromium and its driver for
-# the example with a page; prometheus for the dashboard) where that is one known command; elsewhere says what to install.
+# the example with a page; prometheus for the dashboard; openssl for certificates) where that is one known command; elsewhere says what to install.
 #
 #   sh tests/run.sh [what cargo test takes]
 #
@@ -63,18 +63,19 @@ has_postgres() {
 has_postgres || missing="$missing postgresql"
 command -v chromedriver >/dev/null || missing="$missing chromium chromium-driver"
 command -v prometheus >/dev/null || missing="$missing prometheus"
+command -v openssl >/dev/null || missing="$missing openssl"
 
 if [ -n "$missing" ]; then
     if [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
         echo "tests/run.sh: installing $missing"
         (install_on_debian)
     else
-        fail "needs redis-server $oldest_major or later, postgresql 14 or later, chromedriver (with its browser) and prometheus in PATH; missing: $missing.
+        fail "needs redis-server $oldest_major or later, postgresql 14 or later, chromedriver (with its browser), prometheus and openssl in PATH; missing: $missing.
 Install it and run this again:
-    macOS          brew install redis postgresql chromedriver prometheus; brew install --cask chromium
-    Fedora, RHEL   dnf install redis postgresql-server chromium chromedriver golang-github-prometheus
-    Arch           pacman -S valkey postgresql chromium prometheus, with TIDINGS_REDIS_SERVER=valkey-server
-    Alpine         apk add redis postgresql chromium chromium-chromedriver prometheus"
+    macOS          brew install redis postgresql chromedriver prometheus openssl; brew install --cask chromium
+    Fedora, RHEL   dnf install redis postgresql-server chromium chromedriver golang-github-prometheus openssl
+    Arch           pacman -S valkey postgresql chromium prometheus openssl, with TIDINGS_REDIS_SERVER=valkey-server
+    Alpine         apk add redis postgresql chromium chromium-chromedriver prometheus openssl"
     fi
 fi
 

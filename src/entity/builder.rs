@@ -33,6 +33,9 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(300);
 pub const DEFAULT_CAPACITY: u64 = 10_000;
 /// The hard limit of a read that has to load.
 pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a read, or a computation of a memo, may be let wait: whoever waits for a day waits for
+/// ever.
+pub const MAX_LOAD_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Loads at the same time while the store cannot coordinate them.
 pub const DEFAULT_UNLEASED_LOADS: usize = 64;
 /// ±10 % on lives over ten seconds.
@@ -43,6 +46,12 @@ pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of a payload that are left as they are: with their header they fit one network packet, so
 /// that less of them would save nothing.
 pub const DEFAULT_COMPRESS_ABOVE: usize = 1024;
+/// The most bytes that are stored of one value. All that a pod asks of a server goes over one connection,
+/// where a network of 1 Gbit/s brings 8 MiB in 70 ms: whoever waits behind it for at most 250 ms, the poll
+/// that keeps the pod live among them, has his answer in time.
+pub const DEFAULT_STORE_MAX_BYTES: usize = 8 << 20;
+/// What a server takes in one piece, 512 MiB unless told otherwise, and half of that again.
+const MAX_STORE_BYTES: usize = 256 << 20;
 /// What a cached error counts in a level that is bounded by weight.
 const ERROR_WEIGHT: u32 = 64;
 
@@ -75,6 +84,7 @@ pub(super) struct Options<K, V, E> {
     pub(super) schema: u32,
     pub(super) packing: Packing,
     pub(super) hold_off: Duration,
+    pub(super) store_max_bytes: usize,
 }
 
 impl Cache {
@@ -203,6 +213,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 early_refresh: EarlyRefresh::default(),
                 schema: 0,
                 hold_off: Duration::ZERO,
+                store_max_bytes: DEFAULT_STORE_MAX_BYTES,
                 packing: Packing {
                     compress_above: DEFAULT_COMPRESS_ABOVE,
                     ..Packing::default()
@@ -338,6 +349,19 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
+    /// Keeps what takes more bytes than this in the store, with its header and compressed if so asked, in
+    /// the local level alone: [`DEFAULT_STORE_MAX_BYTES`] if not set, at most 256 MiB. Each pod then loads
+    /// such a value by itself, it counts as [`fills_failed`](crate::EntityStats::fills_failed), and the log
+    /// names it once a minute; what stood in its place is removed.
+    ///
+    /// A pod has one connection to each server, and what is behind a long value there waits for it: raise
+    /// this together with [`CacheBuilder::read_timeout`](crate::CacheBuilder::read_timeout), or better, cache
+    /// something smaller.
+    pub fn store_max_bytes(mut self, bytes: usize) -> Self {
+        self.options.store_max_bytes = bytes;
+        self
+    }
+
     /// The map that the local level is built on.
     pub fn local_engine(mut self, engine: LocalEngine) -> Self {
         self.engine = engine;
@@ -351,8 +375,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
         self
     }
 
-    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set. The load
-    /// itself goes on behind a call that gave up, and may still be kept.
+    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set, at most
+    /// [`MAX_LOAD_TIMEOUT`]. The load itself goes on behind a call that gave up, and may still be kept.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.options.load_timeout = limit;
         self
@@ -465,8 +489,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `entity` if the name cannot be used or stands for another type
-    /// or schema already; `capacity`, `local_max_weight`, `jitter`, `load_timeout`, `soft_timeout`, `retry_after`,
-    /// `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress` if out of range, or of no use with
+    /// or schema already; `capacity`, `local_max_weight`, `store_max_bytes`, `jitter`, `load_timeout`,
+    /// `soft_timeout`, `retry_after`, `max_unleased_loads`, `max_batch`, `hold_off`, `soft_tags` or the level of `compress` if out of range, or of no use with
     /// the others; `seal` if a key id stands for two keys.
     pub fn build(mut self) -> Result<Entity<K, L::Value, L::Error>, BuildError>
     where
@@ -537,9 +561,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
                 "must be at least 0 and below 1, or a TTL could fall below zero",
             );
         }
-        if self.options.load_timeout.is_zero() {
-            return refuse("load_timeout", "must be above zero");
-        }
+        check_load_timeout(self.options.load_timeout)?;
         if let Some(soft) = self.options.soft_timeout {
             let never_waits = self.options.refresh == Refresh::Behind;
             if self.options.grace.is_zero() || never_waits {
@@ -562,7 +584,13 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             );
         }
         if self.unleased_loads == 0 || self.unleased_loads > Semaphore::MAX_PERMITS {
-            return refuse("max_unleased_loads", "must be at least 1");
+            return refuse(
+                "max_unleased_loads",
+                "must be at least 1, and no more than Tokio's semaphores hold",
+            );
+        }
+        if !(1..=MAX_STORE_BYTES).contains(&self.options.store_max_bytes) {
+            return refuse("store_max_bytes", "must be from 1 byte to 256 MiB");
         }
         if self.options.hold_off > MAX_GUARD_TTL {
             return refuse("hold_off", "must be at most a minute");
@@ -576,4 +604,13 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
             .map_or(Ok(()), Compression::check)?;
         self.keys.as_ref().map_or(Ok(()), KeyRing::check)
     }
+}
+
+/// Of an entity or a memo.
+pub(crate) fn check_load_timeout(limit: Duration) -> Result<(), BuildError> {
+    if !limit.is_zero() && limit <= MAX_LOAD_TIMEOUT {
+        return Ok(());
+    }
+    let reason = format!("{limit:?} is not above zero and at most {MAX_LOAD_TIMEOUT:?}");
+    Err(BuildError::new("load_timeout", reason))
 }

@@ -558,7 +558,11 @@ where
             version,
             tags,
         };
-        let (envelope, ttl) = self.envelope(&target, &about, &outcome)?;
+        let stored = self.envelope(&target, &about, &outcome);
+        let (envelope, ttl) = match stored {
+            None if over.is_some() => self.nothing(&target, about)?,
+            stored => stored?,
+        };
         Some(Filling {
             target,
             held,
@@ -585,14 +589,45 @@ where
             }
             (Err(_), None) => return None,
         };
+        let (header, kept) = self.header(about, outcome.is_ok());
+        let encoded = payload.and_then(|(kind, payload)| {
+            let packing = &self.options.packing;
+            envelope::encode(kind, &header, target.hashed(), &payload, packing)
+        });
+        match encoded {
+            Ok(envelope) if envelope.len() <= self.options.store_max_bytes => {
+                Some((envelope, kept))
+            }
+            Ok(envelope) => {
+                self.note_too_long(target, envelope.len());
+                None
+            }
+            Err(error) => {
+                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
+                None
+            }
+        }
+    }
+
+    /// What takes the place of a stored value whose successor cannot be stored, for a moment: no outcome.
+    fn nothing(&self, target: &Target<K>, about: About) -> Option<(Vec<u8>, Option<Duration>)> {
+        let (ttl, tags) = (Ttl::NONE, Vec::new());
+        let (header, kept) = self.header(&About { ttl, tags, ..about }, false);
+        let (none, packing) = (envelope::Outcome::Error, &self.options.packing);
+        let envelope = envelope::encode(none, &header, target.hashed(), &[], packing).ok()?;
+        Some((envelope, kept))
+    }
+
+    /// The header of what is stored, and how long that is kept.
+    fn header(&self, about: &About, is_value: bool) -> (Header, Option<Duration>) {
         // A life of nothing is for the value that stood there: it is over with the next millisecond.
         let life = match about.ttl {
             Ttl::For(life) => Some(life),
             Ttl::Forever => None,
         };
-        let grace = match outcome {
-            Ok(_) if about.ttl != Ttl::NONE => self.options.grace,
-            _ => Duration::ZERO,
+        let grace = match is_value && about.ttl != Ttl::NONE {
+            true => self.options.grace,
+            false => Duration::ZERO,
         };
         let end = |life: Duration| about.now_ms.saturating_add(millis(life).max(1));
         let kept = life.map(|life| life.saturating_add(grace));
@@ -603,19 +638,22 @@ where
             soft_expires_ms: life.filter(|_| !grace.is_zero()).map_or(0, end),
             load_us: u32::try_from(about.took.as_micros()).unwrap_or(u32::MAX),
             schema: self.options.schema,
-            version: about.version.filter(|_| outcome.is_ok()),
+            version: about.version.filter(|_| is_value),
             tags: about.tags.clone(),
         };
-        let packing = &self.options.packing;
-        let encoded = payload.and_then(|(kind, payload)| {
-            envelope::encode(kind, &header, target.hashed(), &payload, packing)
-        });
-        match encoded {
-            Ok(envelope) => Some((envelope, kept)),
-            Err(error) => {
-                tracing::warn!(entity = %self.name, %error, "outcome cannot be encoded; not stored");
-                None
-            }
+        (header, kept)
+    }
+
+    /// Logged at most now and then for a key: each pod loads it again and again.
+    fn note_too_long(&self, target: &Target<K>, bytes: usize) {
+        self.level.telemetry.filled(None);
+        if self
+            .unusable_log
+            .may_log(target.hash, self.bus().clock.now())
+        {
+            tracing::warn!(entity = %self.name, key = %String::from_utf8_lossy(&target.name), bytes,
+                max = self.options.store_max_bytes,
+                "outcome is longer than `store_max_bytes`; not stored");
         }
     }
 

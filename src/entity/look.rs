@@ -301,7 +301,7 @@ where
             (Millis::NEVER, Millis::NEVER, Duration::ZERO)
         } else {
             let server_now = self.bus().server_now()?;
-            let here = |then: u64| Millis((now.0 + then).saturating_sub(server_now));
+            let here = |then: u64| Millis(now.0.saturating_add(then).saturating_sub(server_now));
             let fresh_ms = match header.soft_expires_ms {
                 0 => header.expires_ms,
                 soft => soft.min(header.expires_ms),

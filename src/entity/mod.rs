@@ -36,9 +36,11 @@ mod waiting;
 mod write;
 
 pub use batch::DEFAULT_MAX_BATCH;
+pub(crate) use builder::check_load_timeout;
 pub use builder::{
     DEFAULT_CAPACITY, DEFAULT_COMPRESS_ABOVE, DEFAULT_JITTER, DEFAULT_LOAD_TIMEOUT,
-    DEFAULT_RETRY_AFTER, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS, EntityBuilder,
+    DEFAULT_RETRY_AFTER, DEFAULT_STORE_MAX_BYTES, DEFAULT_TTL, DEFAULT_UNLEASED_LOADS,
+    EntityBuilder, MAX_LOAD_TIMEOUT,
 };
 pub use context::{Cancellation, ContextLoader, LoadContext, Loaded, Previous};
 pub use loader::Loader;

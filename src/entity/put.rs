@@ -44,7 +44,8 @@ where
     ///   version, or it is from before a failover of the last seconds: the key is invalidated, and the next
     ///   reader loads.
     ///
-    /// A value that has [tags](crate::EntityBuilder::tags) is never left there: the key is invalidated.
+    /// A value that has [tags](crate::EntityBuilder::tags), or is
+    /// [too long](crate::EntityBuilder::store_max_bytes), is never left there: the key is invalidated.
     ///
     /// So puts in the wrong order, late or repeated, never bring an older value back. For the first of a
     /// key somebody must have read it, by a loader that [gives versions](crate::Loaded::version).

@@ -3,7 +3,9 @@
 use super::level::Level;
 use super::{Inner, Memo};
 use crate::cache::{Cache, check_name};
-use crate::entity::{DEFAULT_CAPACITY, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, Loader, SharedLoader};
+use crate::entity::{
+    DEFAULT_CAPACITY, DEFAULT_LOAD_TIMEOUT, DEFAULT_TTL, Loader, SharedLoader, check_load_timeout,
+};
 use crate::error::BuildError;
 use crate::key::Tag;
 use crate::local::{Capacity, LocalEngine};
@@ -172,8 +174,9 @@ where
         self
     }
 
-    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set. The computation
-    /// goes on for as long again behind a call that gave up, and may still be remembered.
+    /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set, at most
+    /// [`MAX_LOAD_TIMEOUT`](crate::MAX_LOAD_TIMEOUT). The computation goes on for as long again behind a call
+    /// that gave up, and may still be remembered.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.options.load_timeout = limit;
         self
@@ -183,14 +186,12 @@ where
     ///
     /// # Errors
     /// [`BuildError`] naming the option: `memo` if the name cannot be used; `capacity`,
-    /// `weight_capacity` or `load_timeout` if zero; `capacity` if it is given together with
+    /// `weight_capacity` or `load_timeout` if out of range; `capacity` if it is given together with
     /// `weight_capacity`; `weight_capacity` without `weigher`, and the reverse.
     pub fn build(self) -> Result<Memo<K, V, E>, BuildError> {
         check_name("memo", &self.name)?;
         let capacity = self.bound()?;
-        if self.options.load_timeout.is_zero() {
-            return Err(BuildError::new("load_timeout", "must be above zero"));
-        }
+        check_load_timeout(self.options.load_timeout)?;
         let clock = self.cache.0.bus.clock.clone();
         let inner = Arc::new(Inner {
             name: self.name.into(),

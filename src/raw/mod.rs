@@ -6,7 +6,7 @@ mod scan;
 pub use scan::RawKeys;
 
 use crate::cache::Cache;
-use crate::error::{BuildError, StoreError};
+use crate::error::{BuildError, StoreError, StoreErrorKind};
 use crate::key;
 use crate::store::{BoxFuture, Link, RawPlace, StoreResult};
 use crate::ttl::Ttl;
@@ -20,6 +20,10 @@ use std::time::Duration;
 const LONGEST_PREFIX: usize = 64;
 /// How many keys or fields go in one round trip: what the server does at once without others noticing.
 const BATCH: usize = 1000;
+/// The most bytes of a key, a field and a value together, and of all that is written in one round trip. All
+/// that a pod asks of a server goes over one connection, and whoever is behind a long value there waits for
+/// it: as long as a read may take, 250 ms, if it has four times this length and the network 1 Gbit/s.
+pub const MAX_RAW_BYTES: usize = 8 << 20;
 /// How long a write may take. Unlike a read, nothing stands in for it, so it gets more time.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -28,7 +32,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// Every call goes to the store: what one pod has written, the next call of any pod reads. Values and
 /// hashes share one space of keys, as they do in Redis. Keys, fields and values may be any bytes.
 ///
-/// A call is one round trip, and one more for each further 1000 keys or fields. Reads take at most
+/// A call is one round trip, and one more for each further 1000 keys or fields, and, of a write, for each
+/// further [8 MiB](MAX_RAW_BYTES), which is also the most that one value may have. Reads take at most
 /// 250 ms, writes 2 s, a step of a walk the same. Nothing is repeated: after `Timeout` or `Unavailable`
 /// a write may or may not have happened. Cheap to clone.
 ///
@@ -36,7 +41,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// Each call: [`Unavailable`](crate::StoreErrorKind::Unavailable) without a connection to the store,
 /// [`Timeout`](crate::StoreErrorKind::Timeout) if it does not answer in time,
 /// [`WrongType`](crate::StoreErrorKind::WrongType) if the key holds a hash where a value was asked for or
-/// the other way round, [`Closed`](crate::StoreErrorKind::Closed) after [`Cache::close`], and what else
+/// the other way round, [`TooLong`](crate::StoreErrorKind::TooLong) for more than [`MAX_RAW_BYTES`] under
+/// one key or field, before anything is sent, [`Closed`](crate::StoreErrorKind::Closed) after [`Cache::close`], and what else
 /// the store may refuse ([`StoreErrorKind`](crate::StoreErrorKind)). Of a call with many keys a part may
 /// have happened.
 ///
@@ -137,7 +143,7 @@ impl Raw {
         value: impl AsRef<[u8]>,
         ttl: impl Into<Ttl>,
     ) -> Result<(), StoreError> {
-        self.set_batch(&[(key, value)], ttl.into()).await
+        self.set_many([(key, value)], ttl).await
     }
 
     /// Stores each value under its key, as [`set`](Self::set) does. Of two values under one key the
@@ -154,7 +160,7 @@ impl Raw {
         ttl: impl Into<Ttl>,
     ) -> Result<(), StoreError> {
         let (entries, ttl): (Vec<_>, _) = (entries.into_iter().collect(), ttl.into());
-        for entries in entries.chunks(BATCH) {
+        for entries in batches("raw set", &entries, 0)? {
             self.set_batch(entries, ttl).await?;
         }
         Ok(())
@@ -314,14 +320,14 @@ impl Raw {
         Ok(self.hset_many(key, [(field, value)]).await? > 0)
     }
 
-    /// Sets fields as [`hset`](Self::hset) does; how many are new. Up to 1000 fields are set at once:
-    /// others see all of them or none.
+    /// Sets fields as [`hset`](Self::hset) does; how many are new. Up to 1000 fields of no more than
+    /// [`MAX_RAW_BYTES`] in all are set at once: others see all of them or none.
     ///
     /// # Errors
     /// As [all calls](Raw).
     ///
     /// # Cancel safety
-    /// The write may or may not happen; with more than 1000 fields, a part of it.
+    /// The write may or may not happen; with more than are set at once, a part of it.
     pub async fn hset_many(
         &self,
         key: impl AsRef<[u8]>,
@@ -329,7 +335,7 @@ impl Raw {
     ) -> Result<u64, StoreError> {
         let fields: Vec<_> = fields.into_iter().collect();
         let mut added = 0;
-        for fields in fields.chunks(BATCH) {
+        for fields in batches("raw hset", &fields, key.as_ref().len())? {
             let fields = fields
                 .iter()
                 .map(|(field, value)| (field.as_ref(), value.as_ref()));
@@ -426,6 +432,31 @@ impl Raw {
         let bus = &self.0.cache.0.bus;
         bus.within(WRITE_LIMIT, operation, call).await
     }
+}
+
+/// What is written, in as few parts as go in one round trip each. Fails if something is too long, before
+/// anything is sent.
+fn batches<'a, K: AsRef<[u8]>, V: AsRef<[u8]>>(
+    operation: &'static str,
+    entries: &'a [(K, V)],
+    key_len: usize,
+) -> StoreResult<Vec<&'a [(K, V)]>> {
+    let (mut batches, mut begins, mut bytes) = (Vec::new(), 0, 0);
+    for (at, (key, value)) in entries.iter().enumerate() {
+        let len = key_len + key.as_ref().len() + value.as_ref().len();
+        if len > MAX_RAW_BYTES {
+            let detail = format!("{len} bytes are over the limit of {MAX_RAW_BYTES}");
+            return Err(StoreError::new(StoreErrorKind::TooLong, operation).with_detail(detail));
+        }
+        if at - begins == BATCH || bytes + len > MAX_RAW_BYTES {
+            batches.push(&entries[begins..at]);
+            (begins, bytes) = (at, 0);
+        }
+        bytes += len;
+    }
+    batches.push(&entries[begins..]);
+    batches.retain(|batch| !batch.is_empty());
+    Ok(batches)
 }
 
 /// How long something that is kept is kept; `None` for ever.

@@ -55,9 +55,9 @@ impl Reactivity {
             tags: watch.tags().into(),
             _unregister: unregistered.clone().drop_guard(),
         };
-        let (work, closing) = (bus.work.clone(), bus.closing.clone());
-        let run = run(watch, Arc::new(handler), work.clone());
-        work.spawn(async move {
+        let closing = bus.closing.clone();
+        let run = run(watch, Arc::new(handler), bus.work.clone());
+        bus.spawn(async move {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => {}

@@ -135,7 +135,7 @@ impl Reactivity {
         let (latest, readers) = watch::channel(None);
         let bus = &self.0.0.bus;
         let closing = bus.closing.clone();
-        bus.work.spawn(async move {
+        bus.spawn(async move {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => {}

@@ -23,6 +23,8 @@ pub use report::{FailoverWindow, Finding, ServerReport};
 pub(crate) mod redis;
 pub mod rooms;
 
+#[cfg(feature = "tls")]
+pub use self::redis::Tls;
 #[cfg(feature = "redis")]
 pub use self::redis::{Acknowledge, Publish, Redis};
 #[cfg(all(feature = "redis", feature = "testing"))]

@@ -57,7 +57,8 @@ pub struct EntityStats {
     pub fills: u64,
     /// Outcomes that the store refused, because an invalidation or another load had overtaken them.
     pub fills_refused: u64,
-    /// Outcomes that could not be brought to the store.
+    /// Outcomes that could not be brought to the store, or are [too long](crate::EntityBuilder::store_max_bytes)
+    /// for it.
     pub fills_failed: u64,
     /// Stale values served while they were being refreshed.
     pub stale_while_refreshing: u64,

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -61,6 +61,8 @@ pub struct PostgresServer {
     dir: Directory,
     programs: PathBuf,
     account: Option<Account>,
+    /// Set besides those of every server.
+    settings: Vec<String>,
     /// `None` after [`kill`](Self::kill).
     process: Option<Child>,
 }
@@ -80,15 +82,61 @@ impl PostgresServer {
     /// does not answer within a minute; [`ServerError::Io`] if it cannot be given a directory, or root has
     /// nobody to run it as.
     pub fn start() -> Result<Self, ServerError> {
-        let account = geteuid().is_root().then(unprivileged).transpose()?;
-        let mut server = Self {
+        let server = Self::without_data(Vec::new())?;
+        server.set_up()?;
+        server.launch_on_a_free_port()
+    }
+
+    /// Starts a streaming replica of this server and waits until it answers: a server of its own, that can be
+    /// read, and that shows each transaction `lag` after its commit, or later.
+    ///
+    /// What it has when it starts is what this server had. The lag is PostgreSQL's
+    /// `recovery_min_apply_delay`: what is committed is on the replica within milliseconds, and waits there. It
+    /// goes on, with what it has, when this server is gone.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tidings::testing::PostgresServer;
+    /// # if !PostgresServer::available() { return Ok(()); }
+    /// let primary = PostgresServer::start()?;
+    /// primary.sql("CREATE TABLE users AS SELECT 1 AS id, 'Ada' AS name")?;
+    /// let replica = primary.start_replica(Duration::from_secs(3600))?;
+    /// primary.sql("UPDATE users SET name = 'Grace'")?;
+    /// assert_eq!(replica.sql("SELECT name FROM users")?, "Ada", "for an hour");
+    /// # Ok::<(), tidings::testing::ServerError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and [`ServerError::Start`] if this server does not run.
+    pub fn start_replica(&self, lag: Duration) -> Result<Self, ServerError> {
+        let lag = format!("recovery_min_apply_delay={}ms", lag.as_millis());
+        let replica = Self::without_data(vec![lag])?;
+        replica.copy(self)?;
+        replica.launch_on_a_free_port()
+    }
+
+    fn without_data(settings: Vec<String>) -> Result<Self, ServerError> {
+        let server = Self {
             port: 0,
             dir: Directory::create("postgres")?,
             programs: programs(),
-            account,
+            account: geteuid().is_root().then(unprivileged).transpose()?,
+            settings,
             process: None,
         };
-        server.set_up()?;
+        let data = server.dir.data();
+        // Others than the owner must not read it, or PostgreSQL does not start.
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
+            .map_err(failed("closing the directory"))?;
+        if let Some(Account { uid, gid }) = server.account {
+            chown(&data, Some(uid), Some(gid)).map_err(failed("giving the directory away"))?;
+        }
+        Ok(server)
+    }
+
+    fn launch_on_a_free_port(self) -> Result<Self, ServerError> {
+        let mut server = self;
         for attempt in 1.. {
             server.port = free_port().map_err(failed("finding a free port"))?;
             match server.launch() {
@@ -193,21 +241,18 @@ impl PostgresServer {
     }
 
     fn set_up(&self) -> Result<(), ServerError> {
-        if let Some(Account { uid, gid }) = self.account {
-            chown(self.dir.data(), Some(uid), Some(gid))
-                .map_err(failed("giving the directory away"))?;
-        }
         let mut command = self.command("initdb");
         command.args(["--username", USER, "--auth=trust", "--no-sync"]);
         command.args(["--encoding=UTF8", "--locale=C", "--pgdata"]);
-        let output = output(command.arg(self.dir.data()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(ServerError::Start {
-            reason: format!("initdb ended with {}", output.status),
-            log: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        fill_with(command.arg(self.dir.data()))
+    }
+
+    /// Takes what `primary` has, and the order to follow it.
+    fn copy(&self, primary: &Self) -> Result<(), ServerError> {
+        let mut command = self.command("pg_basebackup");
+        command.args(["--dbname", &primary.url(), "--write-recovery-conf"]);
+        command.args(["--checkpoint=fast", "--no-sync", "--pgdata"]);
+        fill_with(command.arg(self.dir.data()))
     }
 
     /// Starts the process and waits until it lets clients in.
@@ -226,6 +271,9 @@ impl PostgresServer {
             "shared_buffers=16MB",
             "logging_collector=off",
         ] {
+            command.args(["-c", setting]);
+        }
+        for setting in &self.settings {
             command.args(["-c", setting]);
         }
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
@@ -289,6 +337,19 @@ impl Drop for PostgresServer {
 
 fn is_taken(error: &ServerError) -> bool {
     matches!(error, ServerError::Start { log, .. } if log.contains("Address already in use"))
+}
+
+/// Runs what gives a server its data.
+fn fill_with(command: &mut Command) -> Result<(), ServerError> {
+    let output = output(command)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let program = command.get_program().display();
+    Err(ServerError::Start {
+        reason: format!("{program} ended with {}", output.status),
+        log: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
 }
 
 fn output(command: &mut Command) -> Result<Output, ServerError> {

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::process::Command;
 use std::time::Duration;
 use tidings::store::Memory;
-use tidings::{BuildError, Cache, STORE_VARIABLE};
+use tidings::{BuildError, Cache, MAX_LOAD_TIMEOUT, STORE_VARIABLE};
 
 async fn cache_error(builder: tidings::CacheBuilder) -> BuildError {
     let built = tokio::time::timeout(PATIENCE, builder.build()).await;
@@ -74,7 +74,16 @@ async fn options_out_of_range_are_named() {
     assert_eq!(option(named("a").capacity(0)), "capacity");
     assert_eq!(option(named("a").weight_capacity(0, |_, _| 1)), "capacity");
     assert_eq!(option(named("a").local_max_weight(1)), "local_max_weight");
-    assert_eq!(option(named("a").load_timeout(zero)), "load_timeout");
+    for limit in [
+        zero,
+        MAX_LOAD_TIMEOUT + Duration::from_nanos(1),
+        Duration::MAX,
+    ] {
+        assert_eq!(option(named("a").load_timeout(limit)), "load_timeout");
+    }
+    for bytes in [0, usize::MAX] {
+        assert_eq!(option(named("a").store_max_bytes(bytes)), "store_max_bytes");
+    }
     assert_eq!(
         option(named("a").max_unleased_loads(0)),
         "max_unleased_loads"

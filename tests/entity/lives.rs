@@ -4,7 +4,9 @@
 use crate::bed::{Bed, Numbers, Pod, eventually};
 use crate::source::{Answer, Source};
 use std::time::{Duration, Instant};
-use tidings::{Clock, EarlyRefresh, Freshness, Millis, Origin, StaleReason, Ttl};
+use tidings::{
+    Clock, EarlyRefresh, Freshness, MAX_LOAD_TIMEOUT, Millis, Origin, ReadOptions, StaleReason, Ttl,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -197,7 +199,40 @@ async fn what_is_read_often_is_renewed_before_it_expires(bed: Bed) {
     .await;
 }
 
+async fn a_life_of_any_length_is_one_in_every_call(bed: Bed) {
+    let century = 876_600 * HOUR;
+    for (key, life) in [century, Duration::from_millis(u64::MAX - 1), Duration::MAX]
+        .into_iter()
+        .enumerate()
+    {
+        let (a, b) = (bed.pod().await, bed.pod().await);
+        let key = key as u64;
+        let source = Source::new();
+        let numbers = |pod: &Pod| {
+            let numbers = pod.builder(&source).ttl(life).grace(life).local_ttl(life);
+            let numbers = numbers.retry_after(life).load_timeout(MAX_LOAD_TIMEOUT);
+            numbers.build().unwrap()
+        };
+        let (on_a, on_b) = (numbers(&a), numbers(&b));
+        on_a.get(&key).await.unwrap();
+        eventually("it is stored", async || on_a.stats().fills == 1).await;
+        let served = on_b.get_with(&key).await.unwrap();
+        assert_eq!(served.origin, Origin::Store);
+        assert!(matches!(served.freshness, Freshness::Fresh { .. }));
+        assert!(on_b.peek(&key).is_some(), "{life:?}");
+        let loads = source.loads();
+        on_b.refresh(&key).await.unwrap();
+        on_b.get_strict(&key).await.unwrap();
+        on_b.get_many(&[key]).await.remove(0).unwrap();
+        let limits = ReadOptions::new().deadline(life).max_stale(life);
+        on_b.with(limits).get(&key).await.unwrap();
+        assert!(source.loads() > loads, "it was refreshed");
+        on_b.invalidate(&key).await.unwrap();
+    }
+}
+
 on_both_stores!(
+    a_life_of_any_length_is_one_in_every_call,
     forever_has_no_end_in_the_store_and_one_here,
     nothing_lives_longer_here_than_what_is_left_of_it_in_the_store,
     long_lives_are_spread_in_the_store_unless_told_otherwise,

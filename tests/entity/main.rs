@@ -31,6 +31,7 @@ mod grace_many;
 mod guards;
 mod health;
 mod invalidation;
+mod lengths;
 mod levels;
 mod lives;
 mod many;

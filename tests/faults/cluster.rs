@@ -51,6 +51,27 @@ async fn a_node_is_killed_and_its_replica_goes_on() {
     fleet.finish().await;
 }
 
+/// Six pods, no two with the same options. Those that wait for replicas wait for the one that died.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_killed_under_pods_that_differ_in_their_options() {
+    let cluster = block_in_place(|| RedisCluster::start(3, true)).unwrap();
+    let plan = Plan {
+        pods: 6,
+        keys: 24,
+        mixed: Some(0),
+        ..Plan::default()
+    };
+    let mut fleet = Fleet::on(cluster, plan).await;
+    fleet.work(700).await;
+    fleet.server.kill(1);
+    fleet.notices_the_loss().await;
+    block_in_place(|| fleet.server.wait_for_promotion(4)).unwrap();
+    block_in_place(|| fleet.server.restart(1)).unwrap();
+    fleet.is_well_again().await;
+    fleet.work(500).await;
+    fleet.finish().await;
+}
+
 /// Its lanes begin anew; those of the others never notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_a_replica_is_killed_and_comes_back_empty() {

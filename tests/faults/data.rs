@@ -1,6 +1,6 @@
 //! The server lives on, but its data does not: somebody deletes all of it, or the part that hurts most.
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Pod};
 use crate::history::Violation;
 
 /// The keys of every lane that end in `part`: `h` for heads, `s` for logs.
@@ -18,9 +18,11 @@ fn flushes(fleet: &Fleet) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flushed() {
     let fleet = Fleet::start().await;
-    for _ in 0..3 {
+    for round in 1..=3 {
         fleet.work(600).await;
         fleet.cli("FLUSHALL");
+        let all_began_anew = |pod: &Pod| pod.health().flushes > round * pod.health().lanes as u64;
+        fleet.each_pod("began each lane anew", all_began_anew).await;
     }
     fleet.heals().await;
     fleet.finish().await;
@@ -34,11 +36,10 @@ async fn heads_deleted() {
         fleet.work(600).await;
         let before = flushes(&fleet);
         fleet.cli(&format!("DEL {}", of_every_lane(&fleet, "h").join(" ")));
-        fleet.work(400).await;
-        assert!(
-            flushes(&fleet) > before,
-            "what a lost epoch covered is dropped"
-        );
+        let is_dropped = |_: &Pod| flushes(&fleet) > before;
+        fleet
+            .each_pod("dropped what a lost epoch covered", is_dropped)
+            .await;
     }
     fleet.heals().await;
     fleet.finish().await;
@@ -49,10 +50,15 @@ async fn logs_deleted() {
     let fleet = Fleet::start().await;
     // Hints are missing, so that the logs are needed.
     fleet.messages(tidings::testing::MessageFault::DropEvery(2));
+    let before = flushes(&fleet);
     for _ in 0..20 {
         fleet.work(100).await;
         fleet.cli(&format!("DEL {}", of_every_lane(&fleet, "s").join(" ")));
     }
+    assert!(
+        flushes(&fleet) > before,
+        "what cannot be read up is dropped"
+    );
     fleet.heals().await;
     fleet.finish().await;
 }
@@ -86,6 +92,12 @@ async fn anything_evicted_at_any_time() {
     fleet.cli("CONFIG SET maxmemory 1");
     fleet.work(1500).await;
     fleet.cli("CONFIG SET maxmemory 0");
+    let stats = fleet.cli("INFO stats");
+    let evicted = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("evicted_keys:"));
+    let evicted: u64 = evicted.unwrap().trim().parse().unwrap();
+    assert!(evicted > 100, "{evicted} keys were evicted");
     fleet.heals().await;
     fleet.work(300).await;
     fleet.finish().await;

@@ -2,6 +2,7 @@
 //! can be broken: the load under which every fault is tried.
 
 use crate::history::{History, Read, Write};
+use crate::options::Options;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use tidings::coherence::Mechanisms;
 use tidings::store::{Publish, Redis};
 use tidings::testing::{Fault, MessageFault, Proxy, RedisServer};
-use tidings::{Cache, Entity, Health, InvalidateError, OnStoreAbsent, StoreState};
+use tidings::{Cache, Entity, EntityStats, Health, InvalidateError, OnStoreAbsent, StoreState};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) user: Option<(&'static str, &'static str)>,
     pub(crate) on_store_absent: OnStoreAbsent,
     pub(crate) publish: Publish,
+    /// Where no two pods have the same options, the number of the first one's.
+    pub(crate) mixed: Option<usize>,
 }
 
 impl Default for Plan {
@@ -53,6 +56,7 @@ impl Default for Plan {
             user: None,
             on_store_absent: OnStoreAbsent::Fail,
             publish: Publish::default(),
+            mixed: None,
         }
     }
 }
@@ -107,6 +111,10 @@ impl Pod {
         self.cache.health()
     }
 
+    pub(crate) fn stats(&self) -> EntityStats {
+        self.versions.stats()
+    }
+
     /// Why the pod is not fully at work, if it is not.
     pub(crate) fn ailment(&self) -> Option<String> {
         let health = self.health();
@@ -146,6 +154,14 @@ impl Fleet {
         Self::on(RedisServer::start().unwrap(), Plan::default()).await
     }
 
+    /// How many entries the server has taken to its logs.
+    pub(crate) fn logged(&self) -> u64 {
+        let stats = self.cli("INFO commandstats");
+        let adds = stats.lines().find(|line| line.starts_with("cmdstat_xadd:"));
+        let calls = adds.unwrap().split(['=', ',']).nth(1);
+        calls.unwrap().parse().unwrap()
+    }
+
     /// A command as the operator gives it.
     pub(crate) fn cli(&self, command: &str) -> String {
         let words: Vec<_> = command.split(' ').collect();
@@ -163,7 +179,7 @@ impl<S: Site> Fleet<S> {
         });
         let mut pods = Vec::new();
         for _ in 0..plan.pods {
-            pods.push(pod(&server, &plan, &source).await);
+            pods.push(pod(&server, &plan, pods.len(), &source).await);
         }
         let (stop_writers, stop_readers) = (CancellationToken::new(), CancellationToken::new());
         let mut readers = JoinSet::new();
@@ -284,13 +300,20 @@ impl<S: Site> Fleet<S> {
     }
 }
 
-async fn pod(site: &impl Site, plan: &Plan, source: &Arc<Source>) -> Pod {
+async fn pod(site: &impl Site, plan: &Plan, number: usize, source: &Arc<Source>) -> Pod {
     let (url, proxy) = site.way();
     let url = match plan.user {
         Some((user, password)) => url.replace("://", &format!("://{user}:{password}@")),
         None => url,
     };
-    let store = Redis::new(&url).unwrap().publish(plan.publish);
+    let store = match plan.mixed {
+        Some(first) => {
+            let options = Options::number(first + number);
+            println!("pod {number}: {options}");
+            options.store(&url)
+        }
+        None => Redis::new(&url).unwrap().publish(plan.publish),
+    };
     let cache = Cache::builder("faults")
         .store(store)
         .on_store_absent(plan.on_store_absent)

@@ -11,6 +11,7 @@
 
 mod fleet;
 mod history;
+mod options;
 
 mod claims;
 mod cluster;

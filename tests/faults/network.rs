@@ -26,6 +26,7 @@ async fn all_clients_killed_again_and_again() {
         let health = pod.health();
         let lanes = health.lanes as u64;
         assert_eq!(health.flushes, lanes, "a lost connection loses no history");
+        assert!(health.links > 2, "{} links", health.links);
     }
     fleet.finish().await;
 }
@@ -95,6 +96,9 @@ async fn deaf(direction: Direction) {
     // A connection that lost bytes is silent for good: its peer gave up.
     fleet.pods.iter().for_each(|pod| pod.proxy().cut_all());
     fleet.heals().await;
+    for pod in &fleet.pods {
+        assert!(pod.health().links > 1, "{:?}", pod.health());
+    }
     fleet.work(300).await;
     fleet.finish().await;
 }

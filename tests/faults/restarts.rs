@@ -1,6 +1,6 @@
 //! The server dies and comes back: empty, with an old dataset, with all of it, or long after the pods.
 
-use crate::fleet::{Fleet, Plan};
+use crate::fleet::{Fleet, Plan, Pod};
 use std::time::Duration;
 use tidings::testing::RedisServer;
 use tidings::{OnStoreAbsent, StoreState};
@@ -27,6 +27,15 @@ async fn killed_and_empty_again() {
     fleet.server.restart_empty().unwrap();
     fleet.heals().await;
     fleet.work(500).await;
+    for pod in &fleet.pods {
+        let health = pod.health();
+        let lanes = health.lanes as u64;
+        assert_eq!(
+            health.flushes,
+            2 * lanes,
+            "at the start, and once for the loss: {health:?}"
+        );
+    }
     fleet.finish().await;
 }
 
@@ -50,12 +59,13 @@ async fn restarted_from_an_old_snapshot() {
     fleet.work(700).await;
     let old = fleet.server.snapshot().unwrap();
     fleet.work(700).await;
-    fleet.server.restart_from(&old).unwrap();
-    fleet.heals().await;
-    fleet.work(500).await;
-    fleet.server.restart_from(&old).unwrap();
-    fleet.heals().await;
-    fleet.work(500).await;
+    for restart in 1..=2 {
+        fleet.server.restart_from(&old).unwrap();
+        let fenced = |pod: &Pod| pod.health().flushes > restart * pod.health().lanes as u64;
+        fleet.each_pod("dropped what it held", fenced).await;
+        fleet.heals().await;
+        fleet.work(500).await;
+    }
     fleet.finish().await;
 }
 

@@ -1,7 +1,6 @@
 //! A server that answers, but refuses: full, read only, forgetful, or no longer knowing its users.
 
 use crate::fleet::{Fleet, Plan};
-use std::time::Duration;
 use tidings::StoreState;
 use tidings::error::StoreErrorKind;
 use tidings::testing::{RedisServer, ServerError};
@@ -23,11 +22,18 @@ async fn full() {
     fleet.work(500).await;
     fleet.cli("CONFIG SET maxmemory-policy noeviction");
     fleet.cli("CONFIG SET maxmemory 1");
-    fleet.work(1500).await;
+    fleet.work(500).await;
+    let stored = || fleet.pods.iter().map(|pod| pod.stats().fills).sum::<u64>();
+    let before = stored();
+    fleet.work(1000).await;
     fleet.heals().await;
+    assert_eq!(stored(), before, "nothing is stored any more");
     for pod in &fleet.pods {
         assert_eq!(pod.health().links, 1, "full is not down");
     }
+    let logged = fleet.logged();
+    fleet.work(300).await;
+    assert!(fleet.logged() > logged, "invalidations are not");
     fleet.cli("CONFIG SET maxmemory 0");
     fleet.work(500).await;
     fleet.finish().await;
@@ -78,6 +84,12 @@ async fn scripts_forgotten_all_the_time() {
         fleet.cli("SCRIPT FLUSH");
     }
     fleet.heals().await;
+    let errors = fleet.cli("INFO errorstats");
+    let missed = errors
+        .lines()
+        .find(|line| line.starts_with("errorstat_NOSCRIPT:count="));
+    let missed = missed.and_then(|line| line.trim().rsplit_once('=')?.1.parse::<u64>().ok());
+    assert!(missed.is_some_and(|missed| missed >= 50), "{errors}");
     fleet.finish().await;
 }
 
@@ -143,7 +155,8 @@ async fn busy() {
         let forever = redis::Script::new("while true do end");
         forever.invoke::<()>(&mut admin)
     });
-    tokio::time::sleep(Duration::from_millis(1800)).await;
+    down_for(&fleet, StoreErrorKind::Busy).await;
+    fleet.work(1500).await;
     fleet.cli("SCRIPT KILL");
     assert!(script.join().unwrap().is_err());
     fleet.heals().await;

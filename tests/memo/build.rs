@@ -16,6 +16,7 @@ async fn a_build_error_names_the_option() {
     };
     assert_eq!(refused(|b| b.capacity(0)), "capacity");
     assert_eq!(refused(|b| b.load_timeout(Duration::ZERO)), "load_timeout");
+    assert_eq!(refused(|b| b.load_timeout(Duration::MAX)), "load_timeout");
     assert_eq!(refused(|b| b.weight_capacity(9)), "weight_capacity");
     assert_eq!(refused(|b| b.weigher(|_, _| 1)), "weigher");
     assert_eq!(

@@ -1,6 +1,7 @@
 //! A room of 100,000 members.
 
 use crate::bed::{Account, Bed};
+use crate::stalls::Stalls;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidings::Cache;
@@ -43,6 +44,7 @@ async fn a_room_of_100_000_members_is_walked_by_short_commands() {
     assert_eq!(room.count().await.unwrap(), MEMBERS as u64);
 
     server.cli(&["CONFIG", "RESETSTAT"]).unwrap();
+    let stalls = Stalls::watch(&server, Duration::from_millis(5));
     let (mut walked, mut pages) = (0, 0);
     let mut last: Option<String> = None;
     loop {
@@ -71,6 +73,7 @@ async fn a_room_of_100_000_members_is_walked_by_short_commands() {
         told += 1;
     }
     assert_eq!(told, MEMBERS, "and then it is synced");
+    stalls.refuse();
     drop(leases);
     while room.count().await.unwrap() > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;

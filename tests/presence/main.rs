@@ -11,6 +11,8 @@ mod support;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/servers.rs"]
 mod servers;
+#[path = "../support/stalls.rs"]
+mod stalls;
 
 mod bed;
 #[expect(dead_code, reason = "entities need more of it")]

@@ -9,6 +9,8 @@ mod support;
 #[expect(dead_code, reason = "others need more of it")]
 #[path = "../support/servers.rs"]
 mod servers;
+#[path = "../support/stalls.rs"]
+mod stalls;
 
 mod bed {
     pub(crate) use super::Bed;
@@ -59,6 +61,13 @@ impl Bed {
 
     async fn cache(&self) -> Cache {
         let builder = Cache::builder(&*self.namespace).store(Shared(Arc::clone(&self.store)));
+        builder.build().await.unwrap()
+    }
+
+    /// One that gives a long value the time that it takes on a busy machine.
+    async fn patient_cache(&self) -> Cache {
+        let builder = Cache::builder(&*self.namespace).store(Shared(Arc::clone(&self.store)));
+        let builder = builder.read_timeout(Duration::from_secs(30));
         builder.build().await.unwrap()
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{Bed, SHORT, all, bytes, eventually};
 use std::time::Duration;
-use tidings::{Clock, Millis, Ttl, store::Memory};
+use tidings::{Clock, MAX_RAW_BYTES, Millis, StoreError, StoreErrorKind, Ttl, store::Memory};
 
 async fn what_one_pod_writes_another_reads(bed: Bed) {
     let (a, b) = (bed.raw("p").await, bed.raw("p").await);
@@ -81,7 +81,56 @@ async fn a_batch_keeps_the_last_of_two_values_for_one_key(bed: Bed) {
     assert_eq!(raw.get("k").await.unwrap(), bytes("3"));
 }
 
+async fn a_value_that_is_too_long_is_refused_and_nothing_is_sent(bed: Bed) {
+    let cache = bed.patient_cache().await;
+    let raw = cache.raw("p").unwrap();
+    let long = vec![b'x'; MAX_RAW_BYTES];
+    let refused = |answer: Result<(), StoreError>| {
+        let error = answer.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::TooLong, "{error}");
+        assert!(!error.is_transient());
+        let limit = MAX_RAW_BYTES.to_string();
+        assert!(error.to_string().contains(&limit), "{error}");
+    };
+    refused(raw.set("k", &long, Ttl::Forever).await);
+    refused(
+        raw.set_many([("a", &b"1"[..]), ("b", &long)], Ttl::Forever)
+            .await,
+    );
+    refused(raw.hset("h", "f", &long).await.map(|_| ()));
+    refused(
+        raw.hset_many("h", [("f", &b"1"[..]), ("g", &long)])
+            .await
+            .map(|_| ()),
+    );
+    assert!(all(raw.scan()).await.is_empty());
+    raw.set("k", &long[1..], Ttl::Forever).await.unwrap();
+    assert_eq!(
+        raw.get("k").await.unwrap().unwrap().len(),
+        MAX_RAW_BYTES - 1
+    );
+}
+
+/// They go one after the other: what others ask meanwhile waits for one part, not for all.
+async fn many_long_values_are_written_in_parts(bed: Bed) {
+    let cache = bed.patient_cache().await;
+    let raw = cache.raw("p").unwrap();
+    let long = vec![b'x'; MAX_RAW_BYTES / 2 - 10];
+    let keys = ["a", "b", "c", "d", "e"];
+    let entries = keys.map(|key| (key, &long));
+    raw.set_many(entries, Ttl::Forever).await.unwrap();
+    assert_eq!(raw.hset_many("h", entries).await.unwrap(), 5);
+    for key in keys {
+        assert_eq!(raw.get(key).await.unwrap().unwrap().len(), long.len());
+        assert_eq!(raw.hget("h", key).await.unwrap().unwrap().len(), long.len());
+    }
+    let calls = cache.stats().store;
+    assert_eq!((calls["raw set"].calls, calls["raw hset"].calls), (3, 3));
+}
+
 on_both_stores!(
+    a_value_that_is_too_long_is_refused_and_nothing_is_sent,
+    many_long_values_are_written_in_parts,
     what_one_pod_writes_another_reads,
     many_are_given_in_order_whatever_their_number,
     a_ttl_of_zero_removes_instead_of_storing,

@@ -96,6 +96,11 @@ async fn a_stream_whose_connections_are_cut_all_the_time_ends_up_with_the_source
     let settled = timeout(PATIENCE, settled).await;
     assert!(settled.is_ok(), "{last:?} is not {newest}");
     assert_eq!(unread.count(), 0);
+    let links = reader.health().links;
+    assert!(
+        links > 5,
+        "{links} links in ten seconds are too few to show anything"
+    );
     soon("close", reader.close()).await;
 }
 

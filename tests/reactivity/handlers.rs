@@ -216,8 +216,28 @@ fn numbers(cache: &Cache, source: &Arc<AtomicU64>) -> Entity<u64, u64, Infallibl
     cache.entity("number", load).build().unwrap()
 }
 
+/// As a service does that keeps its handlers in what it builds before its first request.
+async fn a_thread_without_a_runtime_can_register_handlers_and_queries(bed: Bed) {
+    let pod = bed.pod().await;
+    let runs = Runs::default();
+    let (cache, counted) = (pod.clone(), runs.clone());
+    let registering = std::thread::spawn(move || {
+        let kept = counted.on(&cache, ["org:7"]);
+        let query = cache.reactivity().query(["org:7"], async || 7);
+        (kept, query)
+    });
+    let (kept, mut query) = registering.join().unwrap();
+    assert_eq!(soon("an outcome", query.next()).await, Some(7));
+    pod.invalidate(["org:7"]).await.unwrap();
+    runs.reach(1).await;
+    std::thread::spawn(move || drop((kept, query)))
+        .join()
+        .unwrap();
+}
+
 on_both_stores!(
     a_handler_runs_in_every_pod,
+    a_thread_without_a_runtime_can_register_handlers_and_queries,
     a_handler_runs_once_for_an_invalidation_however_many_of_its_tags_match,
     a_handler_in_another_pod_runs_once_for_each_entry_of_the_log,
     tags_are_row_precise,

@@ -1,6 +1,7 @@
 //! The pods of a run, as processes: started, watched, stopped, killed and replaced.
 
 use crate::event::now;
+use crate::options::Options;
 use crate::pod::{ANSWER, Orders, Sample};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
@@ -102,23 +103,37 @@ async fn listen(
 }
 
 pub(crate) struct Crew {
+    name: &'static str,
     store: String,
     source: String,
     folder: PathBuf,
     pods: Vec<Pod>,
     /// How many pods there ever were.
     born: usize,
+    /// The number of the first one's options; the others' go on from it.
+    options: usize,
     pub(crate) killed: BTreeSet<usize>,
 }
 
 impl Crew {
-    pub(crate) async fn start(store: &str, source: &str, folder: PathBuf, pods: usize) -> Self {
+    /// Starts `pods` pods, and waits until they are at work. The first one's options have the number
+    /// `options`.
+    pub(crate) async fn start(
+        name: &'static str,
+        store: &str,
+        source: &str,
+        folder: PathBuf,
+        pods: usize,
+        options: usize,
+    ) -> Self {
         let mut crew = Self {
+            name,
             store: store.to_owned(),
             source: source.to_owned(),
             folder,
             pods: Vec::new(),
             born: 0,
+            options,
             killed: BTreeSet::new(),
         };
         for _ in 0..pods {
@@ -132,12 +147,18 @@ impl Crew {
     fn another(&mut self) -> Pod {
         let number = self.born;
         self.born += 1;
+        println!("{}: pod {number}: {}", self.name, self.options(number));
         Pod::start(&Orders {
             number,
+            options: self.options + number,
             store: self.store.clone(),
             source: self.source.clone(),
             history: self.history(number),
         })
+    }
+
+    pub(crate) fn options(&self, number: usize) -> Options {
+        Options::number(self.options + number)
     }
 
     pub(crate) fn history(&self, number: usize) -> PathBuf {

@@ -2,11 +2,13 @@
 //! its standard output how it is.
 
 use crate::event::{Event, EventLog, now};
+use crate::options::Options;
 use redis::aio::MultiplexedConnection;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use tidings::store::Redis;
 use tidings::{
     Cache, CacheError, Entity, InvalidateError, Invalidation, Served, Stamp, StoreState, Tag,
 };
@@ -42,6 +44,7 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(4);
 const BUILD_PAUSE: Duration = Duration::from_millis(100);
 
 const NUMBER_VARIABLE: &str = "TIDINGS_SOAK_POD";
+const OPTIONS_VARIABLE: &str = "TIDINGS_SOAK_POD_OPTIONS";
 const STORE_VARIABLE: &str = "TIDINGS_SOAK_STORE";
 const SOURCE_VARIABLE: &str = "TIDINGS_SOAK_SOURCE";
 const HISTORY_VARIABLE: &str = "TIDINGS_SOAK_HISTORY";
@@ -53,6 +56,8 @@ pub(crate) type Versions = Entity<u64, u64, redis::RedisError>;
 pub(crate) struct Orders {
     /// Of all pods that there ever were.
     pub(crate) number: usize,
+    /// The number of its options.
+    pub(crate) options: usize,
     pub(crate) store: String,
     pub(crate) source: String,
     pub(crate) history: PathBuf,
@@ -63,15 +68,17 @@ impl Orders {
         let variable = |name| std::env::var(name).ok();
         Some(Self {
             number: variable(NUMBER_VARIABLE)?.parse().unwrap(),
+            options: variable(OPTIONS_VARIABLE)?.parse().unwrap(),
             store: variable(STORE_VARIABLE)?,
             source: variable(SOURCE_VARIABLE)?,
             history: variable(HISTORY_VARIABLE)?.into(),
         })
     }
 
-    pub(crate) fn env(&self) -> [(&'static str, String); 4] {
+    pub(crate) fn env(&self) -> [(&'static str, String); 5] {
         [
             (NUMBER_VARIABLE, self.number.to_string()),
+            (OPTIONS_VARIABLE, self.options.to_string()),
             (STORE_VARIABLE, self.store.clone()),
             (SOURCE_VARIABLE, self.source.clone()),
             (HISTORY_VARIABLE, self.history.display().to_string()),
@@ -93,6 +100,8 @@ pub(crate) struct Sample {
     pub(crate) is_up: bool,
     pub(crate) links: u64,
     pub(crate) flushes: u64,
+    /// How many reads replicas have answered.
+    pub(crate) near: u64,
 }
 
 impl Sample {
@@ -100,6 +109,7 @@ impl Sample {
         let health = cache.health();
         let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
         let tasks = tokio::runtime::Handle::current().metrics();
+        let near = cache.stats().store.get("read a replica").cloned();
         Self {
             at: now(),
             resident_kb: resident_kb(),
@@ -111,6 +121,7 @@ impl Sample {
             is_up: matches!(health.store, StoreState::Up),
             links: health.links,
             flushes: health.flushes,
+            near: near.map_or(0, |near| near.calls - near.failed),
         }
     }
 
@@ -131,6 +142,7 @@ impl Sample {
             u64::from(self.is_up),
             self.links,
             self.flushes,
+            self.near,
         ];
         words.map(|word| word.to_string()).join(" ")
     }
@@ -142,7 +154,7 @@ impl FromStr for Sample {
     fn from_str(line: &str) -> Result<Self, String> {
         let words: Result<Vec<u64>, _> = line.split(' ').map(str::parse).collect();
         let words = words.map_err(|error| error.to_string())?;
-        let words: [u64; 10] = words.try_into().map_err(|_| line.to_owned())?;
+        let words: [u64; 11] = words.try_into().map_err(|_| line.to_owned())?;
         let [
             at,
             resident_kb,
@@ -154,6 +166,7 @@ impl FromStr for Sample {
             is_up,
             links,
             flushes,
+            near,
         ] = words;
         Ok(Self {
             at,
@@ -166,6 +179,7 @@ impl FromStr for Sample {
             is_up: is_up == 1,
             links,
             flushes,
+            near,
         })
     }
 }
@@ -188,14 +202,14 @@ pub(crate) struct Shelf {
 
 impl Shelf {
     /// Retries for as long as the store is away.
-    pub(crate) async fn open(store: &str, source: &str) -> Self {
+    pub(crate) async fn open(store: Redis, source: &str) -> Self {
         let client = redis::Client::open(source).unwrap();
         let patient = redis::AsyncConnectionConfig::new();
         let patient = patient.set_response_timeout(Some(SOURCE_TIMEOUT));
         let source = client.get_multiplexed_async_connection_with_config(&patient);
         let source = source.await.unwrap();
         let cache = loop {
-            match Cache::builder(NAMESPACE).store_url(store).build().await {
+            match Cache::builder(NAMESPACE).store(store.clone()).build().await {
                 Ok(cache) => break cache,
                 Err(_) => sleep(BUILD_PAUSE).await,
             }
@@ -309,7 +323,8 @@ pub(crate) fn run(orders: Orders) {
 
 async fn serve(orders: Orders) {
     let history = Arc::new(EventLog::create(&orders.history));
-    let shelf = Shelf::open(&orders.store, &orders.source).await;
+    let store = Options::number(orders.options).store(&orders.store);
+    let shelf = Shelf::open(store, &orders.source).await;
     let (stop_writer, stop_readers) = (CancellationToken::new(), CancellationToken::new());
     let writes = write(
         shelf.clone(),

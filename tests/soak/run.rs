@@ -5,6 +5,7 @@ use crate::event::{Event, events_of, now};
 use crate::ground::Ground;
 use crate::growth::Trend;
 use crate::history::{History, Read, Violation, Write};
+use crate::options::Options;
 use crate::pod::{NAMESPACE, Sample, Shelf};
 use crate::timeline::{Fate, Timelines};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tidings::store::{Acknowledge, Redis};
 use tidings::testing::RedisServer;
 use tidings::{Stamp, Tag};
 use tokio::task::block_in_place;
@@ -21,6 +23,7 @@ const SECONDS_VARIABLE: &str = "TIDINGS_SOAK_SECONDS";
 const SECONDS: u64 = 60;
 const EVERY_VARIABLE: &str = "TIDINGS_SOAK_EVERY";
 const EVERY: u64 = 20;
+const OPTIONS_VARIABLE: &str = "TIDINGS_SOAK_OPTIONS";
 /// Two runs go side by side.
 const PODS: usize = 3;
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -34,8 +37,9 @@ fn seconds(variable: &str, otherwise: u64) -> Duration {
     Duration::from_secs(set.map_or(otherwise, |set| set.parse().unwrap()))
 }
 
-/// Runs pods on `start`'s servers, and panics if a promise was broken.
-pub(crate) async fn soak<G: Ground>(name: &'static str, start: impl FnOnce() -> G) {
+/// Runs pods on `start`'s servers, and panics if a promise was broken. The first pod's options have the
+/// number `options`, unless another one is asked for.
+pub(crate) async fn soak<G: Ground>(name: &'static str, options: usize, start: impl FnOnce() -> G) {
     if !RedisServer::available() {
         return;
     }
@@ -46,8 +50,11 @@ pub(crate) async fn soak<G: Ground>(name: &'static str, start: impl FnOnce() -> 
     let source = block_in_place(RedisServer::start).unwrap();
     let mut ground = block_in_place(start);
     let clocks = Clocks::new();
-    let mut crew = Crew::start(&ground.url(), &source.url(), folder, PODS).await;
-    let shelf = Shelf::open(&ground.url(), &source.url()).await;
+    let set = std::env::var(OPTIONS_VARIABLE).ok();
+    let options = options + set.map_or(0, |set| set.parse().unwrap());
+    let (store, origin) = (ground.url(), source.url());
+    let mut crew = Crew::start(name, &store, &origin, folder, PODS, options).await;
+    let shelf = Shelf::open(Redis::new(&store).unwrap(), &origin).await;
     let bound = shelf.cache.health().bound;
     let in_failover = shelf.cache.health().failover_bound();
     let in_failover = in_failover.expect("set up as the docs say");
@@ -67,7 +74,7 @@ pub(crate) async fn soak<G: Ground>(name: &'static str, start: impl FnOnce() -> 
     }
     // One that never wrote sees what all pods left in the store.
     let newcomer = crew.born();
-    let fresh = Shelf::open(&ground.url(), &source.url()).await;
+    let fresh = Shelf::open(Redis::new(&store).unwrap(), &origin).await;
     for key in crate::pod::keys() {
         evidence.add(newcomer, vec![fresh.read(key).await], clocks);
     }
@@ -79,6 +86,10 @@ pub(crate) async fn soak<G: Ground>(name: &'static str, start: impl FnOnce() -> 
         failovers,
         trends: trends(&crew.survivors(), &clients),
         killed: std::mem::take(&mut crew.killed),
+        pods: (0..crew.born())
+            .map(|number| crew.options(number))
+            .collect(),
+        near: near(&crew.survivors()),
         evidence,
         timelines,
     };
@@ -231,6 +242,13 @@ fn trends(survivors: &[(usize, Vec<Sample>)], clients: &[u64]) -> Vec<Trend> {
     trends
 }
 
+fn near(survivors: &[(usize, Vec<Sample>)]) -> BTreeMap<usize, u64> {
+    let last = |samples: &[Sample]| samples.last().map_or(0, |sample| sample.near);
+    let pods = survivors.iter();
+    pods.map(|(number, samples)| (*number, last(samples)))
+        .collect()
+}
+
 /// A tag that a pod was told is invalidated, and where that was logged.
 struct Acknowledged {
     pod: usize,
@@ -347,6 +365,10 @@ struct Verdict {
     failovers: Vec<Failover>,
     trends: Vec<Trend>,
     killed: BTreeSet<usize>,
+    /// The options of each pod that there ever was.
+    pods: Vec<Options>,
+    /// How many reads of each pod that lives replicas have answered.
+    near: BTreeMap<usize, u64>,
     evidence: Evidence,
     timelines: Timelines,
 }
@@ -387,6 +409,17 @@ impl Verdict {
             count(Fate::Lost),
             self.timelines.forks(),
         );
+        let of_replicas =
+            |&&(pod, _): &&(usize, Fate)| self.pods[pod].acknowledge != Acknowledge::Primary;
+        let replicated: Vec<_> = fates.iter().filter(of_replicas).collect();
+        let lost =
+            |of: &[&(usize, Fate)]| of.iter().filter(|(_, fate)| *fate == Fate::Lost).count();
+        println!(
+            "{name}: {} of them acknowledged by a replica, {} of these lost; reads that replicas answered: {:?}",
+            replicated.len(),
+            lost(&replicated),
+            self.near,
+        );
         println!(
             "{name}: {} reads went back behind a version that was not acknowledged",
             history.steps_back(|read| read.version).len(),
@@ -406,6 +439,10 @@ impl Verdict {
         assert!(lost.is_empty(), "{lost:?}");
         let grown: Vec<_> = self.trends.iter().filter(|trend| trend.grows()).collect();
         assert!(grown.is_empty(), "{grown:?}");
+        let unanswered =
+            |&(&pod, &reads): &(&usize, &u64)| self.pods[pod].reads_replicas != (reads > 0);
+        let unanswered: Vec<_> = self.near.iter().filter(unanswered).collect();
+        assert!(unanswered.is_empty(), "reads of replicas: {unanswered:?}");
         assert!(!self.failovers.is_empty() && history.reads.len() > 1000);
     }
 
@@ -422,6 +459,9 @@ impl Verdict {
             Violation::Stale { read, missed_for } | Violation::Claim { read, missed_for } => {
                 !self.is_in_failover(read) || *missed_for > self.in_failover
             }
+            // From one primary to the other, of which only one was told. Not for longer than the window,
+            // or the read is stale, too.
+            Violation::Backwards { read, .. } => !self.is_in_failover(read),
             // Nobody was told that it is acknowledged.
             Violation::Lost { write } => write.pod != NOBODY && !self.killed.contains(&write.pod),
             _ => true,

@@ -15,6 +15,9 @@ const CLUSTER_FORM: &str = "expected redis+cluster://[[user]:password@]host[:por
 /// Where sentinels listen unless told otherwise.
 const SENTINEL_PORT: u16 = 26379;
 
+/// What is done to how each server is connected to, before it is.
+pub(super) type Prepare<'a> = &'a dyn Fn(ConnectionInfo) -> StoreResult<ConnectionInfo>;
+
 /// What stands at an address.
 #[derive(Clone)]
 pub(super) enum Address {
@@ -27,7 +30,7 @@ pub(super) enum Address {
 }
 
 impl Address {
-    pub(super) fn read(url: &str) -> StoreResult<Self> {
+    pub(super) fn read(url: &str, prepare: Prepare<'_>) -> StoreResult<Self> {
         let url = url.trim();
         if wants_tls(url) && !cfg!(feature = "tls") {
             return Err(config(
@@ -40,12 +43,24 @@ impl Address {
         }
         match many_hosts(url) {
             None => {
-                open(info(url, URL_FORM)?, URL_FORM).map(|client| Self::Server(Box::new(client)))
+                let info = prepare(info(url, URL_FORM)?)?;
+                open(info, URL_FORM).map(|client| Self::Server(Box::new(client)))
             }
-            Some(many) if many.mode.eq_ignore_ascii_case("sentinel") => many.sentinels(),
-            Some(many) if many.mode.eq_ignore_ascii_case("cluster") => many.cluster(),
+            Some(many) if many.mode.eq_ignore_ascii_case("sentinel") => many.sentinels(prepare),
+            Some(many) if many.mode.eq_ignore_ascii_case("cluster") => many.cluster(prepare),
             Some(_) => Err(config("unknown kind of address".to_owned())),
         }
+    }
+
+    /// Whether it is one server, which is reached over TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        let Self::Server(client) = self else {
+            return false;
+        };
+        matches!(
+            client.get_connection_info().addr(),
+            ConnectionAddr::TcpTls { .. }
+        )
     }
 
     /// The address without secrets.
@@ -91,7 +106,7 @@ fn many_hosts(url: &str) -> Option<ManyHosts<'_>> {
 }
 
 impl ManyHosts<'_> {
-    fn sentinels(&self) -> StoreResult<Address> {
+    fn sentinels(&self, prepare: Prepare<'_>) -> StoreResult<Address> {
         let (name, db) = match self.path[..] {
             [name] => (name, "0"),
             [name, db] => (name, db),
@@ -106,22 +121,23 @@ impl ManyHosts<'_> {
         let mut sentinels = Vec::with_capacity(self.hosts.len());
         for host in &self.hosts {
             let url = format!("{}://{user}{}", self.scheme, with_port(host, SENTINEL_PORT));
-            sentinels.push(open(info(&url, SENTINEL_FORM)?, SENTINEL_FORM)?);
+            let info = prepare(info(&url, SENTINEL_FORM)?)?;
+            sentinels.push(open(info, SENTINEL_FORM)?);
         }
         // The host is of no meaning here: the sentinels give one.
         let primary = format!("{}://{}localhost/{db}", self.scheme, self.user);
-        let primary = settled(info(&primary, SENTINEL_FORM)?);
+        let primary = settled(prepare(info(&primary, SENTINEL_FORM)?)?);
         Ok(Address::Sentinel(Sentinels::new(sentinels, name, primary)))
     }
 
-    fn cluster(&self) -> StoreResult<Address> {
+    fn cluster(&self, prepare: Prepare<'_>) -> StoreResult<Address> {
         // A cluster has no other database than 0.
         if !(self.path.is_empty() || self.path == ["0"]) {
             return Err(config(CLUSTER_FORM.to_owned()));
         }
         let seed = |host: &&str| {
             let url = format!("{}://{}{host}", self.scheme, self.user);
-            Ok(settled(info(&url, CLUSTER_FORM)?))
+            Ok(settled(prepare(info(&url, CLUSTER_FORM)?)?))
         };
         let seeds: Vec<_> = self.hosts.iter().map(seed).collect::<StoreResult<_>>()?;
         let cluster = Cluster::new(&seeds).ok_or_else(|| config(CLUSTER_FORM.to_owned()))?;
@@ -237,7 +253,7 @@ fn refused(error: &::redis::RedisError, form: &str) -> StoreError {
     config(format!("{reason}; {form}"))
 }
 
-fn config(detail: String) -> StoreError {
+pub(super) fn config(detail: String) -> StoreError {
     StoreError::new(StoreErrorKind::Config, "read the address").with_detail(detail)
 }
 

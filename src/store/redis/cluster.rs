@@ -114,8 +114,10 @@ impl Cluster {
                     elsewhere.at.push(at.clone());
                     lost.push((at.clone(), fate.lost));
                 }
-                // What only an operator can mend is not for one node alone.
-                Err(error) if !error.is_transient() => return Err(error),
+                // What only an operator can mend is not for one node alone, but that its certificate has ended.
+                Err(error) if !error.is_transient() && error.kind() != StoreErrorKind::Tls => {
+                    return Err(error);
+                }
                 Err(error) => {
                     lost.push((at.clone(), Arc::new(AtomicBool::new(true))));
                     failure = Some(error);

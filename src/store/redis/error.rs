@@ -5,6 +5,8 @@
 
 use crate::error::{StoreError, StoreErrorKind};
 use ::redis::{ErrorKind, RedisError, ServerError};
+#[cfg(feature = "tls")]
+use std::{error::Error, io, sync::Arc};
 
 /// The longest first word of an error that is taken for its code.
 const LONGEST_CODE: usize = 32;
@@ -17,11 +19,54 @@ pub(super) fn of_client(operation: &'static str, error: &RedisError) -> StoreErr
     let (kind, detail) = match error.kind() {
         ErrorKind::AuthenticationFailed => (StoreErrorKind::Auth, None),
         ErrorKind::Io if error.is_timeout() => (StoreErrorKind::Timeout, None),
+        ErrorKind::Io if is_of_tls(error) => (StoreErrorKind::Tls, Some(error.to_string())),
         ErrorKind::Io => (StoreErrorKind::Unavailable, Some(error.to_string())),
         ErrorKind::InvalidClientConfig => (StoreErrorKind::Config, None),
         _ => (StoreErrorKind::Protocol, None),
     };
     with_detail(StoreError::new(kind, operation), detail)
+}
+
+/// An error in opening a connection to the server that an address names, where TLS may be spoken on one
+/// side alone: neither understands the other, and the server says nothing of it.
+pub(super) fn of_opening(error: &RedisError, over_tls: bool) -> StoreError {
+    let found = of_client("connect", error);
+    let is_cut_off = error.is_connection_dropped() && !error.is_connection_refusal();
+    match found.kind() {
+        StoreErrorKind::Timeout => of_silence(over_tls),
+        StoreErrorKind::Unavailable if is_cut_off && !over_tls => found.with_detail(format!(
+            "{error}; ports that speak TLS do that where the address is not rediss://"
+        )),
+        _ => found,
+    }
+}
+
+/// The error of a server that does not answer who connects.
+pub(super) fn of_silence(over_tls: bool) -> StoreError {
+    let silence = StoreError::new(StoreErrorKind::Timeout, "connect");
+    match over_tls {
+        true => {
+            silence.with_detail("ports that speak no TLS do that where the address is rediss://")
+        }
+        false => silence,
+    }
+}
+
+/// Whether it is TLS that failed. The client library keeps what the network said behind a pointer.
+#[cfg(feature = "tls")]
+fn is_of_tls(error: &RedisError) -> bool {
+    type Cause = Arc<dyn Error + Send + Sync>;
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<Cause>());
+    let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+    let inner = io.and_then(io::Error::get_ref);
+    inner.is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+#[cfg(not(feature = "tls"))]
+fn is_of_tls(_: &RedisError) -> bool {
+    false
 }
 
 /// An error that the server answered with.

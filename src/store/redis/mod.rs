@@ -48,6 +48,8 @@ mod scripts;
 mod sentinel;
 mod server;
 mod slots;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 
 use self::address::Address;
@@ -61,7 +63,11 @@ use self::replicated::{REPLICATION_TIMEOUT, Replicated, Wanted};
 #[cfg(feature = "testing")]
 pub(crate) use self::rubbish::{read_rubbish, read_rubbish_info};
 use self::server::Mode;
-use crate::error::{StoreError, StoreErrorKind};
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
+use crate::error::StoreError;
+#[cfg(any(doc, test))]
+use crate::error::StoreErrorKind;
 use crate::store::{BoxFuture, Connected, Namespace, Store, StoreResult};
 use ::redis::{AsyncConnectionConfig, Client};
 use std::fmt;
@@ -123,8 +129,37 @@ impl Redis {
     /// [`StoreErrorKind::Config`] if the address cannot be used; the error says why and repeats no
     /// part of the address. `rediss://` needs the feature `tls`.
     pub fn new(url: &str) -> Result<Self, StoreError> {
-        Ok(Self {
-            address: Address::read(url)?,
+        Address::read(url, &Ok).map(Self::at)
+    }
+
+    /// As [`new`](Self::new), of a `rediss://` address, with certificates other than those of the platform.
+    ///
+    /// Each server is connected to with them: sentinels, nodes of a cluster, replicas. A certificate names
+    /// what the server is connected at: where sentinels or a cluster tell addresses, those.
+    ///
+    /// ```no_run
+    /// use tidings::Cache;
+    /// use tidings::store::{Redis, Tls};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tls = Tls::new()
+    ///     .root_certificates(std::fs::read("/etc/shop/ca.pem")?)
+    ///     .client_certificate(std::fs::read("/etc/shop/pod.pem")?, std::fs::read("/etc/shop/pod.key")?);
+    /// let redis = Redis::with_tls("rediss://redis.example:6379/0", &tls)?;
+    /// let cache = Cache::builder("shop").store(redis).build().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Config`] as `new`, and if the address is one without TLS, or a certificate or key
+    /// cannot be read.
+    #[cfg(feature = "tls")]
+    pub fn with_tls(url: &str, tls: &Tls) -> Result<Self, StoreError> {
+        Address::read(url, &|info| tls.prepare(info)).map(Self::at)
+    }
+
+    fn at(address: Address) -> Self {
+        Self {
+            address,
             options: Options {
                 connect_timeout: CONNECT_TIMEOUT,
                 fences: false,
@@ -133,7 +168,7 @@ impl Redis {
                 replicas: false,
                 publish: Publish::default(),
             },
-        })
+        }
     }
 
     /// How long connecting may take as a whole, handshakes and subscription included. Default: 1 s.
@@ -261,7 +296,7 @@ impl Redis {
         let connection = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = connection
             .await
-            .map_err(|failed| error::of_client("connect", &failed))?;
+            .map_err(|failed| error::of_opening(&failed, self.address.is_tls()))?;
         let life = server::identify(&mut connection, Mode::Standalone).await?;
         let keys = Arc::new(Keys::new(namespace));
         let (hints, channels) = Subscription::open(client, &keys.channel).await?;
@@ -297,7 +332,7 @@ impl Store for Redis {
         Box::pin(async move {
             match tokio::time::timeout(self.options.connect_timeout, self.open(namespace)).await {
                 Ok(connected) => connected,
-                Err(_elapsed) => Err(StoreError::new(StoreErrorKind::Timeout, "connect")),
+                Err(_elapsed) => Err(error::of_silence(self.address.is_tls())),
             }
         })
     }
