@@ -292,7 +292,7 @@ mod tests {
     use crate::store::{Memory, Namespace};
     use std::num::NonZero;
 
-    fn registry() -> (Arc<Bus>, Arc<Registry>) {
+    pub(super) fn registry() -> (Arc<Bus>, Arc<Registry>) {
         let namespace = Namespace {
             name: "tags".to_owned(),
             lanes: 16,

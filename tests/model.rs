@@ -4,7 +4,7 @@
 #[expect(dead_code, reason = "the simulator asks a little more of it")]
 mod coherence_world;
 
-use coherence_world::{Budget, Config, Event, World};
+use coherence_world::{Budget, Config, Event, TagPart, VersionPart, World};
 use stateright::{Checker, Model, Property};
 use tidings::coherence::{LaneState, Mechanism};
 
@@ -93,7 +93,19 @@ fn keeps_every_promise(config: Config) {
 }
 
 fn breaks_without(mechanism: Mechanism, config: Config) {
-    let checker = Protocol(config.without(mechanism))
+    breaks(&format!("{mechanism:?}"), config.without(mechanism));
+}
+
+fn breaks_without_part(part: VersionPart, config: Config) {
+    let off = Config {
+        version_off: Some(part),
+        ..config
+    };
+    breaks(&format!("{part:?}"), off);
+}
+
+fn breaks(without: &str, config: Config) {
+    let checker = Protocol(config)
         .checker()
         .threads(2)
         .target_state_count(TOO_MANY)
@@ -104,10 +116,10 @@ fn breaks_without(mechanism: Mechanism, config: Config) {
         .discovery(KEPT)
         .or_else(|| checker.discovery(SETTLED));
     let states = checker.state_count();
-    let path = path.unwrap_or_else(|| panic!("nothing in {states} states without {mechanism:?}"));
+    let path = path.unwrap_or_else(|| panic!("nothing in {states} states without {without}"));
     let actions = path.into_actions();
     println!(
-        "{mechanism:?}: {states} states, {} steps: {actions:?}",
+        "{without}: {states} states, {} steps: {actions:?}",
         actions.len()
     );
 }
@@ -348,6 +360,77 @@ fn two_primaries_keep_what_each_acknowledges() {
         })
     };
     keeps_every_promise(config);
+}
+
+/// Loads read a copy that has the change a tick after it was committed.
+fn a_copy_that_lags() -> Config {
+    Config {
+        lag_ms: u64::from(TICK),
+        until: u64::from(TICK),
+        ..with(|budget| {
+            budget.flights = 1;
+            budget.evictions = 1;
+        })
+    }
+}
+
+#[test]
+fn a_version_is_named_while_a_copy_that_lags_is_loaded() {
+    keeps_every_promise(a_copy_that_lags());
+}
+
+/// What every entry is made of is written, and an entry is loaded.
+fn a_tag() -> Config {
+    Config {
+        tags: true,
+        until: 0,
+        ..with(|budget| {
+            budget.writes = 0;
+            budget.tags = 1;
+            budget.flights = 1;
+            budget.evictions = 2;
+        })
+    }
+}
+
+#[test]
+fn a_tag_is_invalidated_while_what_carries_it_is_loaded() {
+    keeps_every_promise(a_tag());
+}
+
+#[test]
+fn without_a_part_of_tags_a_counterexample_is_found() {
+    for part in [TagPart::Counts, TagPart::Noticed, TagPart::Floors] {
+        let off = Config {
+            tag_off: Some(part),
+            ..a_tag()
+        };
+        breaks(&format!("{part:?}"), off);
+    }
+}
+
+/// One who puts what it has committed, one who invalidates, and a reader.
+fn a_put_and_a_write() -> Config {
+    Config {
+        until: 0,
+        ..with(|budget| {
+            budget.puts = 1;
+            budget.flights = 1;
+        })
+    }
+}
+
+#[test]
+fn a_put_races_a_write_and_a_load() {
+    keeps_every_promise(a_put_and_a_write());
+}
+
+#[test]
+fn without_a_part_of_versions_a_counterexample_is_found() {
+    breaks_without_part(VersionPart::Told, a_copy_that_lags());
+    breaks_without_part(VersionPart::Again, a_copy_that_lags());
+    breaks_without_part(VersionPart::Compared, a_put_and_a_write());
+    breaks_without_part(VersionPart::Standing, a_put_and_a_write());
 }
 
 #[test]

@@ -100,6 +100,13 @@ impl Bus {
         (result, actions)
     }
 
+    /// The lane is told of a head, as by a poll.
+    #[cfg(test)]
+    pub(crate) fn follow(&self, lane: Lane, head: crate::coherence::Head) {
+        let now = self.clock.now();
+        self.step(lane, |state, out| state.on_head(Some(head), now, now, out));
+    }
+
     /// Carries out an action that concerns only this process; false if it is not one.
     fn carry_out(&self, lane: Lane, action: &Action) -> bool {
         match *action {

@@ -96,7 +96,12 @@ impl Ring {
     /// Keeps the calls that are on the timeline of `head`, and gives back those that its store lost;
     /// `None` if calls may be among them that are not remembered any more.
     ///
-    /// After a fence nothing that they removed can come back, so nothing is given back.
+    /// After a fence nothing that they removed can come back: they are as good as logged where it stands. But a
+    /// fence can be lost itself:
+    ///
+    /// 1. Epoch A is continued by B, which this pod never hears of, and a replica has B.
+    /// 2. The primary is fenced, as it lost its data or its head. This pod follows epoch C.
+    /// 3. The replica is promoted, and opens D, which continues B.
     pub fn take_lost(&mut self, head: &Head) -> Option<Vec<Arc<Call>>> {
         // Gives whether the position is on the timeline of `head`, and moves it there.
         let is_kept = |at: &mut Position| {
@@ -105,10 +110,15 @@ impl Ring {
             }
             at.epoch == head.at.epoch
         };
+        if !head.fork {
+            let all = self.calls.iter_mut().map(|(at, ..)| at);
+            all.chain(&mut self.forgotten).for_each(|at| *at = head.at);
+            return Some(Vec::new());
+        }
         let mut lost = Vec::new();
         self.calls.retain_mut(|(at, _, call)| {
             let kept = is_kept(at);
-            if !kept && head.fork {
+            if !kept {
                 lost.push(Arc::clone(call));
             }
             kept
@@ -117,6 +127,6 @@ impl Ring {
         if !reaches {
             self.forgotten = None;
         }
-        (reaches || !head.fork).then_some(lost)
+        reaches.then_some(lost)
     }
 }

@@ -3,7 +3,12 @@
 //! What may be left there is argued in `docs/decisions/no-put.md`, in short: a usable value with a lower
 //! version stands under the key. It reflects every invalidation that was logged, and the source says that
 //! the new one is of a later state. So the new one reflects them too. Without such a value there is
-//! nothing to argue from, and the key is invalidated, no more.
+//! nothing to argue from, and the key is invalidated, no more. Nor is there while a fork is in doubt:
+//!
+//! 1. Version 8 is acknowledged, and a replica is promoted that lacks the invalidation. Version 6 stands there
+//!    again, and nobody believes it before the doubt is over.
+//! 2. Version 7, which was committed before, is put in its place. Its position is of the new epoch, which
+//!    everybody believes.
 
 use super::fill::About;
 use super::tagging::SaidTags;
@@ -36,7 +41,8 @@ where
     /// - that is lower: `value` takes its place, with the TTL that the entity's options give it;
     /// - it is the same or higher: it stays, for it is newer than `value`;
     /// - there is none, because the key was invalidated, evicted, never loaded, or loaded without a
-    ///   version: the key is invalidated, and the next reader loads.
+    ///   version, or it is from before a failover of the last seconds: the key is invalidated, and the next
+    ///   reader loads.
     ///
     /// A value that has [tags](crate::EntityBuilder::tags), or is
     /// [too long](crate::EntityBuilder::store_max_bytes), is never left there: the key is invalidated.
@@ -98,7 +104,11 @@ where
 {
     /// What to leave in the store; `None` if that is nothing.
     fn put(&self, target: &Target<K>, value: Arc<V>, version: u64) -> Option<OwnedPut> {
-        let (view, now_ms) = (self.bus().view(target.lane)?, self.bus().server_now()?);
+        let view = self.bus().view(target.lane);
+        let (view, now_ms) = (
+            view.filter(|view| !view.in_doubt)?,
+            self.bus().server_now()?,
+        );
         let outcome = Ok(value);
         let ttl = self.ttl_of(&target.key, &outcome, None);
         if ttl == Ttl::NONE {

@@ -202,6 +202,23 @@ pub struct TagFloor {
     pub floor: u64,
 }
 
+impl TagFloor {
+    /// Whether a value stands that knows of no invalidation up to `at`.
+    ///
+    /// A position after a fork in the epoch before it is of a timeline that ended: it counts as the last
+    /// one that both share.
+    #[must_use]
+    pub fn admits(&self, at: Position) -> bool {
+        let head = self.head;
+        let seq = match head.fork {
+            _ if at.epoch == head.at.epoch => at.seq,
+            true if at.epoch == head.prev_epoch => at.seq.min(head.fork_seq),
+            _ => return false,
+        };
+        seq >= self.floor
+    }
+}
+
 /// What [`Link::lease`] asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseRequest<'a> {

@@ -24,9 +24,7 @@ const KEEP_LIVES: u32 = 2;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Floor {
     counts: [u64; 2],
-    at: Position,
-    /// The epoch that this one continues, and the last position they share.
-    past: Option<Position>,
+    told: TagFloor,
     /// When the store was asked.
     asked: Millis,
     /// The store keeps it until then; `NEVER` for ever.
@@ -34,34 +32,13 @@ pub(super) struct Floor {
 }
 
 impl Floor {
-    fn new(counts: [u64; 2], answer: &TagFloor, asked: Millis, keep: Option<Duration>) -> Self {
-        let head = answer.head;
+    fn new(counts: [u64; 2], told: TagFloor, asked: Millis, keep: Option<Duration>) -> Self {
         Self {
             counts,
-            at: Position {
-                epoch: head.at.epoch,
-                seq: answer.floor,
-            },
-            past: head.fork.then_some(Position {
-                epoch: head.prev_epoch,
-                seq: head.fork_seq,
-            }),
+            told,
             asked,
             kept_until: keep.map_or(Millis::NEVER, |keep| asked + keep),
         }
-    }
-
-    /// Whether a value stands that knows of no invalidation up to `at`.
-    ///
-    /// A position after a fork in the epoch before it is of a timeline that ended: it counts as the last
-    /// one that both share.
-    fn admits(&self, at: Position) -> bool {
-        let seq = match self.past {
-            _ if at.epoch == self.at.epoch => at.seq,
-            Some(past) if at.epoch == past.epoch => at.seq.min(past.seq),
-            _ => return false,
-        };
-        seq >= self.at.seq
     }
 }
 
@@ -96,6 +73,23 @@ struct Known {
     cells: [Arc<Cell>; 2],
     counts: [u64; 2],
     floor: Option<Floor>,
+    /// Its lane is in an epoch that may lack invalidations which the epoch before it had.
+    in_doubt: bool,
+}
+
+impl Known {
+    /// Whether the floor speaks against a value that knows of no invalidation up to `at`. In a fork that is
+    /// in doubt it may be too low for what is from before, wherever that was stored:
+    ///
+    /// 1. The tag is invalidated, which is acknowledged and lost with the node that its lane is on.
+    /// 2. A replica of that is promoted. The value stands on another node, which was not replaced.
+    /// 3. Whoever made the call logs it again, within the time of doubt.
+    fn has_fallen(&self, at: Position) -> bool {
+        self.floor.is_some_and(|floor| {
+            let doubted = self.in_doubt && at.epoch != floor.told.head.at.epoch;
+            doubted || !floor.told.admits(at)
+        })
+    }
 }
 
 impl Registry {
@@ -115,7 +109,7 @@ impl Registry {
         for (known, version) in known.iter().zip(tags) {
             // After the counts, see `wanted`, by which the floor is not to be had then.
             let poisoned = is_poisoned(bus, &known.place);
-            let fallen = known.floor.is_some_and(|floor| !floor.admits(version.at));
+            let fallen = known.has_fallen(version.at);
             if (poisoned || fallen) && !version.carried.soft {
                 return Judged::Dead;
             }
@@ -195,13 +189,14 @@ impl Registry {
     ) -> Option<Vec<TagVersion>> {
         let known = self.known(bus, tags.iter().map(|carried| carried.tag));
         let version = |(known, &carried): (&Known, &Carried)| {
-            let view = bus.view(known.place.lane)?;
+            // What may have been loaded before a fork is not to look as if it was loaded since.
+            let view = bus.view(known.place.lane).filter(|view| !view.in_doubt)?;
             let at = Position {
                 epoch: view.epoch,
                 seq: view.applied.seq(),
             };
             let floor = known.floor?;
-            floor.admits(at).then_some(TagVersion { carried, at })
+            floor.told.admits(at).then_some(TagVersion { carried, at })
         };
         let versions: Option<Vec<_>> = known.iter().zip(tags).map(version).collect();
         versions.filter(|_| !self.noticed_since(bus, tags, then))
@@ -303,7 +298,7 @@ impl Registry {
                 key: place.key,
             };
             let (_, floor) = table.ties(tag, &self.space);
-            let new = Floor::new(counts, &answer, wanted.asked, wanted.keep);
+            let new = Floor::new(counts, answer, wanted.asked, wanted.keep);
             *floor = Some(new);
             told.push((*place, new));
         }
@@ -322,14 +317,19 @@ impl Registry {
                     floor: floor.filter(|floor| floor.counts == counts),
                     counts,
                     cells,
+                    in_doubt: false,
                 }
             };
             tags.into_iter().map(known).collect()
         });
         for known in &mut known {
             // A fork changes no counts, and the floor is a number of the epoch before it.
-            let epoch = bus.view(known.place.lane).map(|view| view.epoch);
-            known.floor = known.floor.filter(|floor| Some(floor.at.epoch) == epoch);
+            let view = bus.view(known.place.lane);
+            let epoch = view.map(|view| view.epoch);
+            known.floor = known
+                .floor
+                .filter(|floor| Some(floor.told.head.at.epoch) == epoch);
+            known.in_doubt = view.is_some_and(|view| view.in_doubt);
         }
         known
     }
@@ -337,4 +337,65 @@ impl Registry {
 
 fn is_poisoned(bus: &Bus, place: &TagPlace) -> bool {
     bus.is_poisoned(place.lane, place.key, place.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coherence::{Epoch, Head, Incarnation, Nonce};
+    use crate::key::Tag;
+    use crate::tags::tests::registry;
+
+    /// Epoch 2, which continues 1 behind its entry 5.
+    fn fork() -> Head {
+        Head {
+            at: Position {
+                epoch: Epoch(2),
+                seq: 6,
+            },
+            nonce: Nonce(6),
+            incarnation: Incarnation(2),
+            prev_epoch: Epoch(1),
+            fork_seq: 5,
+            last_pub_ms: 0,
+            fork: true,
+            forked_s: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn while_the_lane_of_a_tag_is_in_doubt_nothing_from_before_the_fork_is_believed() {
+        let (bus, registry) = registry();
+        let carried = Carried {
+            tag: bus.space.hash_tag(&Tag::from("org:7")),
+            soft: false,
+        };
+        let lane = bus.space.place_tag(carried.tag).lane;
+        let then = bus.moment();
+        bus.follow(lane, fork());
+        let then_after = bus.moment();
+        {
+            let mut table = crate::bus::lock(&registry.tags);
+            let (cells, floor) = table.ties(carried.tag, &registry.space);
+            let counts = cells.each_ref().map(|cell| cell.count());
+            let told = TagFloor {
+                head: fork(),
+                floor: 3,
+            };
+            *floor = Some(Floor::new(counts, told, bus.clock.now(), None));
+        }
+        let judged = |epoch, seq| {
+            let at = Position {
+                epoch: Epoch(epoch),
+                seq,
+            };
+            registry.judge(&bus, &[TagVersion { carried, at }], None)
+        };
+        assert!(matches!(judged(1, 5), Judged::Dead));
+        assert!(matches!(judged(2, 6), Judged::Current { .. }));
+        // What may have been loaded before the fork is not made to look as if it was loaded since.
+        for moment in [then, then_after] {
+            assert!(registry.versions(&bus, &[carried], moment).is_none());
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! A pod's own invalidations, as `src/bus/calls.rs` sees them through: poison, reach the store, be
 //! acknowledged on the timeline that the pod follows; else again.
 
+use super::flights::write_value;
+use super::tags::is_of_tag;
+use super::versions::OwnedPut;
 use super::{
-    Config, ENTITY, ENTITY_HASH, Event, Key, LANE, Pod, Version, World, hash, key_of, physical,
-    spend, take,
+    Config, ENTITY, ENTITY_HASH, Event, Key, LANE, Pod, TAGS, Version, VersionPart, World, hash,
+    key_of, physical, place, spend, take,
 };
 use std::sync::Arc;
-use tidings::coherence::{Ack, Call, Epoch, Kind, LogEntry, Nonce, Rank};
-use tidings::store::Markers;
+use tidings::coherence::{Ack, Call, Epoch, Kind, Lane, LogEntry, Nonce, Rank};
+use tidings::store::{self, Logged, Markers, Put};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Invalidation {
@@ -17,8 +20,24 @@ pub(crate) struct Invalidation {
     stage: Stage,
     /// It was logged once before, and lost.
     again: bool,
-    /// The guard that it ends, if the first attempt succeeds.
-    lift: Option<u64>,
+    /// The version that it names, or whose value it puts.
+    version: Option<Version>,
+    extra: Extra,
+    /// It was logged with the version.
+    told: bool,
+}
+
+/// What goes with the first attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Extra {
+    Nothing,
+    /// The guard that it ends.
+    Lift(u64),
+    /// Its value is to be put, once it is clear where.
+    Value,
+    Put(OwnedPut),
+    /// The version that the source has at least.
+    Minimum(Version),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,20 +57,22 @@ enum Stage {
 }
 
 impl Invalidation {
-    fn of(call: Call) -> Self {
+    pub(super) fn of(call: Call) -> Self {
         Self {
             call: Arc::new(call),
             covers: Vec::new(),
             stage: Stage::Committed,
             again: false,
-            lift: None,
+            version: None,
+            extra: Extra::Nothing,
+            told: false,
         }
     }
 
     /// One that ends a guard, after what was committed under it.
     pub(super) fn finish(call: Call, guard: u64) -> Self {
         Self {
-            lift: Some(guard),
+            extra: Extra::Lift(guard),
             ..Self::of(call)
         }
     }
@@ -63,7 +84,9 @@ impl Invalidation {
             covers: Vec::new(),
             stage: Stage::Begun,
             again: true,
-            lift: None,
+            version: None,
+            extra: Extra::Nothing,
+            told: false,
         }
     }
 }
@@ -73,6 +96,9 @@ impl World {
         if config.writers & (1 << n) != 0 {
             if self.left.writes > 0 {
                 out.extend((0..config.keys).map(|key| Event::Commit(n, key)));
+            }
+            if self.left.puts > 0 {
+                out.extend((0..config.keys).map(|key| Event::CommitPut(n, key)));
             }
             if self.left.clears > 0 {
                 out.push(Event::Clear(n));
@@ -89,14 +115,29 @@ impl World {
         }
     }
 
-    pub(super) fn commit(&mut self, _: &Config, n: u8, key: Key) -> bool {
-        if self.running(n).is_none() || !spend(&mut self.left.writes) {
+    /// The value that is committed may be put as well.
+    pub(super) fn commit(&mut self, config: &Config, n: u8, key: Key, put: bool) -> bool {
+        let left = match put {
+            true => &mut self.left.puts,
+            false => &mut self.left.writes,
+        };
+        if !spend(left) || self.running(n).is_none() {
             return false;
         }
         self.source[usize::from(key)] += 1;
+        self.committed(config, key);
+        let version = self.source[usize::from(key)];
         let call = Call::invalidate(&ENTITY.into(), ENTITY_HASH, &[(hash(key), physical(key))]);
         let pod = &mut self.pods[usize::from(n)];
-        pod.invalidations.push(Invalidation::of(call));
+        pod.invalidations.push(Invalidation {
+            version: (put || config.lag_ms > 0).then_some(version),
+            extra: match put {
+                true => Extra::Value,
+                false if config.lag_ms > 0 => Extra::Minimum(version),
+                false => Extra::Nothing,
+            },
+            ..Invalidation::of(call)
+        });
         true
     }
 
@@ -123,30 +164,27 @@ impl World {
             call,
             stage,
             again,
-            lift,
+            extra,
             ..
         } = invalidation;
         match (stage, reign) {
-            (Stage::Committed, _) => self.begin(n, at, &call),
+            (Stage::Committed, _) => self.begin(config, n, at, &call),
             (Stage::Begun, None) => return false,
             (Stage::Begun, Some(reign)) => {
-                let logged = match lift {
-                    Some(_) => {
-                        let markers = Markers {
-                            lift,
-                            ..Markers::default()
-                        };
-                        self.log_markers(config, reign, &call, markers)
-                    }
-                    None => self.log(config, reign, &call),
-                };
-                let Some((entry, epoch)) = logged else {
+                let Some((entry, epoch)) = self.log(config, (n, reign), &call, &extra) else {
                     return false;
                 };
                 // What is repeated is the invalidation alone.
-                self.pods[usize::from(n)].invalidations[usize::from(at)].lift = None;
+                if let Extra::Lift(_) = extra {
+                    self.forget_extra(n, at);
+                }
                 self.tally.again += u64::from(again);
                 let minority = self.is_deposed(reign);
+                let told = self.tells(config, n, &call, &extra);
+                self.pods[usize::from(n)].invalidations[usize::from(at)].told = told;
+                if again && !minority {
+                    self.said_again(n, |key| covers(&call, key));
+                }
                 self.set_stage(
                     n,
                     at,
@@ -168,7 +206,7 @@ impl World {
                 _,
             ) => {
                 let now = self.local(n);
-                let (ack, _) = self.learn(config, n, |lane, out| {
+                let (ack, _) = self.learn(config, n, lane_of(&call), |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 match ack {
@@ -198,29 +236,169 @@ impl World {
         true
     }
 
-    fn begin(&mut self, n: u8, at: u8, call: &Call) {
+    fn begin(&mut self, config: &Config, n: u8, at: u8, call: &Call) {
+        let now = self.local(n);
+        let begun = &self.pods[usize::from(n)].invalidations[usize::from(at)];
+        let (version, extra) = (begun.version, begun.extra.clone());
+        if let Extra::Value = extra {
+            return self.begin_put(config, n, at, call);
+        }
+        if let Some(version) = version {
+            let key = key_of(call.key_hashes()[0]) as Key;
+            self.pods[usize::from(n)].note_minimum(config, key, version, now);
+        }
         let keys = (0..self.source.len() as u8).filter(|&key| covers(call, key));
-        let covers = keys
-            .map(|key| (key, self.source[usize::from(key)]))
-            .collect();
+        // What names a version says nothing of what was committed since.
+        let newest = |key: Key| version.unwrap_or(self.source[usize::from(key)]);
+        let covers = keys.map(|key| (key, newest(key))).collect();
         let pod = &mut self.pods[usize::from(n)];
-        pod.poison(call);
+        pod.poison(call, true);
         pod.invalidations[usize::from(at)].covers = covers;
         self.set_stage(n, at, Stage::Begun);
+    }
+
+    /// What is put is the version that was committed; what was committed since is for others to say.
+    fn begin_put(&mut self, config: &Config, n: u8, at: u8, call: &Call) {
+        let token = self.draw();
+        let pod = &mut self.pods[usize::from(n)];
+        let invalidation = &mut pod.invalidations[usize::from(at)];
+        let version = invalidation.version.unwrap_or_default();
+        let key = key_of(call.key_hashes()[0]) as Key;
+        invalidation.covers = vec![(key, version)];
+        let view = pod.lane.view();
+        let view = view.filter(|view| !view.in_doubt || !config.versions(VersionPart::Believed));
+        invalidation.extra = view.map_or(Extra::Nothing, |view| {
+            let (epoch, seq) = (view.epoch, view.applied.seq());
+            let envelope = write_value(token, epoch, seq, version);
+            Extra::Put(OwnedPut {
+                version,
+                epoch,
+                envelope,
+            })
+        });
+        pod.poison(call, true);
+        self.set_stage(n, at, Stage::Begun);
+    }
+
+    fn forget_extra(&mut self, n: u8, at: u8) {
+        self.pods[usize::from(n)].invalidations[usize::from(at)].extra = Extra::Nothing;
     }
 
     fn set_stage(&mut self, n: u8, at: u8, stage: Stage) {
         self.pods[usize::from(n)].invalidations[usize::from(at)].stage = stage;
     }
 
-    fn log(&mut self, config: &Config, reign: u8, call: &Call) -> Option<(LogEntry, Epoch)> {
+    fn log(
+        &mut self,
+        config: &Config,
+        (n, reign): (u8, u8),
+        call: &Call,
+        extra: &Extra,
+    ) -> Option<(LogEntry, Epoch)> {
+        let markers = match *extra {
+            Extra::Put(ref put) => return self.log_put(config, reign, call, put),
+            Extra::Lift(guard) => Markers {
+                lift: Some(guard),
+                ..Markers::default()
+            },
+            Extra::Minimum(version) => self.minimum_for(config, version),
+            _ => self.said_before(config, n, call),
+        };
+        if markers != Markers::default() {
+            return self.log_markers(config, reign, call, markers);
+        }
         let opening = self.opening(config);
         let nonce = Nonce(self.drawn);
         let logged = self.step_at(reign, |server, now, hints| match call.kind {
             Kind::Clear => server.clear(LANE, ENTITY, ENTITY_HASH, nonce, opening, now, hints),
-            _ => server.invalidate(LANE, &call.keys, &call.hashes, nonce, opening, now, hints),
+            _ => {
+                let (lane, keys) = (lane_of(call), &call.keys);
+                server.invalidate(lane, keys, &call.hashes, nonce, opening, now, hints)
+            }
         })?;
-        self.mark_done(reign, |key| covers(call, key));
+        if config.tags {
+            self.note_own(n, nonce);
+        }
+        match is_of_tag(call) {
+            true => self.mark_tags_done(reign),
+            false => self.mark_done(reign, |key| covers(call, key)),
+        }
+        Some(Self::entry(call, nonce, logged))
+    }
+
+    /// What is repeated says again what its pod knows of the version.
+    fn said_before(&self, config: &Config, n: u8, call: &Call) -> Markers {
+        let pod = &self.pods[usize::from(n)];
+        match call.key_hashes() {
+            [hash] if !is_of_tag(call) && config.versions(VersionPart::Repeated) => {
+                let known = self.known(pod, key_of(*hash) as Key);
+                known.map_or_else(Markers::default, |version| {
+                    self.minimum_for(config, version)
+                })
+            }
+            _ => Markers::default(),
+        }
+    }
+
+    fn tells(&self, config: &Config, n: u8, call: &Call, extra: &Extra) -> bool {
+        matches!(extra, Extra::Minimum(_)) || self.said_before(config, n, call).minimum.is_some()
+    }
+
+    fn minimum_for(&self, config: &Config, version: Version) -> Markers {
+        Markers {
+            minimum: Some((version.into(), config.guard())),
+            ..Markers::default()
+        }
+    }
+
+    fn log_put(
+        &mut self,
+        config: &Config,
+        reign: u8,
+        call: &Call,
+        put: &OwnedPut,
+    ) -> Option<(LogEntry, Epoch)> {
+        let opening = self.opening(config);
+        let nonce = Nonce(self.drawn);
+        let key = key_of(call.key_hashes()[0]) as Key;
+        let (name, there) = (physical(key), self.version_at(reign, key));
+        let plants = match there {
+            Some(there) if there >= put.version => !config.versions(VersionPart::Compared),
+            Some(_) => false,
+            None => !config.versions(VersionPart::Standing),
+        };
+        let what = Put {
+            version: put.version.into(),
+            epoch: put.epoch,
+            envelope: &put.envelope,
+            ttl: None,
+        };
+        let logged = self.step_at(reign, |server, now, hints| {
+            let (place, hashes) = (place(key, &name), &call.hashes);
+            let logged = server.put(place, what, hashes, nonce, opening, now, hints);
+            if plants {
+                let fill = store::Fill {
+                    token: 0,
+                    replaces: store::Replaces::Value,
+                    epoch: put.epoch,
+                    envelope: &put.envelope,
+                    ttl: None,
+                };
+                server.plant(place, fill, now);
+            }
+            logged
+        })?;
+        match self.version_at(reign, key) {
+            Some(stands) => {
+                self.tally.puts += u64::from(stands == put.version && there < Some(stands));
+                self.mark_version(reign, key, put.version);
+            }
+            None => self.mark_done(reign, |done| done == key),
+        }
+        Some(Self::entry(call, nonce, logged))
+    }
+
+    fn entry(call: &Call, nonce: Nonce, logged: Logged) -> (LogEntry, Epoch) {
         let entry = LogEntry {
             seq: logged.at.seq,
             kind: call.kind,
@@ -228,20 +406,36 @@ impl World {
             nonce,
             hashes: call.hashes.clone(),
         };
-        Some((entry, logged.at.epoch))
+        (entry, logged.at.epoch)
     }
 
     fn acknowledged(&mut self, n: u8, at: u8, nonce: Nonce, minority: bool) {
         let pod = &mut self.pods[usize::from(n)];
-        let Some(Invalidation { call, covers, .. }) = take(&mut pod.invalidations, at) else {
+        let invalidation = take(&mut pod.invalidations, at);
+        let Some(Invalidation {
+            call, covers, told, ..
+        }) = invalidation
+        else {
             return;
         };
         pod.heal(&call);
         for (key, version) in covers {
             let own = &mut self.pods[usize::from(n)].own[usize::from(key)];
             *own = version.max(*own);
-            let ack = self.new_ack(usize::from(key), version, (n, nonce), minority);
+            let mut ack = self.new_ack(usize::from(key), version, (n, nonce), minority);
+            // The store may have lost since what it was told.
+            ack.by_tag = is_of_tag(&call);
+            ack.forgotten = (told || minority) && self.is_lost(usize::from(key), version);
             self.acks[usize::from(key)].push(ack);
+        }
+    }
+
+    /// A commit of a kind that is still possible.
+    pub(crate) fn any_commit(&self, pod: u8, key: Key) -> Event {
+        match (self.left.puts, self.left.tags) {
+            (0, 0) => Event::Commit(pod, key),
+            (0, _) => Event::CommitTag(pod),
+            _ => Event::CommitPut(pod, key),
         }
     }
 
@@ -259,20 +453,32 @@ impl World {
         if !logged || !spend(&mut self.left.losses) {
             return false;
         }
+        self.forget_extra(n, at);
         self.set_stage(n, at, Stage::Begun);
         true
     }
 }
 
+fn lane_of(call: &Call) -> Lane {
+    match is_of_tag(call) {
+        true => TAGS,
+        false => LANE,
+    }
+}
+
 /// Whether `call` makes `key` invalid.
 fn covers(call: &Call, key: Key) -> bool {
-    call.kind == Kind::Clear || call.key_hashes().contains(&hash(key))
+    call.kind == Kind::Clear || is_of_tag(call) || call.key_hashes().contains(&hash(key))
 }
 
 impl Pod {
     /// Fences a call off: nothing loaded before is served or kept, and what the store holds is not
     /// believed until it has acknowledged.
-    pub(super) fn poison(&mut self, call: &Call) {
+    /// What is called again is not told to this pod again.
+    pub(super) fn poison(&mut self, call: &Call, tells: bool) {
+        if is_of_tag(call) {
+            return self.tag.fence_off(tells);
+        }
         if call.kind == Kind::Clear {
             self.clearing += 1;
             self.flush();
@@ -285,6 +491,9 @@ impl Pod {
     }
 
     fn heal(&mut self, call: &Call) {
+        if is_of_tag(call) {
+            return self.tag.heal();
+        }
         if call.kind == Kind::Clear {
             self.clearing -= 1;
             return;

@@ -1,6 +1,6 @@
 //! What was promised, checked after every step.
 
-use super::{Ack, Clock, Config, Key, Pod, Version, World};
+use super::{Ack, Clock, Config, Entry, Key, Pod, Version, World};
 use tidings::Millis;
 
 /// A promise that was broken: pod, key, the version that was given, the oldest that was allowed.
@@ -42,9 +42,22 @@ impl World {
         bound.map(|ack| ack.version).max().unwrap_or(0)
     }
 
+    /// What a read that begins now misses nothing of: by what this pod knows of floors it may miss what was
+    /// acknowledged of a tag within Δ.
+    pub(super) fn acked_for_reads(&self, config: &Config, pod: &Pod, key: usize) -> Version {
+        let required = self.required(config, pod, key);
+        let acks = self.acks[key].iter().filter(|ack| !ack.by_tag);
+        let bound = acks.filter(|ack| ack.binds(self, pod, key).is_some());
+        bound
+            .map(|ack| ack.version)
+            .max()
+            .unwrap_or(0)
+            .max(required)
+    }
+
     /// Of the acknowledgements older than Δ only the newest version counts, where none can be lost.
     pub(super) fn forget_old_acks(&mut self, config: &Config) {
-        if config.replicas > 0 {
+        if config.replicas > 0 || self.lags {
             return;
         }
         let (now, lease) = (self.now, config.lease());
@@ -64,10 +77,31 @@ impl World {
 
     /// What a reader on `pod` would be served now.
     pub(super) fn servable(&self, config: &Config, pod: &Pod, key: usize) -> Option<Version> {
+        Some(self.servable_entry(config, pod, key)?.version)
+    }
+
+    fn servable_entry(&self, config: &Config, pod: &Pod, key: usize) -> Option<Entry> {
         let entry = pod.entries[key]?;
         let now = self.clock(config, pod);
         let may = config.rules().may_serve(pod.word, entry.stamp, now);
-        (may && entry.lives(now)).then_some(entry.version)
+        (may && entry.lives(now) && pod.stands(config, entry.tied, now)).then_some(entry)
+    }
+
+    /// The oldest version that what stands here may be, to a reader who knows of its own pod's
+    /// invalidations up to `own`.
+    pub(super) fn hit_wants(
+        &self,
+        config: &Config,
+        pod: &Pod,
+        entry: Entry,
+        key: usize,
+        own: Version,
+    ) -> Version {
+        let young = self.clock(config, pod) < entry.stamp.start + config.lease();
+        match entry.untold && young {
+            true => own,
+            false => own.max(self.required(config, pod, key)),
+        }
     }
 
     /// Whether some invalidation was acknowledged.
@@ -79,9 +113,11 @@ impl World {
         for (n, pod) in self.pods.iter().enumerate().filter(|(_, pod)| !pod.paused) {
             for key in 0..usize::from(config.keys) {
                 let (at, name) = (n as u8, key as u8);
-                let wants = pod.own[key].max(self.required(config, pod, key));
-                if let Some(got) = self.servable(config, pod, key).filter(|got| *got < wants) {
-                    return self.turn_red(Red::Hit(at, name, got, wants));
+                if let Some(entry) = self.servable_entry(config, pod, key) {
+                    let wants = self.hit_wants(config, pod, entry, key, self.owed(pod, key));
+                    if entry.version < wants {
+                        return self.turn_red(Red::Hit(at, name, entry.version, wants));
+                    }
                 }
                 if !pod.driver.is_usable() {
                     continue;

@@ -1,6 +1,6 @@
 //! How large a world is, what may befall it, and which protections are off.
 
-use super::GuardPart;
+use super::{GuardPart, TagPart, VersionPart};
 use std::time::Duration;
 use tidings::coherence::{Mechanism, Mechanisms, Rules};
 use tidings::store::memory::Continuity;
@@ -15,6 +15,10 @@ pub(crate) struct Budget {
     pub clears: u8,
     /// Writes under a guard.
     pub guards: u8,
+    /// Writes whose value is put.
+    pub puts: u8,
+    /// Writes of what every entry is made of.
+    pub tags: u8,
     pub flights: u8,
     pub refreshes: u8,
     /// How often somebody who waits for another's load looks again.
@@ -47,6 +51,10 @@ pub(crate) struct Budget {
     pub trims: u8,
     pub heads_lost: u8,
     pub floors_lost: u8,
+    pub minimums_lost: u8,
+    pub tag_floors_lost: u8,
+    /// Failovers of the node that the tag is on alone.
+    pub tag_promotions: u8,
 }
 
 /// What is left of a [`Budget`].
@@ -66,10 +74,15 @@ pub(crate) struct Config {
     pub lease_ms: u64,
     /// How long a right to fill lasts.
     pub fill_ttl_ms: u64,
-    /// How long a guard lasts.
+    /// How long a guard lasts, and a minimum version.
     pub guard_ms: u64,
     /// The steps in which time passes.
     pub ticks: Vec<u16>,
+    /// How far the copy is behind that loads read; 0 if they read the source itself. Where there is one,
+    /// invalidations name versions.
+    pub lag_ms: u64,
+    /// Every entry carries a tag, whose lane is another one.
+    pub tags: bool,
     /// How much time passes at most.
     pub until: u64,
     pub budget: Budget,
@@ -93,6 +106,10 @@ pub(crate) struct Config {
     pub off: Option<Mechanism>,
     /// What of guards is off.
     pub guard_off: Option<GuardPart>,
+    /// What of versions is off.
+    pub version_off: Option<VersionPart>,
+    /// What of tags is off.
+    pub tag_off: Option<TagPart>,
     /// Promises are measured by the true time also where a pod's clock stood still: more than is promised.
     pub true_time: bool,
 }
@@ -105,6 +122,8 @@ impl Default for Config {
             lease_ms: 100,
             fill_ttl_ms: 300,
             guard_ms: 400,
+            lag_ms: 0,
+            tags: false,
             ticks: vec![1, 4, 10, 40, 120],
             until: u64::MAX,
             budget: Budget::default(),
@@ -119,6 +138,8 @@ impl Default for Config {
             continuity: Continuity::Fork,
             off: None,
             guard_off: None,
+            version_off: None,
+            tag_off: None,
             true_time: false,
         }
     }
@@ -137,6 +158,27 @@ impl Config {
 
     pub(super) fn guards(&self, part: GuardPart) -> bool {
         self.guard_off != Some(part)
+    }
+
+    pub(super) fn versions(&self, part: VersionPart) -> bool {
+        self.version_off != Some(part)
+    }
+
+    pub(super) fn tagged(&self, part: TagPart) -> bool {
+        self.tag_off != Some(part)
+    }
+
+    pub(super) fn lanes(&self) -> u16 {
+        1 + u16::from(self.tags)
+    }
+
+    pub(super) fn lag(&self) -> Duration {
+        Duration::from_millis(self.lag_ms)
+    }
+
+    /// Whether loads may have to be kept for their youth alone.
+    pub(super) fn reckons(&self) -> bool {
+        self.budget.guards > 0 || self.lag_ms > 0
     }
 
     pub(super) fn guard(&self) -> Duration {

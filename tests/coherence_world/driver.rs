@@ -2,9 +2,9 @@
 //! lane's [`Action`]s are carried out.
 
 use super::calls::Invalidation;
-use super::{Config, Event, LANE, Pod, World, key_of, spend, take};
+use super::{Config, Event, Pod, TAGS, World, key_of, spend, take};
 use tidings::Millis;
-use tidings::coherence::{Action, Epoch, Head, Hint, LaneState, LogEntry, Nonce, Rank};
+use tidings::coherence::{Action, Epoch, Head, Hint, Lane, LaneState, LogEntry, Nonce, Rank};
 use tidings::store::Opening;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,29 +29,32 @@ pub(crate) struct Link {
 enum Call {
     Touch {
         sent: Millis,
-        opening: Opening,
+        openings: Vec<(Lane, Opening)>,
     },
     Poll {
         sent: Millis,
     },
     Log {
+        lane: Lane,
         from: u64,
     },
     Fence {
+        lane: Lane,
         sent: Millis,
         epoch: Epoch,
         opening: Opening,
     },
-    Head {
+    Heads {
         sent: Millis,
-        head: Head,
+        heads: Vec<(Lane, Head)>,
     },
     Polled {
         sent: Millis,
-        head: Option<Head>,
+        heads: Vec<Option<Head>>,
         server_ms: u64,
     },
     Read {
+        lane: Lane,
         from: u64,
         entries: Vec<LogEntry>,
     },
@@ -61,7 +64,7 @@ impl Call {
     fn is_answered(&self) -> bool {
         matches!(
             self,
-            Self::Head { .. } | Self::Polled { .. } | Self::Read { .. }
+            Self::Heads { .. } | Self::Polled { .. } | Self::Read { .. }
         )
     }
 
@@ -173,10 +176,10 @@ impl World {
         let waiting = link.inbox.len().min(reach) as u8;
         out.extend((0..waiting).map(|at| Event::Deliver(n, at)));
         if !link.broken
-            && pod
-                .lane
-                .due()
-                .is_some_and(|due| due <= pod.clock.at(self.now))
+            && [&pod.lane, &pod.tag.lane]
+                .iter()
+                .filter_map(|lane| lane.due())
+                .any(|due| due <= pod.clock.at(self.now))
         {
             out.push(Event::Timer(n));
         }
@@ -206,7 +209,7 @@ impl World {
         }
         let touch = Call::Touch {
             sent: self.local(n),
-            opening: self.opening(config),
+            openings: self.openings(config, (0..config.lanes()).map(Lane)),
         };
         self.pods[usize::from(n)].driver.link = Some(Link {
             to,
@@ -214,6 +217,14 @@ impl World {
             ..Link::default()
         });
         true
+    }
+
+    fn openings(
+        &mut self,
+        config: &Config,
+        lanes: impl Iterator<Item = Lane>,
+    ) -> Vec<(Lane, Opening)> {
+        lanes.map(|lane| (lane, self.opening(config))).collect()
     }
 
     /// What has arrived can still be read; what has not will not.
@@ -249,7 +260,7 @@ impl World {
     }
 
     /// The store carries out a call.
-    pub(super) fn at_store(&mut self, _: &Config, n: u8, at: u8) -> bool {
+    pub(super) fn at_store(&mut self, config: &Config, n: u8, at: u8) -> bool {
         let Some(link) = self
             .pods
             .get(usize::from(n))
@@ -267,29 +278,32 @@ impl World {
         };
         let (call, to) = (call.clone(), link.to);
         let answer = self.step_at(to, |server, now, hints| match call {
-            Call::Touch { sent, opening } => {
-                let heads = server.touch(&[(LANE, opening)], now, hints);
-                Call::Head {
+            Call::Touch { sent, openings } => {
+                let heads = server.touch(&openings, now, hints);
+                let lanes = openings.iter().map(|(lane, _)| *lane);
+                Call::Heads {
                     sent,
-                    head: heads[0],
+                    heads: lanes.zip(heads).collect(),
                 }
             }
             Call::Poll { sent } => Call::Polled {
                 sent,
-                head: server.poll(1, now).heads[0],
+                heads: server.poll(config.lanes(), now).heads,
                 server_ms: now,
             },
-            Call::Log { from } => Call::Read {
+            Call::Log { lane, from } => Call::Read {
+                lane,
                 from,
-                entries: server.log_since(LANE, from, 1000),
+                entries: server.log_since(lane, from, 1000),
             },
             Call::Fence {
+                lane,
                 sent,
                 epoch,
                 opening,
-            } => Call::Head {
+            } => Call::Heads {
                 sent,
-                head: server.fence(LANE, epoch, opening, now, hints),
+                heads: vec![(lane, server.fence(lane, epoch, opening, now, hints))],
             },
             answered => answered,
         });
@@ -318,24 +332,41 @@ impl World {
             return false;
         };
         let polled = call.is_poll();
-        let read = matches!(call, Call::Read { .. });
-        let told = self.learn(config, n, |lane, out| match call {
-            Call::Head { sent, head } => lane.on_head(Some(head), sent, now, out),
+        match call {
+            Call::Heads { sent, heads } => {
+                for (lane, head) in heads {
+                    self.learn(config, n, lane, |lane, out| {
+                        lane.on_head(Some(head), sent, now, out);
+                    });
+                }
+            }
             Call::Polled {
                 sent,
-                head,
+                heads,
                 server_ms,
             } => {
-                if let Some(head) = head.filter(|head| head.fork) {
-                    lane.on_clock(&head, server_ms);
+                for (lane, head) in (0..).map(Lane).zip(heads) {
+                    self.learn(config, n, lane, |lane, out| {
+                        if let Some(head) = head.filter(|head| head.fork) {
+                            lane.on_clock(&head, server_ms);
+                        }
+                        lane.on_head(head, sent, now, out);
+                    });
                 }
-                lane.on_head(head, sent, now, out);
             }
-            Call::Read { from, entries } => lane.on_log(from, &entries, now, out),
+            Call::Read {
+                lane,
+                from,
+                entries,
+            } => {
+                let (_, told) = self.learn(config, n, lane, |lane, out| {
+                    lane.on_log(from, &entries, now, out);
+                });
+                for nonce in told {
+                    self.note_heard(config, n, nonce);
+                }
+            }
             Call::Touch { .. } | Call::Poll { .. } | Call::Log { .. } | Call::Fence { .. } => {}
-        });
-        for nonce in told.1.into_iter().filter(|_| read) {
-            self.note_heard(config, n, nonce);
         }
         if let Some(link) = self.pods[usize::from(n)]
             .driver
@@ -357,11 +388,13 @@ impl World {
         else {
             return false;
         };
-        let followed = self.pods[usize::from(n)].lane.applied();
+        let followed = self.pods[usize::from(n)].follows(hint.lane).applied();
         if followed.is_some_and(|at| at.epoch == hint.epoch) {
             self.note_heard(config, n, hint.entry.nonce);
         }
-        self.learn(config, n, |lane, out| lane.on_hint(&hint, now, out));
+        self.learn(config, n, hint.lane, |lane, out| {
+            lane.on_hint(&hint, now, out);
+        });
         true
     }
 
@@ -381,12 +414,18 @@ impl World {
 
     pub(super) fn timer(&mut self, config: &Config, n: u8) -> bool {
         let now = self.local(n);
-        let due = |pod: &mut Pod| pod.lane.due().is_some_and(|due| due <= now);
-        if !self.running(n).is_some_and(due) {
+        if self.running(n).is_none() {
             return false;
         }
-        self.learn(config, n, |lane, out| lane.on_timer(now, out));
-        true
+        let mut was_due = false;
+        for lane in (0..config.lanes()).map(Lane) {
+            let due = self.pods[usize::from(n)].follows(lane).due();
+            if due.is_some_and(|due| due <= now) {
+                self.learn(config, n, lane, |lane, out| lane.on_timer(now, out));
+                was_due = true;
+            }
+        }
+        was_due
     }
 
     /// Runs one step of a lane, and carries out in order what it asks for, as `Bus::step` and
@@ -395,14 +434,22 @@ impl World {
         &mut self,
         config: &Config,
         n: u8,
+        lane: Lane,
         step: impl FnOnce(&mut LaneState, &mut Vec<Action>) -> T,
     ) -> (T, Vec<Nonce>) {
         let mut actions = Vec::new();
         let now = self.local(n);
         let pod = &mut self.pods[usize::from(n)];
-        let result = step(&mut pod.lane, &mut actions);
+        let state = match lane {
+            TAGS => &mut pod.tag.lane,
+            _ => &mut pod.lane,
+        };
+        let result = step(state, &mut actions);
         for action in &actions {
-            pod.carry_out(config, action, now);
+            match lane {
+                TAGS => pod.tag.carry_out(config, action),
+                _ => pod.carry_out(config, action, now),
+            }
         }
         let told = actions.iter().filter_map(|action| match action {
             Action::Tell { nonce, .. } => Some(*nonce),
@@ -410,27 +457,28 @@ impl World {
         });
         let told = told.collect();
         for action in actions {
-            self.ask_store(config, n, action);
+            self.ask_store(config, n, lane, action);
         }
         (result, told)
     }
 
-    fn ask_store(&mut self, config: &Config, n: u8, action: Action) {
+    fn ask_store(&mut self, config: &Config, n: u8, lane: Lane, action: Action) {
         let sent = self.local(n);
         let call = match action {
-            Action::ReadLog { from } => Call::Log { from },
+            Action::ReadLog { from } => Call::Log { lane, from },
             Action::Touch => Call::Touch {
                 sent,
-                opening: self.opening(config),
+                openings: self.openings(config, [lane].into_iter()),
             },
             Action::Fence { epoch } => Call::Fence {
+                lane,
                 sent,
                 epoch,
                 opening: self.opening(config),
             },
             Action::Reissue(call) => {
                 let pod = &mut self.pods[usize::from(n)];
-                pod.poison(&call);
+                pod.poison(&call, false);
                 pod.invalidations.push(Invalidation::again(call));
                 return;
             }
@@ -452,9 +500,9 @@ impl Pod {
     /// The actions that concern only the pod, as `Bus::carry_out` has them.
     fn carry_out(&mut self, config: &Config, action: &Action, now: Millis) {
         // Where there are no guards nobody asks, and states that differ in nothing else are the same.
-        let now = match config.budget.guards {
-            0 => Millis(0),
-            _ => now,
+        let now = match config.reckons() {
+            true => now,
+            false => Millis(0),
         };
         match *action {
             Action::Evict { hash, rank } => {
@@ -482,6 +530,13 @@ impl Pod {
             }
             Action::Confirm { sent } => self.word = self.word.confirmed(sent + config.lease()),
             _ => {}
+        }
+    }
+
+    pub(super) fn follows(&self, lane: Lane) -> &LaneState {
+        match lane {
+            TAGS => &self.tag.lane,
+            _ => &self.lane,
         }
     }
 

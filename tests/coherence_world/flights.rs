@@ -1,15 +1,22 @@
 //! One load per key and pod, in steps: read the store, judge, take the lease, load, land, fill.
 
-use super::{Config, Entry, Event, Key, Pod, Version, World, physical, place, spend, take};
+use super::tags::{Began, Question, Tie, Unfilled, Worth};
+use super::{
+    Config, Entry, Event, Key, Pod, Version, VersionPart, World, physical, place, spend, take,
+};
 use bytes::Bytes;
 use std::time::Duration;
+use tidings::Millis;
 use tidings::coherence::rules::rank_of_head;
-use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Rank, Verdict, View};
+use tidings::coherence::{EntryStamp, Epoch, FlightMeta, Mechanism, Position, Rank, Verdict, View};
 use tidings::store::{self, Found, LeaseReply, LeaseRequest, LeaseState};
 
-/// The front of stored bytes, as `docs/wire-format.md` has it.
-const FRONT_LEN: usize = 28;
+/// Where the flags of stored bytes are, and a version behind them, as `docs/wire-format.md` has it.
+const FLAGS_AT: usize = 60;
+const VERSION_AT: usize = 64;
+const TAG_AT: usize = 72;
 const VALUE: u8 = 1;
+const HAS_VERSION: u8 = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Flight {
@@ -21,11 +28,20 @@ pub(crate) struct Flight {
     refresh: bool,
     /// What it loads is kept for its youth alone.
     pub(super) guarded: bool,
+    /// The version that the source has at least, as the store has told.
+    pub(super) minimum: Option<Version>,
+    /// It loads without having asked for that.
+    pub(super) untold: bool,
+    /// When it began, and its load, in the order in which the pod comes to know of things.
+    moment: u32,
+    then: u32,
+    /// Where entries carry a tag: who may be given what, at least.
+    aboard: Vec<(Began, Version)>,
     generation: u32,
     view: Option<View>,
     stage: Stage,
     /// The oldest version that all aboard may be given.
-    wants: Version,
+    pub(super) wants: Version,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +49,11 @@ enum Stage {
     Begun,
     /// The answer to the read is on its way.
     Found(Found),
+    /// Only the floor of its tag can say what it is worth.
+    Asking {
+        found: Found,
+        question: Question,
+    },
     /// There was nothing to use.
     Absent {
         unusable: Option<Bytes>,
@@ -51,8 +72,16 @@ enum Stage {
     Loaded(Option<Lease>, Version),
 }
 
+/// How an outcome came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Landing {
+    /// It misses nothing that was acknowledged before.
+    pub as_of: Millis,
+    pub then: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Lease {
+pub(super) struct Lease {
     token: u64,
     epoch: Epoch,
     seq: u64,
@@ -67,7 +96,18 @@ pub(crate) struct Fill {
     to: u8,
     key: Key,
     lease: Lease,
-    version: Version,
+    envelope: Vec<u8>,
+}
+
+impl Fill {
+    pub(super) fn new(to: u8, key: Key, lease: Lease, envelope: Vec<u8>) -> Self {
+        Self {
+            to,
+            key,
+            lease,
+            envelope,
+        }
+    }
 }
 
 impl World {
@@ -84,7 +124,7 @@ impl World {
             let at = at as u8;
             let usable = pod.driver.is_usable();
             let asks = flight.stage.asks();
-            if usable || !asks {
+            if (usable || !asks) && !self.would_load_less(config, pod, usize::from(at)) {
                 out.push(Event::Flight(n, at));
             }
             if asks && (config.bypass || !usable) {
@@ -99,7 +139,7 @@ impl World {
             return false;
         }
         match self.joinable(config, pod, key) {
-            Some(flight) => self.joiner_wants(config, pod, key) > pod.flights[flight].wants,
+            Some(at) => self.joiner_wants(config, pod, &pod.flights[at]) > pod.flights[at].wants,
             None => self.left.flights > 0,
         }
     }
@@ -115,9 +155,12 @@ impl World {
     }
 
     /// Who joins may be given what an entry could have given it.
-    fn joiner_wants(&self, config: &Config, pod: &Pod, key: Key) -> Version {
-        let own = pod.own[usize::from(key)];
-        own.max(self.required(config, pod, usize::from(key)))
+    fn joiner_wants(&self, config: &Config, pod: &Pod, flight: &Flight) -> Version {
+        let own = self.owed(pod, usize::from(flight.key));
+        match flight.untold {
+            true => own,
+            false => own.max(self.required(config, pod, usize::from(flight.key))),
+        }
     }
 
     /// A reader found nothing to serve.
@@ -129,8 +172,13 @@ impl World {
         }
         let pod = &self.pods[usize::from(n)];
         if let Some(at) = self.joinable(config, pod, key) {
-            let wants = self.joiner_wants(config, pod, key);
-            self.pods[usize::from(n)].flights[at].wants = wants;
+            let wants = self.joiner_wants(config, pod, &pod.flights[at]);
+            let began = pod.began(config, self.clock(config, pod));
+            let flight = &mut self.pods[usize::from(n)].flights[at];
+            flight.wants = wants;
+            if config.tags {
+                flight.aboard.push((began, wants));
+            }
             return true;
         }
         if !spend(&mut self.left.flights) {
@@ -161,7 +209,7 @@ impl World {
 
     fn take_off(&mut self, config: &Config, n: u8, key: Key, refresh: bool) {
         // Whoever asks the store or the source misses nothing that was acknowledged before.
-        let wants = self.acked(&self.pods[usize::from(n)], usize::from(key));
+        let wants = self.acked_for_reads(config, &self.pods[usize::from(n)], usize::from(key));
         let start = self.clock(config, &self.pods[usize::from(n)]);
         let pod = &mut self.pods[usize::from(n)];
         let replaced = |flight: &&mut Flight| flight.key == key && flight.refresh == refresh;
@@ -178,11 +226,19 @@ impl World {
             detached: false,
             refresh,
             guarded: false,
+            minimum: None,
+            untold: false,
+            moment: 0,
+            then: 0,
+            aboard: Vec::new(),
             generation: 0,
             view: None,
             stage: Stage::Begun,
             wants,
         };
+        if config.tags {
+            flight.aboard.push((pod.began(config, start), wants));
+        }
         flight.begin(pod);
         pod.flights.push(flight);
     }
@@ -192,6 +248,8 @@ impl World {
             return false;
         };
         let reign = pod.driver.reign();
+        self.hold_to_what_is_known(n, at);
+        let pod = &self.pods[usize::from(n)];
         let Some(flight) = pod.flights.get(usize::from(at)).cloned() else {
             return false;
         };
@@ -202,27 +260,44 @@ impl World {
                 None => return false,
             },
             Stage::Found(found) => return self.judge(config, n, at, &found),
+            Stage::Asking { found, question } if !question.answered => {
+                match reign.and_then(|reign| self.ask_floor(reign, question)) {
+                    Some(question) => Stage::Asking { found, question },
+                    None => return false,
+                }
+            }
+            Stage::Asking { found, question } => {
+                self.pods[usize::from(n)].learn_floor(config, question);
+                return self.judge_again(config, n, at, &found);
+            }
             Stage::Standing { token } => self.replace(config, n, at, token),
             Stage::Absent { unusable } => match self.lease(config, reign, flight.key, unusable) {
                 Some(stage) => stage,
                 None => return false,
             },
             Stage::Leased { token, reply } => return self.take_lease(config, n, at, token, &reply),
-            Stage::Loading(lease) => Stage::Loaded(lease, self.source[usize::from(flight.key)]),
+            Stage::Loading(_) if self.would_load_less(config, pod, usize::from(at)) => {
+                self.tally.behind += 1;
+                return false;
+            }
+            Stage::Loading(lease) => Stage::Loaded(lease, self.loaded(flight.key)),
             Stage::Loaded(lease, version) => {
-                if let (Some(lease), Some(to)) = (lease, reign) {
-                    let key = flight.key;
-                    self.fills.push(Fill {
-                        to,
-                        key,
-                        lease,
-                        version,
-                    });
-                }
-                return self.land(config, n, at, version);
+                self.send(config, n, reign, &flight, lease, version);
+                let since = flight.meta.start;
+                let pod = &self.pods[usize::from(n)];
+                let tie = pod.tie(config, since, flight.then);
+                let landing = Landing {
+                    as_of: since,
+                    then: flight.then,
+                };
+                return self.land(config, n, at, version, landing, tie);
             }
         };
-        self.pods[usize::from(n)].flights[usize::from(at)].stage = stage;
+        let pod = &mut self.pods[usize::from(n)];
+        let then = pod.tag.moment();
+        let flight = &mut pod.flights[usize::from(at)];
+        flight.stage = stage;
+        flight.note_load(then);
         true
     }
 
@@ -231,16 +306,24 @@ impl World {
         let Some(pod) = self.running(n) else {
             return false;
         };
-        let usable = pod.driver.is_usable();
+        let (usable, then) = (pod.driver.is_usable(), pod.tag.moment());
         let Some(flight) = pod.flights.get_mut(usize::from(at)) else {
             return false;
         };
         let may = flight.stage.asks() && (config.bypass || !usable);
         if may {
             flight.stage = Stage::Loading(None);
-            self.reckon(config, n, at);
+            flight.note_load(then);
+            self.goes_without(config, n, at);
         }
         may
+    }
+
+    /// It loads without having asked anything.
+    fn goes_without(&mut self, config: &Config, n: u8, at: u8) {
+        self.pods[usize::from(n)].flights[usize::from(at)].untold = config.lag_ms > 0;
+        self.hold_to_what_is_known(n, at);
+        self.reckon(config, n, at);
     }
 
     /// It loads without having asked whether somebody writes the key.
@@ -253,6 +336,18 @@ impl World {
     }
 
     fn judge(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        self.judge_by(config, n, at, found, true)
+    }
+
+    /// What is still not known was not to be had.
+    fn judge_again(&mut self, config: &Config, n: u8, at: u8, found: &Found) -> bool {
+        self.judge_by(config, n, at, found, false)
+    }
+
+    fn judge_by(&mut self, config: &Config, n: u8, at: u8, found: &Found, asks: bool) -> bool {
+        let now = self.local(n);
+        let pod = &self.pods[usize::from(n)];
+        let known = self.known(pod, pod.flights[usize::from(at)].key);
         let pod = &mut self.pods[usize::from(n)];
         let flight = &mut pod.flights[usize::from(at)];
         let poisoned = pod.clearing > 0 || pod.stripes[usize::from(flight.key)].poisoned > 0;
@@ -261,13 +356,49 @@ impl World {
         let verdict = config
             .rules()
             .judge(flight.view, found.head.as_ref(), place, found.floor);
+        let tag = found.value.as_deref().and_then(read_tag);
+        let worth = match tag {
+            Some(tag) => pod.worth(config, tag, now),
+            None => Worth::Tied(None),
+        };
+        let question = pod.wanted(config, now).filter(|_| asks);
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = &mut pod.flights[usize::from(at)];
+        let less = |version| Some(version) < known && config.versions(VersionPart::Held);
+        let verdict = match (verdict, &worth) {
+            (Verdict::Usable(_), Worth::Unknown) if question.is_none() => Verdict::Sync,
+            (verdict, _) => verdict,
+        };
         match (verdict, value) {
+            (Verdict::Usable(_), Some((.., version))) if less(version) => {
+                flight.stage = Stage::Absent {
+                    unusable: found.value.clone(),
+                };
+            }
+            (Verdict::Usable(_), Some(_)) if matches!(worth, Worth::Dead) => {
+                flight.stage = Stage::Absent {
+                    unusable: found.value.clone(),
+                };
+            }
+            (Verdict::Usable(_), Some(_))
+                if let (Worth::Unknown, Some(question)) = (&worth, question) =>
+            {
+                flight.stage = Stage::Asking {
+                    found: found.clone(),
+                    question,
+                };
+            }
             (Verdict::Usable(_), Some((token, ..))) if flight.refresh && !poisoned => {
                 flight.stage = Stage::Standing { token };
             }
             (Verdict::Usable(rank), Some((.., version))) if !poisoned => {
                 flight.meta.rank = flight.meta.rank.max(rank);
-                return self.land(config, n, at, version);
+                let (start, then) = (flight.meta.start, flight.moment);
+                let Worth::Tied(tie) = worth else {
+                    return false;
+                };
+                let as_of = tie.map_or(start, |tie| start.min(pod.as_of(config, tie)));
+                return self.land(config, n, at, version, Landing { as_of, then }, tie);
             }
             (Verdict::Sync, _) => {
                 // Learn where the store is, and look again from there.
@@ -291,12 +422,15 @@ impl World {
         let token = self.draw();
         let pod = &self.pods[usize::from(n)];
         let (key, reign) = (pod.flights[usize::from(at)].key, pod.driver.reign());
-        if self.is_refused(config, reign, key) {
-            self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
-            return Stage::Loading(None);
+        if let Some(reply) = self.ask_beside(config, reign, key) {
+            self.tell(config, n, at, &reply);
+            if reply.state == LeaseState::Guarded {
+                self.pods[usize::from(n)].flights[usize::from(at)].loads_under_guard(config);
+                return Stage::Loading(None);
+            }
         }
         let Some(head) = self.read_at(reign, key).and_then(|found| found.head) else {
-            self.reckon(config, n, at);
+            self.goes_without(config, n, at);
             return Stage::Loading(None);
         };
         let flight = &mut self.pods[usize::from(n)].flights[usize::from(at)];
@@ -341,6 +475,8 @@ impl World {
         token: u64,
         reply: &LeaseReply,
     ) -> bool {
+        self.tell(config, n, at, reply);
+        let then = self.pods[usize::from(n)].tag.moment();
         if let LeaseState::Present(bytes) = &reply.state {
             let found = Found {
                 head: Some(reply.head),
@@ -373,15 +509,39 @@ impl World {
             _ if spend(&mut self.left.retries) => Stage::Begun,
             _ => {
                 flight.stage = Stage::Loading(None);
+                flight.note_load(then);
                 self.reckon(config, n, at);
                 return true;
             }
         };
+        flight.note_load(then);
         true
     }
 
+    /// The store has told which version the source has at least.
+    fn tell(&mut self, config: &Config, n: u8, at: u8, reply: &LeaseReply) {
+        let (now, told) = (self.local(n), config.versions(VersionPart::Told));
+        let Some(version) = reply.minimum.filter(|_| told) else {
+            return;
+        };
+        let version = version as Version;
+        let pod = &mut self.pods[usize::from(n)];
+        let flight = &mut pod.flights[usize::from(at)];
+        flight.minimum = flight.minimum.max(Some(version));
+        let key = flight.key;
+        pod.note_minimum(config, key, version, now);
+    }
+
     /// Everybody aboard gets `version`; it is kept if the rules allow it.
-    fn land(&mut self, config: &Config, n: u8, at: u8, version: Version) -> bool {
+    fn land(
+        &mut self,
+        config: &Config,
+        n: u8,
+        at: u8,
+        version: Version,
+        landing: Landing,
+        tied: Option<Tie>,
+    ) -> bool {
         let pod = &mut self.pods[usize::from(n)];
         let flight = pod.flights.remove(usize::from(at));
         let key = usize::from(flight.key);
@@ -395,7 +555,9 @@ impl World {
         let poisoned = pod.clearing > 0 || stripe.poisoned > 0;
         // A detached flight has been replaced, or has missed something that was noticed here.
         let detached = flight.detached && config.on(Mechanism::InsertStamp);
+        let keeps = !config.tags || tied.is_some();
         if !poisoned
+            && keeps
             && !detached
             && config
                 .rules()
@@ -406,12 +568,48 @@ impl World {
                 version,
                 stamp,
                 ends,
+                untold: flight.untold,
+                tied: tied.filter(|_| config.tags),
             });
         }
-        if version < flight.wants {
-            self.turn_red(super::Red::Load(n, flight.key, version, flight.wants));
+        let given = |began: Began| !pod.is_overtaken(config, began, landing);
+        let aboard = flight.aboard.iter().filter(|(began, _)| given(*began));
+        let wants = match config.tags {
+            true => aboard.map(|(_, wants)| *wants).max().unwrap_or(0),
+            false => flight.wants,
+        };
+        if version < wants {
+            self.turn_red(super::Red::Load(n, flight.key, version, wants));
         }
         true
+    }
+
+    /// The outcome of a load under a lease is for the store as well.
+    fn send(
+        &mut self,
+        config: &Config,
+        n: u8,
+        reign: Option<u8>,
+        flight: &Flight,
+        lease: Option<Lease>,
+        version: Version,
+    ) {
+        let (Some(lease), Some(to)) = (lease, reign) else {
+            return;
+        };
+        let key = flight.key;
+        if config.tags {
+            self.pods[usize::from(n)].tag.unfilled.push(Unfilled {
+                key,
+                lease,
+                version,
+                then: flight.then,
+                question: None,
+            });
+            return;
+        }
+        let envelope = write_value(lease.token, lease.epoch, lease.seq, version);
+        self.fills.push(Fill::new(to, key, lease, envelope));
     }
 
     pub(super) fn fill(&mut self, config: &Config, at: u8) -> bool {
@@ -419,12 +617,12 @@ impl World {
             to,
             key,
             lease,
-            version,
+            envelope,
         }) = take(&mut self.fills, at)
         else {
             return false;
         };
-        let (name, envelope) = (physical(key), write_value(lease, version));
+        let name = physical(key);
         let fill = store::Fill {
             token: lease.over.unwrap_or(lease.token),
             replaces: match lease.over {
@@ -454,9 +652,18 @@ impl World {
         for at in 0..self.pods[usize::from(n)].flights.len() {
             let pod = &self.pods[usize::from(n)];
             let known = self.acked(pod, usize::from(pod.flights[at].key));
-            let wants = &mut self.pods[usize::from(n)].flights[at].wants;
-            *wants = known.min(*wants);
+            let flight = &mut self.pods[usize::from(n)].flights[at];
+            flight.wants = known.min(flight.wants);
+            for (_, wants) in &mut flight.aboard {
+                *wants = known.min(*wants);
+            }
         }
+    }
+
+    /// The version of what stands under a key, usable or not.
+    pub(super) fn version_at(&self, reign: u8, key: Key) -> Option<Version> {
+        let found = self.read_at(Some(reign), key)?;
+        Some(read_value(found.value.as_deref()?)?.3)
     }
 
     /// The version that a reader who asks the store now would use.
@@ -467,44 +674,80 @@ impl World {
         let verdict = config
             .rules()
             .judge(view, found.head.as_ref(), place, found.floor);
-        matches!(verdict, Verdict::Usable(_)).then_some(version)
+        let less = Some(version) < self.known(pod, key) && config.versions(VersionPart::Held);
+        let usable = matches!(verdict, Verdict::Usable(_)) && !less;
+        let tag = found.value.as_deref().and_then(read_tag);
+        let stands = || tag.is_none_or(|tag| self.floor_admits(config, pod, tag));
+        (usable && stands()).then_some(version)
     }
 }
 
 impl Stage {
     /// Whether the next step is a call of the store.
     fn asks(&self) -> bool {
-        matches!(
-            self,
-            Self::Begun | Self::Absent { .. } | Self::Standing { .. }
-        )
+        match self {
+            Self::Begun | Self::Absent { .. } | Self::Standing { .. } => true,
+            Self::Asking { question, .. } => !question.answered,
+            _ => false,
+        }
     }
 }
 
 impl Flight {
+    /// If it is about to load: that reflects what the pod has come to know of.
+    fn note_load(&mut self, then: u32) {
+        if self.loads() {
+            self.then = then;
+        }
+    }
+
+    /// Whether its next step is to load.
+    pub(super) fn loads(&self) -> bool {
+        matches!(self.stage, Stage::Loading(_))
+    }
+
     /// The generation first: if a flush comes between the two, the view may be of the new generation,
     /// never the other way round.
     fn begin(&mut self, pod: &Pod) {
         self.generation = pod.word.generation();
+        self.moment = pod.tag.moment();
         self.view = pod.lane.view();
         self.meta.rank = self.view.map_or(Rank::default(), |view| view.applied);
         self.meta.uncovered = self.view.is_none();
     }
 }
 
-fn write_value(lease: Lease, version: Version) -> Vec<u8> {
+pub(super) fn write_value(token: u64, epoch: Epoch, seq: u64, version: Version) -> Vec<u8> {
     let mut out = vec![0xD7, 1, VALUE, 0];
-    for word in [lease.token, lease.epoch.0, lease.seq] {
+    for word in [token, epoch.0, seq] {
         out.extend(word.to_be_bytes());
     }
-    out.extend(version.to_be_bytes());
+    out.resize(FLAGS_AT, 0);
+    out.extend([0, HAS_VERSION, 0, 0]);
+    out.extend(u64::from(version).to_be_bytes());
     out
+}
+
+/// The same with a tag that nothing is known against up to `tag`.
+pub(super) fn write_tagged(lease: Lease, version: Version, tag: Position) -> Vec<u8> {
+    let mut out = write_value(lease.token, lease.epoch, lease.seq, version);
+    out[FLAGS_AT + 3] = 1;
+    out.extend(tag.epoch.0.to_be_bytes());
+    out.extend(tag.seq.to_be_bytes());
+    out
+}
+
+fn read_tag(bytes: &[u8]) -> Option<Position> {
+    let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some(Position {
+        epoch: Epoch(word(TAG_AT)?),
+        seq: word(TAG_AT + 8)?,
+    })
 }
 
 fn read_value(bytes: &[u8]) -> Option<(u64, Epoch, u64, Version)> {
     let word = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let version = bytes.get(FRONT_LEN..)?.try_into().ok()?;
-    let version = Version::from_be_bytes(version);
+    let version = Version::try_from(word(VERSION_AT)?).ok()?;
     let value = (word(4)?, Epoch(word(12)?), word(20)?, version);
     (bytes[2] == VALUE).then_some(value)
 }

@@ -3,13 +3,14 @@
 
 use super::calls::Invalidation;
 use super::{
-    Ack, Config, ENTITY, ENTITY_HASH, Event, Flight, Key, LANE, Pod, World, hash, physical, spend,
+    Ack, Config, ENTITY, ENTITY_HASH, Event, Flight, Key, LANE, Pod, Version, VersionPart, World,
+    hash, key_of, physical, spend,
 };
 use std::sync::Arc;
 use std::time::Duration;
 use tidings::Millis;
 use tidings::coherence::{Ack as Answer, Call, Epoch, LogEntry, Nonce};
-use tidings::store::{LeaseRequest, LeaseState, Markers, Place};
+use tidings::store::{LeaseReply, LeaseRequest, Markers, Place};
 
 /// A part of what guards do, to be switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +102,7 @@ impl World {
             }
             (Stage::Logged { entry, epoch }, _) => {
                 let (now, call) = (self.local(n), Arc::new(call_of(writer.key)));
-                let (answer, _) = self.learn(config, n, |lane, out| {
+                let (answer, _) = self.learn(config, n, LANE, |lane, out| {
                     lane.on_ack(&call, &entry, epoch, now, out)
                 });
                 if !matches!(answer, Answer::Acknowledged(_)) {
@@ -146,7 +147,13 @@ impl World {
             let (keys, hashes) = (&call.keys, &call.hashes);
             server.guard(LANE, keys, hashes, markers, nonce, opening, now, hints)
         })?;
-        self.mark_done(reign, |key| call.key_hashes().contains(&hash(key)));
+        match (markers.minimum, call.key_hashes()) {
+            // It says nothing of later versions.
+            (Some((version, _)), [hash]) => {
+                self.mark_version(reign, key_of(*hash) as Key, version as Version);
+            }
+            _ => self.mark_done(reign, |key| call.key_hashes().contains(&hash(key))),
+        }
         let entry = LogEntry {
             seq: guarded.logged.at.seq,
             kind: call.kind,
@@ -157,10 +164,15 @@ impl World {
         Some((entry, guarded.logged.at.epoch))
     }
 
-    /// Whether a lease beside the value of `key` is refused, because somebody writes the key.
-    pub(super) fn is_refused(&mut self, config: &Config, reign: Option<u8>, key: Key) -> bool {
-        if config.budget.guards == 0 {
-            return false;
+    /// A lease beside the value of `key`, for what the store says with it.
+    pub(super) fn ask_beside(
+        &mut self,
+        config: &Config,
+        reign: Option<u8>,
+        key: Key,
+    ) -> Option<LeaseReply> {
+        if !config.reckons() {
+            return None;
         }
         let request = LeaseRequest {
             token: self.draw(),
@@ -174,20 +186,18 @@ impl World {
             entity: ENTITY,
             key: b"beside",
         };
-        let reply = reign.and_then(|reign| {
-            self.step_at(reign, |server, now, hints| {
-                server.lease(beside, request, now, hints)
-            })
-        });
-        reply.is_some_and(|reply| reply.state == LeaseState::Guarded)
+        self.step_at(reign?, |server, now, hints| {
+            server.lease(beside, request, now, hints)
+        })
     }
 
     /// Whether `pod` must reckon with a marker that it was not told of.
     pub(super) fn may_be_guarded(&self, config: &Config, pod: &Pod, key: Key) -> bool {
         let disturbed = pod.stripes[usize::from(key)].disturbed;
         let since = disturbed.max(pod.followed_since);
-        config.budget.guards > 0
+        config.reckons()
             && config.guards(GuardPart::Reckoning)
+            && config.versions(VersionPart::Reckoning)
             && pod.clock.at(self.now) < since + config.guard()
     }
 }

@@ -20,11 +20,15 @@ mod guards;
 mod nodes;
 mod readers;
 mod settle;
+mod tags;
+mod versions;
 
 pub(crate) use check::Red;
 pub(crate) use config::{Budget, Config, ENDLESS};
 pub(crate) use guards::GuardPart;
 pub(crate) use nodes::Tally;
+pub(crate) use tags::TagPart;
+pub(crate) use versions::VersionPart;
 
 use bytes::Bytes;
 use calls::Invalidation;
@@ -37,15 +41,19 @@ use nodes::{Ack, Deposed, Node};
 use readers::Reader;
 use std::collections::BTreeMap;
 use std::fmt;
+use tags::Tie;
 use tidings::Millis;
 use tidings::coherence::{
     EntryStamp, Epoch, Hint, Kind, Lane, LaneState, Mechanism, Nonce, Rank, Word,
 };
 use tidings::store::memory::MemoryState;
 use tidings::store::{Opening, Place};
+use versions::Minimum;
 
-/// The only lane.
+/// The lane of every key.
 const LANE: Lane = Lane(0);
+/// The lane of the tag that entries carry, where they do.
+const TAGS: Lane = Lane(1);
 const ENTITY: &str = "e";
 const ENTITY_HASH: u64 = 0xE;
 /// How long a primary that was replaced goes on, where nobody says otherwise.
@@ -81,6 +89,12 @@ pub(crate) enum Event {
     Read(PodId, u8),
     /// A writer commits to the source, and is about to invalidate.
     Commit(PodId, Key),
+    /// The same of one who is about to put what it has committed.
+    CommitPut(PodId, Key),
+    /// A writer commits what every entry is made of, and is about to invalidate its tag.
+    CommitTag(PodId),
+    /// What was loaded, and carries a tag, takes its next step to the store.
+    Store(PodId, u8),
     /// A writer is about to take a guard.
     Begin(PodId, Key),
     /// A writer under a guard takes its next step: leave the marker, be told, commit, finish.
@@ -149,6 +163,12 @@ pub(crate) enum Event {
     DropHead,
     /// The floor of the entity is evicted.
     DropFloor,
+    /// The minimum versions and markers are evicted.
+    DropMarkers,
+    /// The floors of tags are evicted.
+    DropTagFloors,
+    /// The node that the tag is on is replaced by its replica.
+    PromoteTags(u8),
     /// A value or lease is evicted.
     Evict(Key),
 }
@@ -160,6 +180,10 @@ pub(crate) struct Entry {
     pub stamp: EntryStamp,
     /// The end of its life, if it has one.
     pub ends: Option<Millis>,
+    /// It was loaded without asking which version the source has at least.
+    pub untold: bool,
+    /// By its tag, if it carries one.
+    pub tied: Option<Tie>,
 }
 
 /// The stripe of one key.
@@ -198,6 +222,9 @@ pub(crate) struct Pod {
     ticked: Millis,
     /// By key: the newest version whose invalidation this pod had acknowledged.
     own: Vec<Version>,
+    /// By key: the version that it knows the source to have at least.
+    minimums: Vec<Option<Minimum>>,
+    tag: tags::Side,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -209,6 +236,11 @@ pub(crate) struct World {
     deposed: Option<Deposed>,
     snapshot: Node,
     source: Vec<Version>,
+    /// Loads read a copy of the source that is behind it.
+    lags: bool,
+    copy: Vec<Version>,
+    /// What the copy does not have yet, and when it will.
+    to_copy: Vec<(Millis, Key, Version)>,
     fills: Vec<Fill>,
     /// By key.
     acks: Vec<Vec<Ack>>,
@@ -256,6 +288,8 @@ impl Pod {
             left: Millis(0),
             ticked: Millis(0),
             own: vec![0; keys],
+            minimums: vec![None; keys],
+            tag: tags::Side::new(config),
         }
     }
 }
@@ -273,6 +307,9 @@ impl World {
             primary: server,
             deposed: None,
             source: vec![0; keys],
+            lags: config.lag_ms > 0,
+            copy: vec![0; keys],
+            to_copy: Vec::new(),
             fills: Vec::new(),
             acks: vec![Vec::new(); keys],
             heard: BTreeMap::new(),
@@ -327,6 +364,7 @@ impl World {
             self.enabled_flights(pod, n, config, &mut out);
             self.enabled_readers(pod, n, config, &mut out);
             self.enabled_calls(pod, n, config, &mut out);
+            self.enabled_tags(pod, n, config, &mut out);
             self.enabled_guards(pod, n, config, &mut out);
             self.enabled_driver(pod, n, config, &mut out);
         }
@@ -370,12 +408,15 @@ impl World {
             }
             offer(left.promotions, Event::Promote(replica));
             offer(left.splits, Event::Split(replica, SPLIT_MS));
+            offer(left.tag_promotions, Event::PromoteTags(replica));
         }
         offer(u8::from(self.deposed.is_some()), Event::Heal);
         offer(left.flushes, Event::FlushAll);
         offer(left.trims, Event::TrimLog);
         offer(left.heads_lost, Event::DropHead);
         offer(left.floors_lost, Event::DropFloor);
+        offer(left.minimums_lost, Event::DropMarkers);
+        offer(left.tag_floors_lost, Event::DropTagFloors);
         for key in 0..config.keys {
             offer(left.evictions, Event::Evict(key));
         }
@@ -392,6 +433,7 @@ impl World {
 
     fn happen(&mut self, config: &Config, event: Event) -> bool {
         let done = self.step(config, event);
+        self.catch_up();
         self.account();
         done
     }
@@ -408,7 +450,10 @@ impl World {
             E::LoseFill(at) => spend(&mut self.left.losses) && take(&mut self.fills, at).is_some(),
             E::Look(pod, key) => self.look(config, pod, key),
             E::Read(pod, at) => self.step_reader(config, pod, at),
-            E::Commit(pod, key) => self.commit(config, pod, key),
+            E::Commit(pod, key) => self.commit(config, pod, key, false),
+            E::CommitPut(pod, key) => self.commit(config, pod, key, true),
+            E::CommitTag(pod) => self.commit_tag(pod),
+            E::Store(pod, at) => self.step_unfilled(config, pod, at),
             E::Begin(pod, key) => self.begin_write(pod, key),
             E::Guard(pod, at) => self.step_guard(config, pod, at),
             E::Clear(pod) => self.begin_clear(config, pod),
@@ -467,6 +512,14 @@ impl World {
                 spend(&mut self.left.floors_lost)
                     && self.befall(|server| server.drop_floor(LANE, ENTITY))
             }
+            E::DropMarkers => {
+                spend(&mut self.left.minimums_lost)
+                    && self.befall(|server| server.drop_markers(LANE))
+            }
+            E::DropTagFloors => {
+                spend(&mut self.left.tag_floors_lost) && self.befall(MemoryState::drop_tag_floors)
+            }
+            E::PromoteTags(at) => spend(&mut self.left.tag_promotions) && self.promote_tags(at),
             E::Evict(key) => {
                 spend(&mut self.left.evictions) && self.primary.state.evict(LANE, &physical(key))
             }
@@ -488,6 +541,7 @@ impl World {
 
     fn befall(&mut self, disaster: impl FnOnce(&mut MemoryState)) -> bool {
         disaster(&mut self.primary.state);
+        self.note_forgotten();
         true
     }
 

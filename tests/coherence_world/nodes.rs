@@ -1,7 +1,7 @@
 //! The servers: a primary, replicas that lag behind it, and perhaps a primary that was replaced and goes
 //! on for those who do not know it yet.
 
-use super::{Config, Key, LANE, Pod, PodId, Version, World};
+use super::{Config, Key, LANE, Pod, PodId, TAGS, Version, World};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use tidings::Millis;
@@ -22,8 +22,11 @@ pub(super) struct Node {
     /// By key: the newest version that was committed when it last carried out an invalidation of the key,
     /// or made all void. Of what was acknowledged up to that, nothing is missing here.
     pub done: Vec<Version>,
+    /// The same of invalidations of the tag that all keys carry.
+    tags_done: Vec<Version>,
     /// When the fork was opened that it is in.
     forked: Option<Millis>,
+    tags_forked: Option<Millis>,
 }
 
 /// A primary that was replaced, and ends at a time.
@@ -41,6 +44,8 @@ pub(super) struct Ack {
     by: PodId,
     /// The call, as pods that heard of it name it.
     nonce: Nonce,
+    /// It was of the tag that all keys carry.
+    pub by_tag: bool,
     /// It counts by its commit, under a guard: the log need not have it.
     by_commit: bool,
     /// Who had it acknowledged has ended.
@@ -53,6 +58,8 @@ pub(super) struct Ack {
     late: bool,
     /// A promotion lost it.
     lost: bool,
+    /// The store lost the minimum version that it left, before the copy of the source had it.
+    pub forgotten: bool,
     /// Lost, and nobody is left who knows of it.
     declared: bool,
 }
@@ -84,6 +91,13 @@ pub(crate) struct Tally {
     pub declared_lost: u64,
     /// Of those: no later invalidation of the key made up for it.
     pub never_repaired: u64,
+    /// Acknowledged minimum versions that the store lost too early, and those that were said again.
+    pub forgotten: u64,
+    pub said_again: u64,
+    /// Loads that were behind what they had to give.
+    pub behind: u64,
+    /// Values that were put in the place of a lower version.
+    pub puts: u64,
 }
 
 impl PartialEq for Tally {
@@ -112,6 +126,10 @@ impl std::ops::AddAssign for Tally {
         self.inherited += other.inherited;
         self.declared_lost += other.declared_lost;
         self.never_repaired += other.never_repaired;
+        self.forgotten += other.forgotten;
+        self.said_again += other.said_again;
+        self.behind += other.behind;
+        self.puts += other.puts;
     }
 }
 
@@ -123,7 +141,9 @@ impl Node {
             reign: 0,
             life,
             done: vec![0; keys],
+            tags_done: vec![0; keys],
             forked: None,
+            tags_forked: None,
         }
     }
 
@@ -132,7 +152,12 @@ impl Node {
         let data = self.state.clone().with_continuity(continuity);
         self.state.restart_from(data, life);
         self.life = life;
-        self.forked = None;
+        (self.forked, self.tags_forked) = (None, None);
+    }
+
+    /// Of a key: the newest version up to which nothing that was acknowledged is missing.
+    pub(super) fn has(&self, key: usize) -> Version {
+        self.done[key].max(self.tags_done[key])
     }
 
     /// Whether the lane was last written in the life that this replica has followed.
@@ -143,6 +168,10 @@ impl Node {
 }
 
 impl Ack {
+    pub(super) fn is_by(&self, n: PodId) -> bool {
+        self.by == n && !self.abandoned
+    }
+
     /// A commit under a guard that stood.
     pub(super) fn by_commit(version: Version, at: Millis, by: PodId) -> Self {
         Self {
@@ -155,6 +184,7 @@ impl Ack {
     pub(super) fn grow_old(&mut self) {
         *self = Self {
             by_commit: self.by_commit,
+            by_tag: self.by_tag,
             ..Self::new(self.version, Millis(0), (0, Nonce(0)))
         };
     }
@@ -165,11 +195,13 @@ impl Ack {
             at,
             by,
             nonce,
+            by_tag: false,
             by_commit: false,
             abandoned: false,
             excused: false,
             late: false,
             lost: false,
+            forgotten: false,
             declared: false,
         }
     }
@@ -195,18 +227,30 @@ impl World {
         step: impl FnOnce(&mut MemoryState, u64, &mut Vec<Hint>) -> T,
     ) -> Option<T> {
         let now = self.now;
-        let source = self.source.clone();
+        // What is loaded from here on.
+        let loaded = match self.lags {
+            true => self.copy.clone(),
+            false => self.source.clone(),
+        };
         let node = self.node_mut(reign)?;
-        let before = node.state.head(LANE);
+        let before = [LANE, TAGS].map(|lane| node.state.head(lane));
         let mut hints = Vec::new();
         let result = step(&mut node.state, now.0, &mut hints);
         let epoch = |head: Option<Head>| head.map_or(Epoch(0), |head| head.at.epoch);
-        if let Some(head) = node.state.head(LANE)
-            && epoch(before) != head.at.epoch
-        {
-            node.forked = head.fork.then_some(now);
+        for (lane, before) in [LANE, TAGS].into_iter().zip(before) {
+            let head = node.state.head(lane);
+            let Some(head) = head.filter(|head| epoch(before) != head.at.epoch) else {
+                continue;
+            };
+            let (done, forked) = match lane {
+                TAGS => (&mut node.tags_done, &mut node.tags_forked),
+                _ => (&mut node.done, &mut node.forked),
+            };
+            *forked = head.fork.then_some(now);
             if !head.fork {
-                node.done = source;
+                for (done, loaded) in done.iter_mut().zip(&loaded) {
+                    *done = *loaded.max(done);
+                }
             }
         }
         self.publish(reign, hints);
@@ -222,6 +266,44 @@ impl World {
                 *done = now;
             }
         }
+        if reign == self.primary.reign {
+            let keys = (0..self.source.len()).filter(|key| covered(*key as Key));
+            keys.for_each(|key| self.make_up_for(key));
+        }
+    }
+
+    /// An invalidation of this version of a key was carried out, which says nothing of later ones.
+    pub(super) fn mark_version(&mut self, reign: u8, key: Key, version: Version) {
+        // What is loaded from here on is no older than the copy.
+        let version = version.max(self.copy[usize::from(key)]);
+        if let Some(node) = self.node_mut(reign) {
+            let done = &mut node.done[usize::from(key)];
+            *done = version.max(*done);
+        }
+        if reign == self.primary.reign {
+            self.make_up_for(usize::from(key));
+        }
+    }
+
+    /// An invalidation of the tag was carried out.
+    pub(super) fn mark_tags_done(&mut self, reign: u8) {
+        let source = self.source.clone();
+        if let Some(node) = self.node_mut(reign) {
+            node.tags_done = source;
+        }
+    }
+
+    /// The node that the tag is on fails over to a replica of it.
+    pub(super) fn promote_tags(&mut self, replica: u8) -> bool {
+        let Some(replica) = self.replicas.get(usize::from(replica)) else {
+            return false;
+        };
+        self.primary.state.promote_lane(TAGS, &replica.state);
+        self.primary.tags_done.clone_from(&replica.tags_done);
+        self.primary.tags_forked = None;
+        self.cut_off(self.primary.reign);
+        self.note_lost_tail();
+        true
     }
 
     pub(super) fn is_deposed(&self, reign: u8) -> bool {
@@ -248,6 +330,7 @@ impl World {
         self.primary.reign = reign;
         self.primary.begin_life(life, Continuity::Fence);
         self.cut_off(reign);
+        self.note_forgotten();
         true
     }
 
@@ -272,6 +355,7 @@ impl World {
             self.cut_off(old.reign);
         }
         self.note_lost_tail();
+        self.note_forgotten();
         true
     }
 
@@ -283,8 +367,12 @@ impl World {
     }
 
     fn note_lost_tail(&mut self) {
-        let acks = self.acks.iter_mut().zip(&self.primary.done);
-        let acks = acks.flat_map(|(acks, done)| acks.iter_mut().map(move |ack| (ack, *done)));
+        let primary = &self.primary;
+        let acks = self.acks.iter_mut().enumerate();
+        let acks = acks.flat_map(|(key, acks)| {
+            let done = primary.has(key);
+            acks.iter_mut().map(move |ack| (ack, done))
+        });
         let mut lost = 0;
         for (ack, _) in acks.filter(|(ack, done)| ack.version > *done && !ack.excused) {
             lost += u64::from(!ack.lost);
@@ -380,7 +468,7 @@ impl World {
         by: (PodId, Nonce),
         minority: bool,
     ) -> Ack {
-        let lacked = self.primary.done[key] < version;
+        let lacked = self.primary.has(key) < version;
         self.tally.minority += u64::from(lacked && minority);
         self.tally.late += u64::from(lacked && !minority && self.is_too_late());
         Ack {
@@ -392,15 +480,16 @@ impl World {
 
     /// Whether what the primary lacks is not expected to come any more.
     fn is_too_late(&self) -> bool {
-        let forked = self.primary.forked;
-        forked.is_some_and(|at| self.now >= at + LaneState::DOUBT)
+        let late = |at: Option<Millis>| at.is_some_and(|at| self.now >= at + LaneState::DOUBT);
+        late(self.primary.forked) || late(self.primary.tags_forked)
     }
 
     /// Follows what becomes of acknowledged invalidations that the primary lacks.
     pub(super) fn account(&mut self) {
         let too_late = self.is_too_late();
         let late_before = self.tally.late;
-        for (acks, &done) in self.acks.iter_mut().zip(&self.primary.done) {
+        for (key, acks) in self.acks.iter_mut().enumerate() {
+            let done = self.primary.has(key);
             for ack in acks {
                 let is_done = ack.version <= done;
                 if is_done && ack.lost {
@@ -434,8 +523,9 @@ impl World {
     /// logged again, and one that somebody should have.
     pub(super) fn missing(&self) -> (u64, Option<(usize, Version)>) {
         let mut orphans = 0;
-        for (key, (acks, &done)) in self.acks.iter().zip(&self.primary.done).enumerate() {
-            let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit;
+        for (key, acks) in self.acks.iter().enumerate() {
+            let done = self.primary.has(key);
+            let lacked = |ack: &&Ack| ack.version > done && !ack.by_commit && !ack.forgotten;
             for ack in acks.iter().filter(lacked) {
                 if !Self::is_orphan(&self.heard, ack) {
                     return (orphans, Some((key, ack.version)));
@@ -452,8 +542,8 @@ impl Ack {
     pub(super) fn binds(&self, world: &World, pod: &Pod, key: usize) -> Option<Millis> {
         let deposed = world.deposed.as_ref().map(|deposed| &deposed.node);
         if let Some(node) = deposed.filter(|node| pod.driver.leads_to(node.reign)) {
-            return (!self.late && node.done[key] >= self.version).then_some(self.at);
+            return (!self.late && node.has(key) >= self.version).then_some(self.at);
         }
-        (!self.excused).then(|| self.at.max(pod.left))
+        (!self.excused && !self.forgotten).then(|| self.at.max(pod.left))
     }
 }

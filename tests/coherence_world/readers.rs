@@ -33,13 +33,14 @@ impl World {
         if self.running(n).is_none() || !spend(&mut self.left.looks) {
             return false;
         }
+        let own = self.owed(&self.pods[usize::from(n)], usize::from(key));
         let pod = &mut self.pods[usize::from(n)];
         let in_order = config.on(Mechanism::CheckOrder);
         pod.readers.push(Reader {
             key,
             word: in_order.then_some(pod.word),
             entry: pod.entries[usize::from(key)].filter(|_| !in_order),
-            own: pod.own[usize::from(key)],
+            own,
         });
         true
     }
@@ -63,8 +64,10 @@ impl World {
                 pod.readers.remove(usize::from(at));
                 let pod = &self.pods[usize::from(n)];
                 let now = self.clock(config, pod);
-                if entry.lives(now) && config.rules().may_serve(word, entry.stamp, now) {
-                    let wants = own.max(self.required(config, pod, usize::from(key)));
+                let stands = entry.lives(now) && pod.stands(config, entry.tied, now);
+                if stands && config.rules().may_serve(word, entry.stamp, now) {
+                    let own = own.min(self.owed(pod, usize::from(key)));
+                    let wants = self.hit_wants(config, pod, entry, usize::from(key), own);
                     if entry.version < wants {
                         self.turn_red(Red::Hit(n, key, entry.version, wants));
                     }

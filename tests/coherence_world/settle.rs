@@ -29,6 +29,7 @@ impl World {
             self.now = self.now + wait + Duration::from_millis(1);
             for _ in 0..3 {
                 self.now = Millis(self.now.0 + ROUND_MS);
+                self.catch_up();
                 self.account();
                 self.round(config);
             }
@@ -51,13 +52,16 @@ impl World {
         if !pod.invalidations.is_empty() {
             reds.push(Red::Stuck(at));
         }
-        if pod.word.until() < self.local(at) || !pod.driver.is_usable() {
+        let dead = |until: Millis| until < self.local(at);
+        let dead_tags = config.tags && dead(pod.tag.until);
+        if dead(pod.word.until()) || dead_tags || !pod.driver.is_usable() {
             reds.push(Red::Dead(at));
         }
         for key in 0..config.keys {
             let wants = self.source[usize::from(key)];
-            if self.primary.done[usize::from(key)] < wants {
-                // Whoever knew of it has ended.
+            let forgotten = self.acks[usize::from(key)].iter().any(|ack| ack.forgotten);
+            if self.primary.has(usize::from(key)) < wants || forgotten {
+                // Whoever knew of it has ended, or the store does not know it any more.
                 continue;
             }
             let local = self.servable(config, pod, usize::from(key));
@@ -86,7 +90,9 @@ impl World {
                     && pod.invalidations.is_empty()
                     && pod.writing.is_empty()
                     && pod.flights.is_empty()
+                    && pod.tag.unfilled.is_empty()
                     && !pod.lane.is_behind()
+                    && !pod.tag.lane.is_behind()
             });
             if (resting && self.fills.is_empty()) || self.red.is_some() {
                 return;
@@ -125,6 +131,7 @@ impl World {
         let (calls, flights) = (pod.driver.calls() as u8, pod.flights.len() as u8);
         let invalidations = pod.invalidations.len() as u8;
         let writers = pod.writing.len() as u8;
+        let unfilled = pod.tag.unfilled.len() as u8;
         let mut busy = false;
         for _ in 0..pod.driver.inbox() {
             busy |= self.happen(config, Event::Deliver(n, 0));
@@ -139,6 +146,9 @@ impl World {
         }
         for at in (0..invalidations).rev() {
             busy |= self.happen(config, Event::Invalidation(n, at));
+        }
+        for at in (0..unfilled).rev() {
+            busy |= self.happen(config, Event::Store(n, at));
         }
         for at in (0..flights).rev() {
             busy |= self.happen(config, Event::Flight(n, at))
@@ -157,8 +167,11 @@ impl World {
         for n in 0..self.pods.len() as u8 {
             for key in 0..config.keys {
                 self.apply(config, Event::Miss(n, key));
-                for _ in 0..6 {
+                for _ in 0..10 {
                     self.apply(config, Event::Flight(n, 0));
+                }
+                for _ in 0..3 {
+                    self.apply(config, Event::Store(n, 0));
                 }
                 self.apply(config, Event::Fill(0));
             }

@@ -251,6 +251,7 @@ fn a_fence_that_a_promoted_replica_lacks_would_be_undone() {
         ..failovers(|budget| {
             (budget.flights, budget.writes) = (0, 3);
             (budget.restarts, budget.snapshots) = (4, 0);
+            budget.kills = 4;
         })
     };
     is_needed(Mechanism::FenceAgain, config, |_| true);

@@ -70,8 +70,10 @@ impl Taste {
         match event {
             E::Advance(_) => self.time,
             E::Miss(..) | E::Refresh(..) | E::Look(..) | E::Read(..) => self.reads,
-            E::Flight(..) | E::Bypass(..) | E::Fill(_) => self.flights,
-            E::Commit(..) | E::Clear(_) | E::Begin(..) => self.writes,
+            E::Flight(..) | E::Bypass(..) | E::Store(..) | E::Fill(_) => self.flights,
+            E::Commit(..) | E::CommitPut(..) | E::CommitTag(_) | E::Clear(_) | E::Begin(..) => {
+                self.writes
+            }
             E::Invalidation(..) | E::Guard(..) => self.calls,
             E::Poll(_) | E::Connect(_) | E::ConnectOld(_) => self.polls,
             E::AtStore(..) | E::Answer(..) | E::Timer(_) => self.driver,
@@ -175,7 +177,7 @@ impl Schedule {
         let mut events = Vec::new();
         if below(4) > 0 {
             let call = world.newest_call(pod).map_or(0, |newest| newest + 1);
-            events.push(Event::Commit(pod, key));
+            events.push(world.any_commit(pod, key));
             events.extend([Event::Invalidation(pod, call); 3]);
         }
         if below(3) == 0 {

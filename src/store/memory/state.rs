@@ -307,12 +307,14 @@ impl MemoryState {
     ) -> Logged {
         let mut step = self.step(place.lane, now_ms, hints);
         let head = step.open(opening);
-        match step.version(place, head) {
+        // Who puts in an epoch has come to know of it: what stands there is not in doubt.
+        let there = step.version(place, head);
+        match there.filter(|_| put.epoch == head.at.epoch) {
             Some(there) if there >= put.version => {}
-            Some(_) if put.epoch == head.at.epoch => {
+            Some(_) => {
                 step.store(place.key, Bytes::copy_from_slice(put.envelope), put.ttl);
             }
-            _ => {
+            None => {
                 step.lane.values.remove(place.key);
             }
         }
@@ -411,6 +413,17 @@ impl MemoryState {
         self.incarnation = incarnation;
     }
 
+    /// The node of one lane is replaced by its replica, which has what `replica` has of it: the next touch of
+    /// the lane continues that in a new epoch.
+    pub fn promote_lane(&mut self, lane: Lane, replica: &Self) {
+        let mut there = replica.lanes.get(&lane).cloned().unwrap_or_default();
+        if let Some(head) = &mut there.head {
+            head.incarnation = Incarnation(0);
+        }
+        self.continuity = Continuity::Fork;
+        self.lanes.insert(lane, there);
+    }
+
     /// Somebody removes everything while the server lives on.
     pub fn flush_all(&mut self) {
         self.record = None;
@@ -440,6 +453,27 @@ impl MemoryState {
         let mut evicted = false;
         self.change(lane, |lane| evicted = lane.values.remove(key));
         evicted
+    }
+
+    /// The version that the source has of a key at least, as far as is remembered.
+    #[must_use]
+    pub fn minimum(&self, lane: Lane, hash: u64, now_ms: u64) -> Option<u64> {
+        self.lanes.get(&lane)?.markers.minimum(hash, now_ms)
+    }
+
+    /// What [`tag_floors`](Self::tag_floors) would answer, and nothing is set.
+    #[must_use]
+    pub fn tag_floor(&self, tag: &TagPlace, now_ms: u64) -> Option<TagFloor> {
+        let lane = self.lanes.get(&tag.lane)?;
+        let head = lane.head?;
+        let floor = |hash: u64| {
+            let bytes = lane.tag_floors.get(&hash.to_be_bytes(), now_ms)?;
+            let floor = u64::from_be_bytes(bytes[..].try_into().ok()?);
+            (floor <= head.at.seq).then_some(floor)
+        };
+        let floors = [tag.name, tag.key].map(|hash| floor(hash).unwrap_or(head.at.seq));
+        let floor = floors[0].max(floors[1]);
+        Some(TagFloor { head, floor })
     }
 
     /// The server evicts the markers of a lane.

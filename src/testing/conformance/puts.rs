@@ -125,6 +125,9 @@ pub async fn a_put_does_not_outlive_its_epoch(harness: &Harness) {
     let (lease, _) = probe.load_version(KEY, 8, 0, 1).await;
     probe.put_version(lease, old, 2).await;
     assert_eq!(probe.stands().await, None, "made in an epoch that is over");
+    let (lease, _) = probe.load_version(KEY, 8, 0, 2).await;
+    probe.put_version(lease, old, 1).await;
+    assert_eq!(probe.stands().await, None, "the same, of a lower version");
 }
 
 /// A put is logged as the invalidation of its key, whatever it leaves.

@@ -18,7 +18,8 @@ local function version_there()
 end
 
 local there = version_there()
-if not there or (lower(there, ARGV[8]) and ARGV[9] ~= head.epoch) then
+-- Who puts in an epoch has come to know of it: what stands there is not in doubt.
+if not there or ARGV[9] ~= head.epoch then
   redis.call('UNLINK', KEYS[4])
 elseif lower(there, ARGV[8]) then
   if ARGV[11] ~= '' then
