@@ -2,7 +2,7 @@
 //!
 //! Each pod keeps values in its own memory, all of them share a second level in a backing store
 //! (Redis, or embedded), and what neither has is loaded from your source once. When one pod
-//! invalidates a key, no pod serves the old value beyond a bound: 1.004 s.
+//! invalidates a key, no pod serves the old value beyond a bound: 1.008 s.
 //!
 //! ```text
 //!                      your code

@@ -51,7 +51,7 @@ impl Invalidation {
 
     /// Invalidates, and waits until no pod can serve the old value any more: for what must not happen
     /// before, such as telling a customer that an account is closed. Makes no further round trip; it
-    /// waits for [`Health::bound`](crate::Health::bound) (1.004 s) from the acknowledgement on.
+    /// waits for [`Health::bound`](crate::Health::bound) (1.008 s) from the acknowledgement on.
     ///
     /// In a [batch](crate::Reactivity::batch) nothing is logged yet, so there is nothing to wait for:
     /// use [`Stamp::settled`] on what the batch gives.

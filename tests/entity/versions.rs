@@ -357,7 +357,7 @@ async fn read_a_lagging_replica(bed: Bed, against: Against) -> (usize, Vec<u64>)
         Against::HoldOff => lag() + Duration::from_millis(500),
         _ => Duration::ZERO,
     };
-    let bound = Duration::from_millis(1004) + hold_off;
+    let bound = Duration::from_millis(1008) + hold_off;
     let pods = [bed.pod().await, bed.pod().await, bed.pod().await];
     let [writer, readers @ ..] = pods.each_ref().map(|pod| database.entity(pod, hold_off));
     let reads = readers.map(|numbers| tokio::spawn(database.clone().read(numbers, bound, WRITES)));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tidings::Origin;
 
 /// By how much the coarse clock may make a claimed bound too small.
-pub(crate) const CLAIM_SLACK: Duration = Duration::from_millis(5);
+pub(crate) const CLAIM_SLACK: Duration = Duration::from_millis(9);
 
 /// One read that gave a value.
 #[derive(Clone, Copy, Debug)]

@@ -303,7 +303,7 @@ async fn the_last_message_is_lost() {
         assert!(pod.health().catch_ups > 0, "{:?}", pod.health());
     }
     let history = fleet.history().await;
-    history.refuse(&history.violations(Duration::from_millis(1004)));
+    history.refuse(&history.violations(Duration::from_millis(1008)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
