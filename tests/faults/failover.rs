@@ -120,6 +120,8 @@ async fn pods_that_differ_in_their_options_lose_nothing_that_no_replica_had() {
     fleet.server.kill(0);
     fleet.server.resume_replicas().unwrap();
     let now = block_in_place(|| fleet.server.wait_for_promotion(0)).unwrap();
+    // Sentinels that have not heard of each other's decision may still turn it back to the old primary, and
+    // mend that some ten seconds later. Meanwhile nobody confirms anything.
     until("the other replica follows", || {
         let info = fleet.server.server(now).cli(&["INFO", "replication"]);
         info.is_ok_and(|info| info.contains("state=online"))

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// Within what everything must be well again once a fault has ended.
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// How long something that must happen, at no stated time, may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const READERS: u64 = 2;
 
 type Versions = Entity<u64, u64, Infallible>;
