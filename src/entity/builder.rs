@@ -324,7 +324,8 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     }
 
     /// How long a call waits for its value at most: [`DEFAULT_LOAD_TIMEOUT`] if not set, at most
-    /// [`MAX_LOAD_TIMEOUT`]. The load itself goes on behind a call that gave up, and may still be kept.
+    /// [`MAX_LOAD_TIMEOUT`](crate::MAX_LOAD_TIMEOUT). The load itself goes on behind a call that gave up, and
+    /// may still be kept.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.options.load_timeout = limit;
         self

@@ -44,14 +44,16 @@ pub enum Action {
         /// When the confirming poll was sent.
         sent: Millis,
     },
-    /// Read the log from this sequence number on (inclusive) and give it to [`LaneState::on_log`].
+    /// Read the log from this sequence number on (inclusive) and give it to
+    /// [`LaneState::on_log`](super::LaneState::on_log).
     ReadLog {
         /// The first entry to read.
         from: u64,
     },
     /// Ask for the heads now, rather than at the next heartbeat.
     Poll,
-    /// The store has no head for this lane: have one opened, then give it to [`LaneState::on_head`].
+    /// The store has no head for this lane: have one opened, then give it to
+    /// [`LaneState::on_head`](super::LaneState::on_head).
     Touch,
     /// The store lost part of what it had logged: have a new epoch opened that continues nothing.
     Fence {
@@ -73,7 +75,7 @@ pub enum Ack {
     /// It is on the timeline that this pod follows, and applied here.
     Acknowledged(Position),
     /// It is in an epoch that this pod does not know: poll, then give it to
-    /// [`LaneState::on_ack`] again.
+    /// [`LaneState::on_ack`](super::LaneState::on_ack) again.
     Unknown(Position),
     /// It is on a dead timeline (hole H16): run it again.
     Lost,
