@@ -16,8 +16,7 @@ use super::{Bus, lock};
 use crate::error::BuildError;
 use crate::key::KeySpace;
 use crate::store::Namespace;
-use bytes::Bytes;
-use format::{NOTED, STRUCK, header, push_record, read, take_record};
+use format::{NOTED, STRUCK, header, push_record, read};
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -299,7 +298,7 @@ pub(crate) fn read_rubbish(bytes: &[u8]) {
     };
     let space = KeySpace::new(&namespace.name, std::num::NonZeroU16::MIN, None);
     let _ = read(bytes, &namespace, &space);
-    let _ = take_record(Bytes::copy_from_slice(bytes), &space);
+    let _ = format::take_record(bytes::Bytes::copy_from_slice(bytes), &space);
 }
 
 impl Bus {

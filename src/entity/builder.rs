@@ -19,7 +19,7 @@ use super::usual::{LogGate, UsualLoad, UsualMisses};
 use super::{Entity, Inner};
 use crate::cache::{Cache, check_name};
 use crate::codec;
-use crate::envelope::{Compression, KeyRing, Packing, Seal};
+use crate::envelope::{KeyRing, Packing, Seal};
 use crate::error::BuildError;
 use crate::key::{Key, Tag};
 use crate::local::{Capacity, Local, LocalEngine, Weigher};
@@ -405,7 +405,7 @@ impl<K: Key, L: Loader<K>> EntityBuilder<K, L> {
     /// reads what others compressed, with this option or without; for one whose build has not, it is a
     /// miss.
     #[cfg(any(feature = "lz4", feature = "zstd"))]
-    pub fn compress(mut self, how: Compression) -> Self {
+    pub fn compress(mut self, how: crate::envelope::Compression) -> Self {
         self.options.packing.compression = Some(how);
         self
     }

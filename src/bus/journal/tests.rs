@@ -4,6 +4,7 @@ use super::format::*;
 use super::*;
 use crate::bus::pending::Name;
 use crate::coherence::Lane;
+use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU32, Ordering};
