@@ -55,11 +55,11 @@ fn is_needed(mechanism: Mechanism, config: Config, expected: impl Fn(Red) -> boo
     }
 }
 
-fn hit(red: Red) -> bool {
+pub(crate) fn hit(red: Red) -> bool {
     matches!(red, Red::Hit(..) | Red::LocalDiverged(..))
 }
 
-fn stored(red: Red) -> bool {
+pub(crate) fn stored(red: Red) -> bool {
     matches!(red, Red::Load(..) | Red::Store(..) | Red::StoreDiverged(..))
 }
 

@@ -14,9 +14,9 @@ mod schedule;
 mod tags;
 mod versions;
 
-use coherence_world::{Budget, Config, ENDLESS, Event as E, Tally};
+use coherence_world::{Budget, Config, ENDLESS, Event as E, Red, Tally};
 use schedule::{Schedule, replay, shrink, trace};
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::str::FromStr;
 use tidings::coherence::Mechanism;
 
@@ -77,6 +77,20 @@ fn all_green(
 fn all_green_within(config: &Config, count: u64) {
     let schedule = |seed| Schedule::within(seed, config.clone());
     all_green(schedule, |done, _| done >= count);
+}
+
+/// Some schedule breaks a promise as `expected` in `off`, which lacks `part`, and the same does not in
+/// `config`.
+fn breaks_without(part: impl Debug, off: &Config, config: &Config, expected: impl Fn(Red) -> bool) {
+    let broken = (0..2_000).find_map(|seed| {
+        let (events, world) = Schedule::within(seed, off.clone()).run();
+        world.red.map(|red| (seed, events, red))
+    });
+    let (seed, events, red) = broken.unwrap_or_else(|| panic!("nothing breaks without {part:?}"));
+    let events = shrink(off, events);
+    println!("{part:?}: seed {seed}: {red:?}\n{}", trace(off, &events));
+    assert!(expected(red), "{red:?}");
+    assert_eq!(replay(config, &events), None);
 }
 
 #[test]

@@ -2,13 +2,12 @@
 //! entry's.
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event as E, Red, TagPart, Tally};
-use crate::schedule::{Schedule, replay, shrink, trace};
-use crate::{all_green, from_env};
+use crate::controls::hit;
+use crate::schedule::{Schedule, replay};
+use crate::{all_green, breaks_without, from_env};
 
 /// Schedules without failovers, and with; as many of the second kind as make half of the first.
 const SCHEDULES: u64 = 2_000;
-/// Among so many some must break a promise with a part off.
-const SEEDS: std::ops::Range<u64> = 0..2_000;
 
 fn tagged() -> Config {
     Config {
@@ -108,19 +107,7 @@ fn is_needed(part: TagPart, config: &Config, expected: impl Fn(Red) -> bool) {
         tag_off: Some(part),
         ..config.clone()
     };
-    let broken = SEEDS.into_iter().find_map(|seed| {
-        let (events, world) = Schedule::within(seed, off.clone()).run();
-        world.red.map(|red| (seed, events, red))
-    });
-    let (seed, events, red) = broken.unwrap_or_else(|| panic!("nothing breaks without {part:?}"));
-    let events = shrink(&off, events);
-    println!("{part:?}: seed {seed}: {red:?}\n{}", trace(&off, &events));
-    assert!(expected(red), "{red:?}");
-    assert_eq!(replay(config, &events), None);
-}
-
-fn hit(red: Red) -> bool {
-    matches!(red, Red::Hit(..) | Red::LocalDiverged(..))
+    breaks_without(part, &off, config, expected);
 }
 
 fn any(red: Red) -> bool {

@@ -2,13 +2,12 @@
 //! invalidations named; and values that are put where a lower version stands.
 
 use crate::coherence_world::{Budget, Config, ENDLESS, Event as E, Red, Tally, VersionPart};
-use crate::schedule::{Schedule, replay, shrink, trace};
-use crate::{all_green, from_env};
+use crate::controls::stored;
+use crate::schedule::{Schedule, replay};
+use crate::{all_green, breaks_without, from_env};
 
 /// Schedules of a source whose replica lags, and of puts; half as many of each with failovers.
 const SCHEDULES: u64 = 2_000;
-/// Among so many some must break a promise with a part off.
-const SEEDS: std::ops::Range<u64> = 0..2_000;
 
 /// Loads read a replica that is so far behind.
 const LAGS_MS: [u64; 3] = [20, 120, 300];
@@ -136,15 +135,7 @@ fn is_needed(part: VersionPart, config: &Config, expected: impl Fn(Red) -> bool)
         version_off: Some(part),
         ..config.clone()
     };
-    let broken = SEEDS.into_iter().find_map(|seed| {
-        let (events, world) = Schedule::within(seed, off.clone()).run();
-        world.red.map(|red| (seed, events, red))
-    });
-    let (seed, events, red) = broken.unwrap_or_else(|| panic!("nothing breaks without {part:?}"));
-    let events = shrink(&off, events);
-    println!("{part:?}: seed {seed}: {red:?}\n{}", trace(&off, &events));
-    assert!(expected(red), "{red:?}");
-    assert_eq!(replay(config, &events), None);
+    breaks_without(part, &off, config, expected);
 }
 
 /// A copy that lags, and nothing else that fails but what `change` adds.
@@ -175,10 +166,6 @@ fn calm_puts() -> Config {
 
 fn given(red: Red) -> bool {
     matches!(red, Red::Load(..) | Red::Hit(..))
-}
-
-fn stored(red: Red) -> bool {
-    matches!(red, Red::Load(..) | Red::Store(..) | Red::StoreDiverged(..))
 }
 
 #[test]
